@@ -1,0 +1,60 @@
+# make demo   a photograph, encoded, and decoded four times larger: a picture to look at in about a minute
+# make test   every check that CI runs
+# Both make .venv on the first call and are quick afterwards.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PHOTOS ?= ../shared/photos/train
+KODAK ?= ../shared/kodak
+TAEF2 ?= ../shared/weights/taef2
+RUNS ?= runs
+
+.PHONY: demo test lint types layers tests format bundled-models kodak clean
+
+demo: .venv/demo
+	$(BIN)/python examples/demo.py
+
+test: lint types layers tests
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/basedpyright
+
+layers: .venv/dev
+	$(BIN)/lint-imports
+
+tests: .venv/dev
+	$(BIN)/python -m pytest
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The two models in the package, made again from photographs (docs/bundled-models.md): hours on two cores.
+bundled-models: .venv/dev
+	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --run $(RUNS)/tiny
+	$(BIN)/python -m pixdec.train.decoder --photos $(PHOTOS) --taef2 $(TAEF2) \
+	    --autoencoder $(RUNS)/tiny/state.pt --run $(RUNS)/nano
+	$(BIN)/python -m pixdec.train.export --autoencoder $(RUNS)/tiny/state.pt --decoder $(RUNS)/nano/state.pt
+
+# The quality table of docs/bundled-models.md.
+kodak: .venv/dev
+	$(BIN)/python -m pixdec.evaluate.kodak --images $(KODAK) --taef2 $(TAEF2) --out docs/benchmarks/kodak
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# A stamp for each set of requirements; they share one virtual environment.
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[evaluate]'
+	touch $@
+
+.venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ .venv/demo
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,42 @@
+"""Whole files or none: every file this package writes passes through `replacing`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Generator[Path]:
+    """Yield a temporary path to write to; it takes the place of `path` when the block ends without an error.
+
+    The temporary file lies in the same folder (so that the last step is one atomic rename) and has the same suffix (so
+    that writers that look at it choose the same format). On any error, an interruption included, it is removed and
+    what stood at `path` before is untouched. A symbolic link is followed: its target is replaced, the link stays.
+
+    Only write inside the block: an `OSError` that leaves it is taken for a failure to write.
+
+    Raises:
+        OSError: `path` cannot be written (no such folder, no permission, disk full, a folder or device stands there);
+            one line that names `path`, of the same class and with the same `errno` as the cause.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise OSError(f"cannot write {path}: it is {kind}; name a file")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {target.parent} does not exist; create it first")
+    # A fresh name that the writer creates itself, so that the file gets the permissions of the user's umask.
+    temporary = target.parent / f".{secrets.token_hex(8)}{target.suffix}"
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        clear = type(error)(f"cannot write {path}: {error.strerror or error}")
+        clear.errno = error.errno
+        raise clear from error
+    finally:
+        temporary.unlink(missing_ok=True)
