@@ -1,0 +1,186 @@
+"""PiD: a PixelDiT backbone that decodes a latent, let in by the adapter and its sigma-aware gates.
+
+B batch · H, W output pixels · L patch tokens · D hidden width · C latent channels · h, w latent grid · T text tokens · E their width
+x_t = (1−t)·x0 + t·eps, t = 1 is noise; the network gives the velocity v = eps − x0.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixdec.models.adapter import AdapterSettings, LatentAdapter, SigmaGate
+from pixdec.models.pixdit import PixDiT, PixDiTSettings
+from pixdec.models.tiny_vae import TinyDecoder, TinyVAESettings, unpack
+
+MIN_T = 0.05
+
+
+@dataclass(frozen=True)
+class PiDSettings:
+    """A whole network. `adapter` None is the text-to-image prior.
+
+    `prediction` says what the backbone's output means:
+    "velocity" the velocity itself; "x0" the clean image, v = (x_t − x0)/max(t, 0.05);
+    "residual" what a quick decode of the latent lacks, see `Residual`; needs `base`.
+    """
+
+    backbone: PixDiTSettings = field(default_factory=PixDiTSettings)
+    adapter: AdapterSettings | None = field(default_factory=AdapterSettings)
+    prediction: Literal["velocity", "x0", "residual"] = "velocity"
+    base: TinyVAESettings | None = None
+    residual_std: float = 0.15
+
+    def __post_init__(self):
+        if (self.prediction == "residual") != (self.base is not None):
+            raise ValueError(
+                f"prediction={self.prediction!r} with base={self.base}: "
+                "a residual needs a base decoder, and no other prediction has one"
+            )
+        if self.base is not None and (
+            self.adapter is None or self.adapter.unpack != 2 or self.backbone.in_channels != 6
+        ):
+            raise ValueError(
+                "a base decoder needs an adapter with unpack=2 (FLUX.2 latents) and a backbone with in_channels=6"
+            )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the network makes of a latent once for a whole decode: it depends neither on t nor on sigma.
+
+    `tokens`: one (B,L,D) for each injection point; `base`: (B,3,H,W) in [-1,1], for residual networks only.
+    """
+
+    tokens: list[Tensor]
+    base: Tensor | None
+
+    def rows(self, which: slice) -> "Condition":
+        """The same for some images of the batch."""
+        return Condition([t[which] for t in self.tokens], None if self.base is None else self.base[which])
+
+
+class PiD(nn.Module):
+    """`network(x_t, t, text, latent, sigma) -> velocity`."""
+
+    def __init__(self, settings: PiDSettings):
+        super().__init__()
+        self.settings = settings
+        backbone, adapter = settings.backbone, settings.adapter
+        self.backbone = PixDiT(backbone)
+        self.adapter = self.gates = self.pixel_gate = None
+        if adapter is not None:
+            self.adapter = LatentAdapter(adapter, patch=backbone.patch, hidden=backbone.hidden, depth=backbone.depth)
+            self.gates = nn.ModuleList(SigmaGate(backbone.hidden, adapter.gate) for _ in self.adapter.heads)
+            self.pixel_gate = SigmaGate(backbone.hidden, adapter.gate) if adapter.pixel_head else None
+        self.base = TinyDecoder(settings.base) if settings.base is not None else None
+
+    def initialise(self, seed: int = 0) -> Self:
+        """Fresh weights, in place: Xavier-uniform Linears; zero modulations, final Linear and adapter heads, so that every block
+        starts as the identity and the adapter as if it were not there; truncated-normal (0.02) adapter convolutions."""
+        torch.manual_seed(seed)
+        for name, module in self.named_modules():
+            if name.startswith("base."):
+                continue
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.startswith("base."):
+                continue
+            if ".modulation." in name or "final_linear" in name or "adapter.heads" in name or "pixel_head" in name:
+                nn.init.zeros_(parameter)
+            if "content.bias" in name:
+                nn.init.constant_(parameter, 2.0)
+        return self
+
+    def condition(self, latent: Tensor) -> Condition:
+        """Normalised latent (B,C,h,w) -> what all steps of a decode share."""
+        assert self.adapter is not None, "a prior takes no latent"
+        base = None
+        if self.base is not None:
+            low = self.base(unpack(latent.to(self.base.conv_in.weight.dtype)))
+            scale = self.adapter.settings.scale
+            base = F.interpolate(low.float(), scale_factor=scale, mode="bicubic", align_corners=False)
+        return Condition(self.adapter(latent), base)
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor | None, sigma: Tensor | None
+    ) -> Tensor:
+        """x_t (B,3,H,W), t (B,) in [0,1], text (B,T,E), normalised latent (B,C,h,w), sigma (B,) -> velocity (B,3,H,W), float32.
+
+        text None for a network without text, latent and sigma None for one without an adapter.
+        """
+        return self.velocity(x_t, t, text, None if latent is None else self.condition(latent), sigma)
+
+    def velocity(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        text: Tensor | None,
+        condition: Condition | None,
+        sigma: Tensor | None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """As `forward`, from a condition that was computed before; the pixel blocks take `chunk` patches at a time."""
+        t4 = t.float()[:, None, None, None]
+
+        def inject(i: int, tokens: Tensor) -> Tensor:
+            if condition is None or sigma is None:
+                return tokens
+            assert self.adapter is not None and self.gates is not None
+            if i == self.settings.backbone.depth:
+                return tokens if self.pixel_gate is None else self.pixel_gate(tokens, condition.tokens[-1], sigma)
+            point, between = divmod(i, self.adapter.settings.interval)
+            return tokens if between else self.gates[point](tokens, condition.tokens[point], sigma)
+
+        if self.settings.prediction == "residual":
+            assert condition is not None and condition.base is not None
+            frame = Residual(condition.base, self.settings.residual_std)
+            return frame.velocity(x_t, t4, self.backbone(frame.inputs(x_t, t4), t, text, inject, chunk).float())
+        output = self.backbone(x_t, t, text, inject, chunk).float()
+        if self.settings.prediction == "x0":
+            return (x_t - output) / t4.clamp_min(MIN_T)
+        return output
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Weight (B,) of the squared velocity error that makes the target of the backbone of unit variance at every t."""
+        if self.settings.prediction != "residual":
+            return torch.ones_like(t)
+        return Residual.variance(t, self.settings.residual_std) / self.settings.residual_std**2
+
+
+class Residual:
+    """The frame in which a residual network works: the image is a base (a quick decode, upsampled) plus a residual r of
+    standard deviation d. With y = x_t − (1−t)·base = (1−t)·r + t·eps, of variance q = (1−t)²d² + t², the best linear guess
+    of r is (1−t)d²/q·y with error d·t/sqrt(q); the network F, of unit variance, gives the rest:
+
+        x0 = base + (1−t)·d²/q·y + d·t/sqrt(q)·F
+        v  = (x_t − x0)/t = (t − (1−t)·d²)/q·y − base − d/sqrt(q)·F
+
+    which is EDM's preconditioning (Karras et al. 2022, table 1) for this noise path. The velocity has no pole at t = 0.
+    """
+
+    def __init__(self, base: Tensor, std: float):
+        self.base, self.std = base, std
+
+    @staticmethod
+    def variance(t: Tensor, std: float) -> Tensor:
+        """q, the variance of y."""
+        return (1 - t) ** 2 * std**2 + t**2
+
+    def inputs(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the backbone sees (B,6,H,W): y at unit variance, and the base."""
+        y = x_t - (1 - t) * self.base
+        return torch.cat((y * self.variance(t, self.std).rsqrt(), self.base), 1)
+
+    def velocity(self, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """v from the backbone's output F (B,3,H,W)."""
+        variance = self.variance(t, self.std)
+        y = x_t - (1 - t) * self.base
+        return (t - (1 - t) * self.std**2) / variance * y - self.base - self.std * variance.rsqrt() * output

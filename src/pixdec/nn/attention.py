@@ -1,0 +1,79 @@
+"""Softmax attention behind one switch, and the splitting of an image's tokens into windows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / sqrt(d)) v for (B, heads, L, d); `mask` (broadcastable to (B, heads, Lq, Lk)) is True where a key counts.
+
+    The one place that chooses a kernel: PyTorch's scaled-dot-product attention, which picks the fastest one that the device has.
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, heads·d) -> (B, heads, L, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, L, d) -> (B, L, heads·d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Square windows of `side` tokens over a grid of `rows` x `columns` tokens, displaced by `shift` up and left.
+
+    Attention inside windows costs in proportion to the image, not to its square; blocks alternate shift 0 and side/2 so that
+    neighbours meet (Liu et al. 2021, Swin). Windows that stick out of the grid are filled with tokens that `mask` hides.
+    """
+
+    rows: int
+    columns: int
+    side: int
+    shift: int
+
+    @property
+    def _padding(self) -> tuple[int, int, int, int]:
+        """left, right, top, bottom"""
+        right = -(self.columns + self.shift) % self.side
+        bottom = -(self.rows + self.shift) % self.side
+        return self.shift, right, self.shift, bottom
+
+    @property
+    def _counts(self) -> tuple[int, int]:
+        left, right, top, bottom = self._padding
+        return (self.rows + top + bottom) // self.side, (self.columns + left + right) // self.side
+
+    @property
+    def count(self) -> int:
+        """Windows in one image."""
+        down, across = self._counts
+        return down * across
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, heads, rows·columns, d) -> (B·windows, heads, side², d)."""
+        down, across = self._counts
+        x = F.pad(x.unflatten(2, (self.rows, self.columns)), (0, 0, *self._padding))
+        x = x.unflatten(3, (across, self.side)).unflatten(2, (down, self.side))  # (B,heads,down,side,across,side,d)
+        return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
+
+    def join(self, x: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        down, across = self._counts
+        left, _, top, _ = self._padding
+        x = x.unflatten(0, (-1, down, across)).unflatten(4, (self.side, self.side))
+        x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # (B,heads,down·side,across·side,d)
+        return x[:, :, top : top + self.rows, left : left + self.columns].flatten(2, 3)
+
+    def mask(self, batch: int, device: torch.device) -> Tensor | None:
+        """(B·windows, 1, 1, side²), True where a token is real; None where all are."""
+        if not any(self._padding):
+            return None
+        real = torch.ones(batch, 1, self.rows * self.columns, 1, dtype=torch.bool, device=device)
+        return self.split(real).transpose(-1, -2)
