@@ -1,0 +1,134 @@
+"""Latent: what its constructor guarantees, and its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pixdec.latents import SPACES, Latent, get_space
+
+FLUX1 = get_space("flux1")
+
+
+def values(batch: int = 3, channels: int = 16, side: int = 8) -> torch.Tensor:
+    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_one_sigma_serves_all() -> None:
+    latent = Latent(values(), FLUX1, 0.25)
+    assert latent.sigma.dtype == torch.float32
+    assert latent.sigma.tolist() == [0.25] * 3
+    assert Latent(values(), FLUX1).sigma.tolist() == [0.0] * 3
+    assert Latent(values(2), FLUX1, torch.tensor([0.0, 0.5])).sigma.tolist() == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("sigma", [1.1, -0.5, float("nan"), [0.1, 0.2]])
+def test_sigma_is_checked(sigma: float | list[float]) -> None:
+    with pytest.raises(ValueError, match="sigma"):
+        Latent(values(), FLUX1, sigma)
+
+
+def test_the_constructor_checks_the_latent() -> None:
+    with pytest.raises(ValueError, match="it looks raw"):
+        Latent(2.8 * values(), FLUX1)
+    with pytest.raises(ValueError, match="no batch axis"):
+        Latent(values()[0], FLUX1)
+
+
+def test_an_unusual_latent_can_be_trusted_but_not_a_misshapen_one() -> None:
+    assert Latent(2.8 * values(), FLUX1, statistics=False).tensor.std() > 2
+    with pytest.raises(ValueError, match="NaN"):
+        Latent(values() * float("nan"), FLUX1, statistics=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SPACES)
+def test_save_and_load_return_the_same(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    space = get_space(name)
+    tensor = values(3, space.channels, 2).to(dtype).transpose(2, 3)  # not contiguous
+    latent = Latent(tensor, space, [0.0, 0.1, 1.0])
+    latent.save(tmp_path / "a.safetensors")
+    loaded = Latent.load(tmp_path / "a.safetensors")
+    assert loaded.tensor.dtype == dtype
+    assert torch.equal(loaded.tensor, tensor)
+    assert loaded.space is space
+    assert torch.equal(loaded.sigma, latent.sigma)
+
+
+def test_the_file_is_as_documented(tmp_path: Path) -> None:
+    Latent(values(), FLUX1, [0.0, 0.5, 1.0]).save(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert list(file.keys()) == ["latent"]
+        metadata = file.metadata()
+    assert (metadata["pixdec"], metadata["space"]) == ("latent", "flux1")
+    assert json.loads(metadata["sigma"]) == [0.0, 0.5, 1.0]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_save_names_a_path_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"cannot write .*absent"):
+        Latent(values(), FLUX1).save(tmp_path / "absent" / "a.safetensors")
+
+
+def test_a_trusted_latent_is_judged_again_on_loading(tmp_path: Path) -> None:
+    Latent(2.8 * values(), FLUX1, statistics=False).save(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors: .*it looks raw"):
+        Latent.load(tmp_path / "a.safetensors")
+    assert Latent.load(tmp_path / "a.safetensors", statistics=False).tensor.std() > 2
+
+
+def one_line(path: Path) -> str:
+    """The error that loading gives."""
+    with pytest.raises(ValueError) as caught:
+        Latent.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    assert "no such file" in one_line(tmp_path / "absent.safetensors")
+    assert "no such file" in one_line(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 60, 2000])
+def test_truncated(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "a.safetensors"
+    Latent(values(), FLUX1).save(path)
+    assert path.stat().st_size > 2000
+    path.write_bytes(path.read_bytes()[:kept])
+    assert "truncated" in one_line(path)
+
+
+def test_foreign_content(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    assert "not a readable safetensors file" in one_line(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "line"),
+    [
+        ({"latent": values()}, None, "not a latent saved by pixdec"),
+        ({"weight": values()}, {"pixdec": "latent", "space": "flux1", "sigma": "[0,0,0]"}, "not a latent saved"),
+        ({"latent": values()}, {"pixdec": "model", "space": "flux1", "sigma": "[0,0,0]"}, "not a latent saved"),
+        ({"latent": values()}, {"pixdec": "latent", "sigma": "[0,0,0]"}, "unknown latent space ''"),
+        ({"latent": values()}, {"pixdec": "latent", "space": "sd1", "sigma": "[0,0,0]"}, "unknown latent space 'sd1'"),
+        ({"latent": values()}, {"pixdec": "latent", "space": "sdxl", "sigma": "[0,0,0]"}, "which takes"),
+        ({"latent": values()}, {"pixdec": "latent", "space": "flux1"}, "expected a JSON list"),
+        ({"latent": values()}, {"pixdec": "latent", "space": "flux1", "sigma": "[0,"}, "expected a JSON list"),
+        ({"latent": values()}, {"pixdec": "latent", "space": "flux1", "sigma": '{"a": 1}'}, "expected a JSON list"),
+        ({"latent": values()}, {"pixdec": "latent", "space": "flux1", "sigma": "[0, 0]"}, "each of 3 latents"),
+        ({"latent": values()}, {"pixdec": "latent", "space": "flux1", "sigma": "[0, 0, NaN]"}, r"in [0, 1]"),
+    ],
+)
+def test_other_safetensors_files(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None, line: str
+) -> None:
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    assert line in one_line(tmp_path / "a.safetensors")
