@@ -1,0 +1,84 @@
+"""Caption embeddings on disk, so that a repeated caption never loads the 5 GB encoder again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pixdec.files import replacing
+
+_KIND: Final = "caption embedding"
+
+
+def default_folder() -> Path:
+    """`$PIXDEC_CACHE/captions`, else `pixdec/captions` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    if chosen := os.environ.get("PIXDEC_CACHE"):
+        return Path(chosen).expanduser() / "captions"
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # A relative XDG_CACHE_HOME is to be ignored (XDG base directory specification).
+    return (shared if shared.is_absolute() else Path.home() / ".cache") / "pixdec" / "captions"
+
+
+class EmbeddingCache:
+    """A folder of embeddings, one safetensors file each, named by the hash of all that determines the embedding.
+
+    Each file carries its own key and the hash of its values: a truncated, damaged or misplaced one is noticed, said in
+    a warning, and counts as not there. Files may be copied between machines, and several processes may share a folder.
+
+    Args:
+        folder: made when the first embedding is stored; None is `default_folder()`.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = default_folder() if folder is None else Path(folder).expanduser()
+
+    def path(self, key: str) -> Path:
+        """The file of the embedding with this key, there or not."""
+        return self.folder / f"{key}.safetensors"
+
+    def load(self, key: str, shape: tuple[int, int]) -> Tensor | None:
+        """The embedding (T, E), bfloat16 on the CPU; None when there is none, or none that is whole."""
+        path = self.path(key)
+        if not path.exists():
+            return None
+        try:
+            return _read(path, key, shape)
+        except (OSError, SafetensorError, ValueError) as error:
+            warnings.warn(f"ignoring the cached caption embedding {path}: {error}", stacklevel=2)
+            return None
+
+    def store(self, key: str, embedding: Tensor) -> None:
+        """Keep an embedding (T, E), bfloat16. An unwritable folder is a warning: nothing is lost but time."""
+        embedding = embedding.detach().cpu().contiguous()
+        metadata = {"pixdec": _KIND, "key": key, "sha256": _digest(embedding)}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path(key)) as temporary:
+                temporary.write_bytes(save({"embedding": embedding}, metadata))
+        except OSError as error:
+            warnings.warn(f"the caption embedding is not cached: {error}; set PIXDEC_CACHE to a folder", stacklevel=2)
+
+
+def _read(path: Path, key: str, shape: tuple[int, int]) -> Tensor:
+    with cast(Any, safe_open(str(path), framework="pt")) as file:  # its stub leaves the methods untyped
+        metadata: dict[str, str] = file.metadata() or {}
+        if metadata.get("pixdec") != _KIND or metadata.get("key") != key:
+            raise ValueError("it is not the embedding its name promises")
+        embedding: Tensor = file.get_tensor("embedding")
+    if embedding.dtype != torch.bfloat16 or tuple(embedding.shape) != shape:
+        raise ValueError(f"it holds {embedding.dtype} {tuple(embedding.shape)}, expected torch.bfloat16 {shape}")
+    if metadata.get("sha256") != _digest(embedding):
+        raise ValueError("its values do not match their checksum")
+    return embedding
+
+
+def _digest(embedding: Tensor) -> str:
+    return hashlib.sha256(embedding.view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -1,0 +1,114 @@
+"""Where the caption encoder's files come from: a repository of the Hugging Face hub or a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+GEMMA: Final = "google/gemma-2-2b-it"
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES: Final = ("*.json", "tokenizer.model", "*.safetensors")  # what the encoder reads; no pickles
+_WHOLE: Final = 64 << 20  # files up to 64 MiB are fingerprinted whole,
+_BLOCK, _BLOCKS = 16 << 10, 512  # larger ones by 512 blocks of 16 KiB spread evenly from first to last byte
+
+
+class EncoderUnavailableError(ValueError):
+    """A caption has to be encoded and the encoder cannot be had: one line that says why and what to fetch."""
+
+
+def identity(source: str | Path, revision: str = "main") -> str:
+    """Name the weights and the tokenizer behind `source` such that another content has another name.
+
+    For a hub repository this is its id and revision, so it needs no network and is the same on every machine. For a
+    folder it is a fingerprint of the files: copying or moving the folder does not change it. Weights are sampled, not
+    read whole (5 GB on every look-up): a fine-tuned, merged or quantised copy differs, a single edited number may not.
+
+    Raises:
+        EncoderUnavailableError: `source` is neither an existing folder nor of the form `owner/name`.
+    """
+    folder = local_folder(source)
+    if folder is None:
+        return f"{source}@{revision}"
+    digest = hashlib.sha256()
+    for file in sorted(_matching(folder)):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= _WHOLE:
+                digest.update(stream.read())
+                continue
+            for block in range(_BLOCKS):
+                stream.seek(block * (size - _BLOCK) // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK))
+    return f"folder:{digest.hexdigest()}"
+
+
+def local_folder(source: str | Path) -> Path | None:
+    """The folder `source` names, or None when it is the id of a hub repository.
+
+    Raises:
+        EncoderUnavailableError: it is neither.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(source, str) and _HUB_ID.fullmatch(source):
+        return None
+    raise EncoderUnavailableError(
+        f"no caption encoder at {str(source)!r}: expected a folder that holds Gemma-2 or a hub id such as {GEMMA!r}"
+    )
+
+
+def fetch(source: str | Path, revision: str = "main") -> Path:
+    """The folder that holds the files of `source`; a hub repository is downloaded once, into the hub's own cache.
+
+    Raises:
+        EncoderUnavailableError: not a folder and not downloadable, or not the files of a Gemma-2 model.
+    """
+    folder = local_folder(source) or _download(str(source), revision)
+    _check_gemma2(folder)
+    return folder
+
+
+def _download(repository: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]  bare `dict` in its signature
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub client's errors have no common class, and it has changed its HTTP library once
+        raise EncoderUnavailableError(
+            f"cannot fetch the caption encoder {repository!r} ({first_line(error)}): the Gemma repositories are gated, "
+            "so accept the terms on the repository's hub page and run `hf auth login` (formerly `huggingface-cli "
+            "login`), or name a local folder that holds it"
+        ) from error
+
+
+def _check_gemma2(folder: Path) -> None:
+    config = folder / "config.json"
+    if not config.is_file() or not any(folder.glob("*.safetensors")):
+        raise EncoderUnavailableError(
+            f"the folder {folder} holds no caption encoder: expected Gemma-2's config.json, tokenizer and *.safetensors"
+        )
+    try:
+        settings: Any = json.loads(config.read_bytes())
+        kind = settings["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EncoderUnavailableError(f"{config} is not the configuration of a model ({first_line(error)})") from error
+    if kind != "gemma2":
+        raise EncoderUnavailableError(
+            f"the caption encoder in {folder} is a {kind!r} model; expected 'gemma2' ({GEMMA})"
+        )
+
+
+def _matching(folder: Path) -> Iterable[Path]:
+    return (file for pattern in _FILES for file in folder.glob(pattern) if file.is_file())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, to quote inside a one-line message; its class when it has no text."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
