@@ -1,0 +1,227 @@
+"""The models that can be named: the released PiD decoders and prior, and the two that are bundled. No torch here."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["student", "teacher", "prior", "autoencoder"]
+
+REPOSITORY = "nvidia/PiD"
+BUNDLED = Path(__file__).with_name("bundled")
+STUDENT_TIMES = (0.999, 0.866, 0.634, 0.342, 0.0)  # pixdec.flow's, which cannot be imported without torch
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The terms a model's weights come under."""
+
+    name: str
+    text: str
+    commercial: bool
+
+
+APACHE = Licence(
+    "Apache-2.0", "free to use, change and share, also commercially, with its notice kept", commercial=True
+)
+NSCL = Licence(
+    "NSCLv1", "NVIDIA's licence of these weights: research and evaluation only, no commercial use", commercial=False
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The output sizes a model was trained on: from `smallest` to `largest` pixels in all, the longer side at most
+    `aspect` times the shorter."""
+
+    smallest: int
+    largest: int
+    aspect: float
+
+    def warning(self, model: str, height: int, width: int) -> str | None:
+        """One line if an output of height x width pixels lies outside, else None."""
+        area, aspect = height * width, max(height, width) / min(height, width)
+        if self.smallest <= area <= self.largest and aspect <= self.aspect:
+            return None
+        return (
+            f"{width}x{height} ({area / 1e6:.1f} megapixels, {aspect:.2f}:1) is outside what {model} was trained on "
+            f"({self.smallest / 1e6:.1f} to {self.largest / 1e6:.1f} megapixels, at most {self.aspect:.2f}:1): "
+            "expect a soft or discoloured image"
+        )
+
+
+# Aspect buckets 2048x2048, 2304x1728 and 2688x1536 with their transposes (specification §8).
+TWO_K = Sizes(2304 * 1728, 2048 * 2048, 2688 / 1536)
+TWO_TO_FOUR_K = Sizes(2304 * 1728, 4096 * 4096, 2688 / 1536)
+ONLY_2048 = Sizes(2048 * 2048, 2048 * 2048, 1.0)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a model before its file is opened.
+
+    `file` lies in `repository` on the hub, or in `BUNDLED` if that is None. `space` is the latent space ("" for a
+    prior). `times` are a student's noise levels: () for teachers and priors, which take any, and for the bundled
+    decoder, whose file states them. `sizes` None: trained for every size.
+    """
+
+    name: str
+    folder: str
+    repository: str | None
+    file: str
+    space: str
+    version: str
+    scale: int
+    kind: Kind
+    licence: Licence
+    needs_text: bool
+    sizes: Sizes | None = None
+    times: tuple[float, ...] = ()
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Names of the spaces whose latents the model takes, its own first."""
+        return accepted_spaces(self.space)
+
+    def size_warning(self, height: int, width: int) -> str | None:
+        """One line if an output of height x width pixels is outside the trained range, else None."""
+        return None if self.sizes is None else self.sizes.warning(self.name, height, width)
+
+
+def accepted_spaces(space: str) -> tuple[str, ...]:
+    """A space and those that hold the same latents (Z-Image uses the FLUX.1 VAE); () for ""."""
+    if not space:
+        return ()
+    return ("flux1", "z-image") if space in ("flux1", "z-image") else (space,)
+
+
+def _released(
+    name: str, folder: str, space: str, version: str, sizes: Sizes, kind: Kind = "student", scale: int = 4
+) -> Card:
+    return Card(
+        name=name,
+        folder=folder,
+        repository=REPOSITORY,
+        file=f"{folder}/model_ema_bf16.pth",
+        space=space,
+        version=version,
+        scale=scale,
+        kind=kind,
+        licence=NSCL,
+        needs_text=True,
+        sizes=sizes,
+        times=STUDENT_TIMES if kind == "student" else (),
+    )
+
+
+def _bundled(name: str, version: str, scale: int, kind: Kind) -> Card:
+    return Card(
+        name=name,
+        folder=name,
+        repository=None,
+        file=f"{name}.safetensors",
+        space="flux2",
+        version=version,
+        scale=scale,
+        kind=kind,
+        licence=APACHE,
+        needs_text=False,
+    )
+
+
+_V1 = "PiD_res2k_sr4x_official_{}_distill_4step"
+_V1_4K = "PiD_res2kto4k_sr4x_official_{}_distill_4step"
+_V1_5 = "PiD_v1pt5_res2kto4k_sr4x_official_{}_distill_4step"
+_TEACHER = "PiD_v1pt5_res2kto4k_sr4x_official_{}_undistilled"
+
+CARDS: tuple[Card, ...] = (
+    _bundled("pixdec-nano", "nano", 4, "student"),
+    _bundled("pixdec-tiny", "tiny", 1, "autoencoder"),
+    _released("pid-v1.5-flux1-4k", _V1_5.format("flux"), "flux1", "v1.5", TWO_TO_FOUR_K),
+    _released("pid-v1.5-flux2-4k", _V1_5.format("flux2"), "flux2", "v1.5", TWO_TO_FOUR_K),
+    _released("pid-v1.5-qwen-image-4k", _V1_5.format("qwenimage"), "qwen-image", "v1.5", TWO_TO_FOUR_K),
+    _released("pid-flux1-2k", _V1.format("flux"), "flux1", "v1", TWO_K),
+    _released("pid-flux2-2k", _V1.format("flux2"), "flux2", "v1", TWO_K),
+    _released("pid-sd3-2k", _V1.format("sd3"), "sd3", "v1", TWO_K),
+    _released("pid-sd3-4k", _V1_4K.format("sd3"), "sd3", "v1", TWO_TO_FOUR_K),
+    _released("pid-sdxl-4k", _V1_4K.format("sdxl"), "sdxl", "v1", TWO_TO_FOUR_K),
+    _released("pid-dinov2-2k", _V1.format("dinov2"), "dinov2", "v1", TWO_K),
+    _released("pid-siglip-8x", _V1.format("siglip").replace("sr4x", "sr8x"), "siglip", "v1", ONLY_2048, scale=8),
+    _released("pid-v1.5-flux1-4k-teacher", _TEACHER.format("flux"), "flux1", "v1.5", TWO_TO_FOUR_K, "teacher"),
+    _released("pid-v1.5-flux2-4k-teacher", _TEACHER.format("flux2"), "flux2", "v1.5", TWO_TO_FOUR_K, "teacher"),
+    _released(
+        "pid-v1.5-qwen-image-4k-teacher", _TEACHER.format("qwenimage"), "qwen-image", "v1.5", TWO_TO_FOUR_K, "teacher"
+    ),
+    # The prior shares v1.5's reference size, and with it the shift of its noise levels.
+    _released("pixeldit-4k", "PixelDiT_finetune_2kto4k", "", "v1.5", TWO_TO_FOUR_K, "prior", scale=1),
+)
+
+_BY_NAME = {alias: card for card in CARDS for alias in (card.name, card.folder, f"{card.repository}/{card.folder}")}
+
+
+def get_card(name: str) -> Card:
+    """The card for our name ("pid-flux1-2k"), the released folder, or hub repository and folder
+    ("nvidia/PiD/PiD_res2k_…").
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    card = _BY_NAME.get(name.rstrip("/"))
+    if card is None:
+        names = [card.name for card in CARDS]
+        folders = {folder.casefold(): card.name for folder, card in _BY_NAME.items()}
+        near = difflib.get_close_matches(name.casefold(), folders, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {' or '.join(dict.fromkeys(folders[n] for n in near))}?"
+            if near
+            else f"known: {', '.join(names)}"
+        )
+        raise ValueError(f"{name}: neither a file nor a known model; {hint}")
+    return card
+
+
+def card_of(folder: str) -> Card | None:
+    """The released model whose folder has that name, if any."""
+    return next((card for card in CARDS if card.folder == folder and card.repository is not None), None)
+
+
+def located(card: Card) -> Path | None:
+    """The model's file if it is on this machine: inside the package, or in the cache of huggingface_hub. Fetches
+    nothing."""
+    if card.repository is None:
+        path = BUNDLED / card.file
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(card.repository, card.file)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def fetch(card: Card) -> Path:
+    """The model's file, downloaded if it is not on this machine yet.
+
+    Before a download, the terms of a model that is not for commercial use are shown on stderr.
+
+    Raises:
+        OSError: it cannot be had (no network, no permission, an incomplete installation).
+    """
+    path = located(card)
+    if path is not None:
+        return path
+    if card.repository is None:
+        raise FileNotFoundError(f"{card.name}: {card.file} is missing from the installed package; install pixdec again")
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
+
+    if not card.licence.commercial:
+        print(f"{card.name}: fetched under {card.licence.name}: {card.licence.text}", file=sys.stderr)
+    try:
+        return Path(hf_hub_download(card.repository, card.file))
+    except Exception as error:  # of the hub's client, of the HTTP library beneath it, or of the disk
+        reason = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f"{card.name}: cannot fetch {card.file} of {card.repository} ({reason}); "
+            "or download it elsewhere and name the file"
+        ) from error

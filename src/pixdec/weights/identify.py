@@ -1,0 +1,241 @@
+"""What a checkpoint is: which network, for which latent space. The space is stated, or it follows from the
+tensors; it is never guessed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, cast, get_args
+
+from torch import Tensor
+
+from pixdec.latents import get_space
+from pixdec.models.pid import PiDSettings
+from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Card, Sizes, accepted_spaces, card_of
+from pixdec.weights.checkpoint import Checkpoint, listed, network_keys
+from pixdec.weights.keymap import to_original, to_ours
+from pixdec.weights.settings import (
+    is_prior,
+    possible_spaces,
+    scale_of,
+    settings_from_json,
+    settings_from_shapes,
+    settings_to_json,
+    version_of,
+)
+
+DecoderKind = Literal["student", "teacher", "prior"]
+UNKNOWN_LICENCE = "unknown"
+_OUR_ROOTS = ("backbone.", "adapter.", "gates.", "pixel_gate.", "base.")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All about a decoder but its weights. `space` is "" for a prior; `times` () unless it is a student."""
+
+    settings: PiDSettings
+    name: str
+    space: str
+    kind: DecoderKind
+    version: str
+    times: tuple[float, ...]
+    licence: str
+
+    def __post_init__(self) -> None:
+        adapter = self.settings.adapter
+        if (self.kind == "prior", self.space == "") != (adapter is None, adapter is None):
+            raise ValueError(
+                f"kind {self.kind!r} and space {self.space!r}: a prior, and nothing else, has no adapter and no space"
+            )
+        if adapter is not None:
+            space = get_space(self.space)
+            if (adapter.latent_channels, adapter.latent_factor) != (space.channels, space.factor):
+                raise ValueError(
+                    f"its adapter takes {adapter.latent_channels} channels at 1/{adapter.latent_factor}, "
+                    f"but {space.name} latents have {space.channels} at 1/{space.factor}"
+                )
+        falls = len(self.times) > 1 and all(a > b for a, b in pairwise(self.times)) and self.times[-1] == 0
+        if (self.kind == "student") != falls or (self.times and (self.kind != "student" or self.times[0] > 1)):
+            raise ValueError(
+                f"times {list(self.times)}: a student has noise levels that fall from at most 1 to 0, others have none"
+            )
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Names of the spaces whose latents the network takes, its own first."""
+        return accepted_spaces(self.space)
+
+    @property
+    def scale(self) -> int:
+        """Output side divided by the side of the image that the latent is of; 1 for a prior."""
+        return 1 if self.settings.adapter is None else self.settings.adapter.scale
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """The trained sizes of the released model of that name, if it is one."""
+        return next((card.sizes for card in CARDS if card.name == self.name), None)
+
+
+class AmbiguousSpaceError(ValueError):
+    """A decoder whose tensors fit the latents of several spaces, with nothing that says which."""
+
+    def __init__(self, version: str, possible: Sequence[str]) -> None:
+        names = f"{', '.join(possible[:-1])} or {possible[-1]}"
+        super().__init__(
+            f"decoders for {names} have tensors of the same shapes; say which with space=..., "
+            "or keep the file in a folder of its released name"
+        )
+        self.version, self.possible, self.names = version, possible, names
+
+
+@dataclass(frozen=True)
+class NetworkTensors:
+    """A checkpoint's tensors under our keys. `names`: our key -> the file's own; `unknown`: keys that no PiD network
+    has."""
+
+    tensors: Mapping[str, Tensor]
+    names: Mapping[str, str]
+    unknown: tuple[str, ...]
+    original: bool
+
+    def name(self, key: str) -> str:
+        """What the file calls one of our keys, or would."""
+        if key in self.names or not self.original:
+            return self.names.get(key, key)
+        return to_original(key)
+
+
+def network_tensors(tensors: Mapping[str, Tensor]) -> NetworkTensors:
+    """Brings tensors in the original's naming or ours, with whatever prefixes, under our keys.
+
+    Raises:
+        ValueError: none of them is a tensor of a PiD network.
+    """
+    bare = network_keys(tensors)
+    original = not any(key.startswith(_OUR_ROOTS) for key in bare)
+    names: dict[str, str] = {}
+    unknown: list[str] = []
+    for key, full in bare.items():
+        try:
+            names[to_ours(key) if original else key] = full
+        except ValueError:
+            unknown.append(full)
+    if not names:
+        raise ValueError(f"no decoder: its tensors ({listed(unknown)}) are not those of a PiD or PixelDiT network")
+    return NetworkTensors({key: tensors[full] for key, full in names.items()}, names, tuple(unknown), original)
+
+
+def identify(checkpoint: Checkpoint, network: NetworkTensors, space: str | None = None) -> Identity:
+    """What the decoder in a checkpoint is: as its metadata state, else from its tensors and its released name.
+
+    `space` is the caller's word. The file's name and its folder's count where they are those of a released model.
+
+    Raises:
+        AmbiguousSpaceError: several spaces fit and nothing says which.
+        ValueError: caller, metadata, folder and tensors contradict each other, or no network has such tensors.
+    """
+    card = _card(checkpoint)
+    claims = {} if space is None else {f"space={space!r}": get_space(space).name}
+    if card is not None:
+        claims[f"the name {card.folder}"] = card.space
+    if "pixdec" not in checkpoint.metadata:
+        return _inferred(checkpoint, network, card, claims)
+    stated = _stated(checkpoint.metadata)
+    _agreed({**claims, "its metadata": stated.space}, [stated.space])
+    return stated
+
+
+def _card(checkpoint: Checkpoint) -> Card | None:
+    cards = {card.name: card for place in checkpoint.places if (card := card_of(place)) is not None}
+    if len(cards) > 1:
+        raise ValueError(f"the file and its folder are named as two models, {' and '.join(cards)}; rename one")
+    return next(iter(cards.values()), None)
+
+
+def _agreed(claims: Mapping[str, str], possible: Sequence[str]) -> str | None:
+    """The space that all claims name, if there are any; it must be a possible one."""
+    spaces = {source: next(iter(accepted_spaces(space)), "") for source, space in claims.items()}
+    for source, space in spaces.items():
+        other = next((s for s in spaces if spaces[s] != space), None)
+        if other is not None:
+            raise ValueError(f"{source} says {space or 'no space'}, but {other} says {spaces[other] or 'no space'}")
+        if space not in possible:
+            fitting = " or ".join(name or "no space, it is a prior" for name in possible)
+            raise ValueError(f"{source} says {space or 'no space'}, but its tensors fit {fitting}")
+    return next(iter(spaces.values()), None)
+
+
+def _inferred(
+    checkpoint: Checkpoint, network: NetworkTensors, card: Card | None, claims: Mapping[str, str]
+) -> Identity:
+    if any(key.startswith("base.") for key in network.tensors):
+        raise ValueError("a network with a base decoder needs its settings, which the file does not have")
+    shapes = {to_original(key): tuple(tensor.shape) for key, tensor in network.tensors.items()}
+    version, prior = version_of(shapes), is_prior(shapes)
+    possible: tuple[str, ...] = ("",) if prior else possible_spaces(shapes)
+    if not possible:
+        channels = network.tensors["adapter.conv_in.weight"].shape[1]
+        raise ValueError(f"its adapter ({version}) takes latents of {channels} channels, which no known space has")
+    space = _agreed(claims, possible)
+    if card is not None and card.version != version:
+        raise ValueError(f"the name {card.folder} says {card.version}, but its tensors are those of {version}")
+    if space is None:
+        space, *others = possible
+        if others:
+            raise AmbiguousSpaceError(version, possible)
+    kind = "prior" if prior else "teacher" if any("undistilled" in place for place in checkpoint.places) else "student"
+    return Identity(
+        settings=settings_from_shapes(shapes, space, scale_of(space)),
+        name=checkpoint.path.stem if card is None else card.name,
+        space=space,
+        kind=kind,
+        version=version,
+        times=STUDENT_TIMES if kind == "student" else (),
+        licence=UNKNOWN_LICENCE if card is None else card.licence.name,
+    )
+
+
+def to_metadata(identity: Identity) -> dict[str, str]:
+    """What our files carry beside their tensors."""
+    return {
+        "pixdec": "decoder",
+        "name": identity.name,
+        "space": identity.space,
+        "kind": identity.kind,
+        "version": identity.version,
+        "times": json.dumps(identity.times),
+        "licence": identity.licence,
+        "settings": settings_to_json(identity.settings),
+    }
+
+
+def _stated(metadata: Mapping[str, str]) -> Identity:
+    """The inverse of `to_metadata`, strict."""
+    what = metadata["pixdec"]
+    if what != "decoder":
+        raise ValueError(f"no decoder: its metadata say {what!r}")
+    missing = {"name", "space", "kind", "version", "times", "licence", "settings"} - set(metadata)
+    if missing:
+        raise ValueError(f"its metadata lack {listed(missing)}")
+    if metadata["kind"] not in get_args(DecoderKind):
+        raise ValueError(
+            f"its metadata have kind {metadata['kind']!r}; expected one of {', '.join(get_args(DecoderKind))}"
+        )
+    return Identity(
+        settings=settings_from_json(metadata["settings"], PiDSettings),
+        name=metadata["name"],
+        space=metadata["space"],
+        kind=cast("DecoderKind", metadata["kind"]),
+        version=metadata["version"],
+        times=_times(metadata["times"]),
+        licence=metadata["licence"],
+    )
+
+
+def _times(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(t) for t in cast("list[float]", json.loads(text)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"its metadata have times {text!r}; expected a JSON list of noise levels") from error

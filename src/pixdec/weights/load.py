@@ -1,0 +1,371 @@
+"""Weights into networks and into files: strict, memory-mapped, in the original's naming or ours.
+
+Loading maps a file, builds the network without memory and puts the mapped tensors in place: a file whose dtype and
+device are the wanted ones costs no memory of its own, any other is converted tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pixdec.files import replacing
+from pixdec.models.pid import PiD, PiDSettings
+from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
+from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Sizes, fetch, get_card
+from pixdec.weights.checkpoint import FLOATS, SUFFIXES, Checkpoint, listed, open_checkpoint, write_safetensors
+from pixdec.weights.identify import (
+    AmbiguousSpaceError,
+    DecoderKind,
+    Identity,
+    NetworkTensors,
+    identify,
+    network_tensors,
+    to_metadata,
+)
+from pixdec.weights.keymap import settings_from_original
+from pixdec.weights.settings import settings_from_json, settings_to_json
+
+M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class LoadedDecoder:
+    """A network and what a caller must know to use it.
+
+    `spaces`: names of the latent spaces it takes, its own first. `times`: a student's noise levels, from noise to 0;
+    () for teachers and priors. `sizes`: the trained output sizes, None if there is no limit or none known.
+    """
+
+    network: PiD
+    name: str
+    spaces: tuple[str, ...]
+    scale: int
+    kind: DecoderKind
+    times: tuple[float, ...]
+    version: str
+    needs_text: bool
+    licence: str
+    sizes: Sizes | None
+
+    def size_warning(self, height: int, width: int) -> str | None:
+        """One line if an output of height x width pixels is outside the trained range, else None."""
+        return None if self.sizes is None else self.sizes.warning(self.name, height, width)
+
+
+def load_decoder(
+    name_or_path: str | Path,
+    *,
+    space: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> LoadedDecoder:
+    """A decoder by the name of its card (fetched if it is not on disk) or from a file, or from a folder that holds one.
+
+    Files are safetensors or archives of torch.save, in the original's naming or ours. The network is in evaluation
+    mode and wants no gradients. `dtype` None is bfloat16 if the file has that, else float32 (float16 is how our small
+    files are stored, not a type to compute in). `space` must be given where the tensors fit several (16 channels:
+    FLUX.1, SD3 and Qwen-Image) and neither metadata nor the name of a released folder tells.
+
+    Raises:
+        ValueError: no such model or file; a file that is damaged, no decoder, or would run code; a missing, unexpected
+            or mis-shaped tensor; a space that is not known or contradicts the file.
+        OSError: the model is not on disk and cannot be fetched.
+    """
+    checkpoint = open_checkpoint(_find(name_or_path))
+    with _about(checkpoint.path):
+        tensors, identity = _read(checkpoint, space)
+        network = _filled(_on_meta(PiD, identity.settings), tensors, torch.device(device), dtype)
+    return LoadedDecoder(
+        network=network,
+        name=identity.name,
+        spaces=identity.spaces,
+        scale=identity.scale,
+        kind=identity.kind,
+        times=identity.times,
+        version=identity.version,
+        needs_text=identity.settings.backbone.text_width is not None,
+        licence=identity.licence,
+        sizes=identity.sizes,
+    )
+
+
+def load_autoencoder(
+    path: str | Path | None = None, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> TinyVAE:
+    """The tiny autoencoder that `save_autoencoder` wrote; the bundled one if `path` is None. `dtype` as in
+    `load_decoder`.
+
+    Raises:
+        ValueError: the file is missing, damaged or no tiny autoencoder, or its tensors do not fit its settings.
+    """
+    checkpoint = open_checkpoint(fetch(get_card("pixdec-tiny")) if path is None else path)
+    with _about(checkpoint.path):
+        return _filled(_autoencoder_on_meta(checkpoint), _as_they_are(checkpoint), torch.device(device), dtype)
+
+
+def network_from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str, object]) -> PiD:
+    """A network from the original's state dict and constructor arguments, strict; its weights are float32 copies.
+
+    Raises:
+        ValueError: a missing, unexpected or mis-shaped tensor, or an argument that is not supported.
+    """
+    network = _on_meta(PiD, settings_from_original(config))
+    tensors = network_tensors(state_dict)
+    _check(network, tensors)
+    network.load_state_dict(
+        {key: tensor.detach().to(torch.float32, copy=True) for key, tensor in tensors.tensors.items()}, assign=True
+    )
+    return network
+
+
+def save_decoder(
+    network: PiD,
+    path: str | Path,
+    *,
+    name: str,
+    space: str,
+    version: str,
+    licence: str,
+    kind: DecoderKind = "student",
+    times: Sequence[float] = STUDENT_TIMES,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a network as safetensors with all that `load_decoder` must know in the metadata, whole or not at all.
+
+    `space` "" and `times` () for a prior, `times` () for a teacher. `dtype` converts the weights (log_alpha stays
+    float32).
+
+    Raises:
+        ValueError: facts that contradict each other or the network.
+        OSError: `path` cannot be written.
+    """
+    identity = Identity(network.settings, name, space, kind, version, tuple(times), licence)
+    _write(network.state_dict(), path, to_metadata(identity), dtype)
+
+
+def save_autoencoder(
+    network: TinyVAE, path: str | Path, *, name: str, licence: str, dtype: torch.dtype | None = None
+) -> None:
+    """Writes a tiny autoencoder as safetensors with its settings in the metadata, whole or not at all.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    metadata = {
+        "pixdec": "autoencoder",
+        "name": name,
+        "space": "flux2",
+        "licence": licence,
+        "settings": settings_to_json(network.settings),
+    }
+    _write(network.state_dict(), path, metadata, dtype)
+
+
+def convert(source: str | Path, target: str | Path, *, space: str | None = None) -> Identity:
+    """A decoder in any form that `load_decoder` reads -> our safetensors, same values in the same dtype, metadata
+    included.
+
+    The tensors go from the mapped file to the new one without being held in memory. Returns what the decoder is.
+
+    Raises:
+        ValueError: as `load_decoder`; or `target` is not named .safetensors.
+        OSError: `target` cannot be written.
+    """
+    if Path(target).suffix != ".safetensors":
+        raise ValueError(f"{target}: converted files are safetensors; end the name with .safetensors")
+    checkpoint = open_checkpoint(source)
+    with _about(checkpoint.path):
+        tensors, identity = _read(checkpoint, space)
+        _check(_on_meta(PiD, identity.settings), tensors)
+    _write(tensors.tensors, target, to_metadata(identity), None)
+    return identity
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file is, without loading it. None where it does not apply or is not known.
+
+    `space`: a name, or "ambiguous: flux1, sd3 or qwen-image" (then `settings`, which depend on it, are None). `role`:
+    what kind of decoder. For decoders `tensors`, `parameters` and `dtypes` are those of the network that would be
+    loaded, else of the whole file. `size` in bytes. `problem`: why it cannot be loaded, if it cannot.
+    """
+
+    path: Path
+    kind: Literal["decoder", "autoencoder", "latent", "unknown"]
+    size: int
+    tensors: int
+    parameters: int
+    dtypes: tuple[str, ...]
+    name: str | None = None
+    role: DecoderKind | None = None
+    version: str | None = None
+    space: str | None = None
+    scale: int | None = None
+    licence: str | None = None
+    settings: PiDSettings | TinyVAESettings | None = None
+    problem: str | None = None
+
+
+def describe(path: str | Path) -> Description:
+    """What a checkpoint, latent or autoencoder is. Reads no weights.
+
+    Raises:
+        ValueError: the file is missing, empty, damaged, no file of tensors, or would run code.
+    """
+    checkpoint = open_checkpoint(path)
+    metadata = checkpoint.metadata
+    what = metadata.get("pixdec", "decoder")
+    file = _described(checkpoint, "unknown", checkpoint.tensors)
+    stated = replace(file, name=metadata.get("name"), space=metadata.get("space"), licence=metadata.get("licence"))
+    try:
+        if what == "autoencoder":
+            file = replace(stated, kind="autoencoder")
+            network = _autoencoder_on_meta(checkpoint)
+            file = replace(file, settings=network.settings)
+            _check(network, _as_they_are(checkpoint))
+        elif what == "latent":
+            file = replace(stated, kind="latent")
+        elif what == "decoder":
+            return _described_decoder(checkpoint)
+    except ValueError as error:
+        return replace(file, problem=str(error))
+    return file
+
+
+def _described(
+    checkpoint: Checkpoint, kind: Literal["decoder", "unknown"], tensors: Mapping[str, Tensor]
+) -> Description:
+    return Description(
+        path=checkpoint.path,
+        kind=kind,
+        size=checkpoint.path.stat().st_size,
+        tensors=len(tensors),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
+    )
+
+
+def _described_decoder(checkpoint: Checkpoint) -> Description:
+    """Raises ValueError if it is none at all; one with defects is described with its problem."""
+    tensors = network_tensors(checkpoint.tensors)
+    decoder = _described(checkpoint, "decoder", tensors.tensors)
+    ambiguous = None
+    try:
+        try:
+            identity = identify(checkpoint, tensors)
+        except AmbiguousSpaceError as error:
+            ambiguous = f"ambiguous: {error.names}"
+            identity = identify(checkpoint, tensors, error.possible[0])  # whichever it is, the shapes are the same
+        decoder = replace(
+            decoder,
+            name=identity.name,
+            role=identity.kind,
+            version=identity.version,
+            space=ambiguous or identity.space or None,
+            scale=identity.scale,
+            licence=identity.licence,
+            settings=None if ambiguous else identity.settings,
+        )
+        _check(_on_meta(PiD, identity.settings), tensors)
+    except ValueError as error:
+        return replace(decoder, problem=str(error))
+    return decoder
+
+
+def _find(name_or_path: str | Path) -> Path:
+    """A card's short name is the card, whatever lies in the current folder; a path comes before a card's other
+    names."""
+    if isinstance(name_or_path, Path) or name_or_path.endswith(SUFFIXES):
+        return Path(name_or_path)
+    short = any(card.name == name_or_path for card in CARDS)
+    return Path(name_or_path) if not short and Path(name_or_path).exists() else fetch(get_card(name_or_path))
+
+
+@contextmanager
+def _about(path: Path) -> Generator[None]:
+    """Puts the file's name in front of what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(checkpoint: Checkpoint, space: str | None) -> tuple[NetworkTensors, Identity]:
+    what = checkpoint.metadata.get("pixdec", "decoder")
+    if what != "decoder":
+        raise ValueError(f"no decoder but {what!r}; open it with load_autoencoder or Latent.load")
+    tensors = network_tensors(checkpoint.tensors)
+    return tensors, identify(checkpoint, tensors, space)
+
+
+def _as_they_are(checkpoint: Checkpoint) -> NetworkTensors:
+    return NetworkTensors(checkpoint.tensors, {key: key for key in checkpoint.tensors}, (), original=False)
+
+
+def _on_meta(network: Callable[[S], M], settings: S) -> M:
+    """A network without memory for its weights. Raises ValueError if there cannot be one of these settings."""
+    try:
+        with torch.device("meta"):
+            return network(settings)
+    except (RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"no network can have its settings, {settings}") from error
+
+
+def _autoencoder_on_meta(checkpoint: Checkpoint) -> TinyVAE:
+    if checkpoint.metadata.get("pixdec") != "autoencoder" or "settings" not in checkpoint.metadata:
+        raise ValueError("no tiny autoencoder of pixdec; expected a file that save_autoencoder wrote")
+    return _on_meta(TinyVAE, settings_from_json(checkpoint.metadata["settings"], TinyVAESettings))
+
+
+def _check(network: nn.Module, tensors: NetworkTensors) -> None:
+    """Raises ValueError unless the tensors are exactly the network's: names, shapes, floating-point numbers."""
+    expected = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    given = tensors.tensors
+    missing = [tensors.name(key) for key in expected if key not in given]
+    unexpected = [*tensors.unknown, *(tensors.name(key) for key in given if key not in expected)]
+    shapes = [
+        f"{tensors.name(key)} is {list(given[key].shape)} instead of {list(shape)}"
+        for key, shape in expected.items()
+        if key in given and given[key].shape != shape
+    ]
+    kinds = [f"{tensors.name(key)} is {tensor.dtype}" for key, tensor in given.items() if tensor.dtype not in FLOATS]
+    problems = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes, "not floating-point": kinds}
+    if any(problems.values()):
+        found = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names)
+        raise ValueError(f"its tensors do not fit the network: {found}")
+
+
+def _filled(network: M, tensors: NetworkTensors, device: torch.device, dtype: torch.dtype | None) -> M:
+    """Puts the tensors into a network on the meta device, converting one at a time."""
+    _check(network, tensors)
+    if dtype is None:
+        counts = Counter[torch.dtype]()
+        for tensor in tensors.tensors.values():
+            counts[tensor.dtype] += tensor.numel()
+        dtype = torch.bfloat16 if counts.most_common(1)[0][0] == torch.bfloat16 else torch.float32
+    elif dtype not in FLOATS:
+        raise ValueError(f"dtype={dtype}: weights can be {', '.join(map(str, FLOATS))}")
+    weights = {key: tensor.to(device, _dtype_of(key, dtype)) for key, tensor in tensors.tensors.items()}
+    network.load_state_dict(weights, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _dtype_of(key: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if key.endswith("log_alpha") else dtype
+
+
+def _write(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str], dtype: torch.dtype | None
+) -> None:
+    dtypes = {key: _dtype_of(key, dtype or tensor.dtype) for key, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        write_safetensors(temporary, tensors, dtypes, metadata)
