@@ -1,0 +1,267 @@
+"""`PixelDecoder`: a latent becomes an image.
+
+decoder = PixelDecoder.from_pretrained("pixdec-nano")
+image = decoder.decode(latent)[0]
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, Self, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixdec.flow import resolution_shift, shifted_times, student_times
+from pixdec.latents import Latent, LatentSpace, get_space
+from pixdec.models.pid import Condition
+from pixdec.sampling import NoiseSource, Step, dpm_solver, guided, student
+from pixdec.weights.load import LoadedDecoder, load_decoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+DEFAULT = "pixdec-nano"
+TEACHER_STEPS = 25
+TEACHER_GUIDANCE = 5.0
+TEACHER_START = 0.999  # the first noise level before the shift
+PIXEL_CHUNK = 4096  # patches that the pixel blocks work on at a time: bounds memory at any image size
+
+Captions = Callable[[Sequence[str], torch.device, torch.dtype], Tensor]
+
+
+class PixelDecoder:
+    """A loaded network with everything it needs to decode latents of its space.
+
+    Attributes: `model`, what was loaded (its name, kind, times, licence); `space`, its latent space; `device`; `dtype`.
+    """
+
+    def __init__(self, model: LoadedDecoder, captions: Captions | None = None):
+        if model.kind == "prior":
+            raise ValueError(
+                f"{model.name} is a text-to-image prior and takes no latent; load a decoder, see `pixdec models`"
+            )
+        self.model = model
+        self.network = model.network.eval()
+        self.space: LatentSpace = get_space(model.spaces[0])
+        self._captions = captions
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: "str | Path" = DEFAULT,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        space: str | None = None,
+    ) -> Self:
+        """A decoder by name (`pixdec models` lists them), or from a file or folder.
+
+        `device` None takes CUDA, else MPS, else the CPU. `dtype` None keeps the file's, bfloat16 for the released models, but
+        float32 on a CPU without bfloat16 matrix units, where bfloat16 is many times slower. `space` names the latent space where
+        a file alone does not tell (16-channel checkpoints outside their released folder).
+
+        Raises ValueError for an unknown name, a damaged or foreign file, or an ambiguous space; OSError if a download fails.
+        """
+        place = torch.device(device) if device is not None else _best_device()
+        model = load_decoder(name_or_path, space=space, device=place, dtype=dtype or _quick_dtype(place))
+        return cls(model, _caption_embeddings() if model.needs_text else None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and where decoded tensors come from."""
+        return self.network.backbone.patch_embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights. Noise levels, gates and the image itself are float32 always."""
+        return self.network.backbone.patch_embed.weight.dtype
+
+    @property
+    def scale(self) -> int:
+        """Output side / nominal image side."""
+        return self.model.scale
+
+    @overload
+    def decode(
+        self,
+        latent: Latent | Tensor,
+        prompt: str | Sequence[str] = "",
+        sigma: float | Sequence[float] | Tensor | None = None,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        output: Literal["pil"] = "pil",
+    ) -> "list[Image]": ...
+
+    @overload
+    def decode(
+        self,
+        latent: Latent | Tensor,
+        prompt: str | Sequence[str] = "",
+        sigma: float | Sequence[float] | Tensor | None = None,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        output: Literal["pt"],
+    ) -> Tensor: ...
+
+    @overload
+    def decode(
+        self,
+        latent: Latent | Tensor,
+        prompt: str | Sequence[str] = "",
+        sigma: float | Sequence[float] | Tensor | None = None,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        output: Literal["np"],
+    ) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]": ...
+
+    def decode(
+        self,
+        latent: Latent | Tensor,
+        prompt: str | Sequence[str] = "",
+        sigma: float | Sequence[float] | Tensor | None = None,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        output: Literal["pil", "pt", "np"] = "pil",
+    ) -> "list[Image] | Tensor | np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+        """Decodes a batch of latents.
+
+        latent: a `Latent`, or a normalised tensor (B,C,h,w) of the decoder's own space.
+        prompt: the caption, or one for each image; decoders without text ignore nothing: they refuse a caption.
+        sigma: noise level of the latents, one or one for each; None takes the `Latent`'s (0 for a tensor).
+        seed: of the noise, one for each image, or one s for all (image i draws from s + i). The same seed gives the
+            same image on every device, alone or in a batch.
+        steps: 1 to 4 for the released students, any number for teachers; None is the model's own.
+        size: (height, width) of the output to expect; a check, for nothing is resized: it must be what the latent gives.
+        output: "pil", a list of B images; "pt", (B,3,H,W) float32 in [0,1] on the decoder's device; "np", (B,H,W,3)
+            float32 in [0,1]. H = h·factor·scale, W = w·factor·scale.
+
+        Raises ValueError for a raw, packed, foreign or non-finite latent, and for any argument that does not fit.
+        """
+        if output not in ("pil", "pt", "np"):
+            raise ValueError(f"output={output!r}: expected 'pil', 'pt' or 'np'")
+        final: Step | None = None
+        for step in self.stream(latent, prompt, sigma, seed, steps, size):
+            final = step
+        assert final is not None
+        images = (final.x0 + 1) / 2
+        if output == "pt":
+            return images
+        array = images.permute(0, 2, 3, 1).cpu().numpy()
+        if output == "np":
+            return array
+        from PIL import Image
+
+        return [Image.fromarray(np.round(each * 255).astype(np.uint8)) for each in array]
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        latent: Latent | Tensor,
+        prompt: str | Sequence[str] = "",
+        sigma: float | Sequence[float] | Tensor | None = None,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Iterator[Step]:
+        """As `decode`, but yields every step's estimate of the image: `Step.x0` (B,3,H,W) float32 in [-1,1]."""
+        latent = self._accept(latent, sigma)
+        batch = latent.tensor.shape[0]
+        side = self.space.factor * self.scale
+        height, width = latent.tensor.shape[2] * side, latent.tensor.shape[3] * side
+        if size is not None and tuple(size) != (height, width):
+            raise ValueError(
+                f"size={tuple(size)}: this latent decodes to (height, width) = ({height}, {width}); resize the image afterwards"
+            )
+        if warning := self.model.size_warning(height, width):
+            warnings.warn(warning, stacklevel=2)
+        captions, seeds = _captions_for(prompt, batch), _seeds_for(seed, batch)
+        text = self._embed(captions)
+        condition = self.network.condition(latent.tensor.to(self.device))
+        level = latent.sigma.to(self.device)
+
+        def denoise(x_t: Tensor, t: Tensor, text: Tensor | None = text) -> Tensor:
+            return self.network.velocity(x_t, t, text, condition, level, PIXEL_CHUNK)
+
+        noise, shape = NoiseSource(seeds, self.device), (batch, 3, height, width)
+        if self.model.kind == "student":
+            count = len(self.model.times) - 1 if steps is None else steps
+            yield from student(denoise, noise, shape, student_times(self.model.times, count))
+            return
+        without = self._embed([_negative_prompt()] * batch)
+        factor = resolution_shift(height, width, self.model.version)
+        times = shifted_times(TEACHER_STEPS if steps is None else steps, factor, TEACHER_START)
+        denoiser = guided(denoise, lambda x_t, t: denoise(x_t, t, without), TEACHER_GUIDANCE)
+        for step in dpm_solver(denoiser, noise(shape), times):
+            yield Step(step.index, step.total, step.t, step.x0.clamp(-1, 1))
+
+    def condition(self, latent: Latent | Tensor) -> Condition:
+        """What the network makes of a latent once for all steps; for those who write their own sampler."""
+        with torch.inference_mode():
+            return self.network.condition(self._accept(latent, None).tensor.to(self.device))
+
+    def _accept(self, latent: Latent | Tensor, sigma: float | Sequence[float] | Tensor | None) -> Latent:
+        """A checked latent of this decoder's space, at the noise level that was asked for."""
+        if isinstance(latent, Tensor):
+            return Latent(latent, self.space, 0.0 if sigma is None else sigma)
+        if not self.space.holds_latents_of(latent.space):
+            raise ValueError(
+                f"a latent of {latent.space.name} for {self.model.name}, which decodes {' and '.join(self.model.spaces)}; "
+                f"take a decoder of {latent.space.name}, see `pixdec models`"
+            )
+        return latent if sigma is None else Latent(latent.tensor, latent.space, sigma)
+
+    def _embed(self, captions: list[str]) -> Tensor | None:
+        if self._captions is not None:
+            return self._captions(captions, self.device, self.dtype)
+        if any(captions):
+            raise ValueError(f"{self.model.name} takes no caption, got {captions[0]!r}; leave the prompt empty")
+        return None
+
+
+def _captions_for(prompt: str | Sequence[str], batch: int) -> list[str]:
+    captions = [prompt] * batch if isinstance(prompt, str) else list(prompt)
+    if len(captions) != batch:
+        raise ValueError(f"{len(captions)} captions for {batch} latents; give one, or one for each")
+    return captions
+
+
+def _seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
+    seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != batch:
+        raise ValueError(f"{len(seeds)} seeds for {batch} latents; give one, or one for each")
+    return seeds
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _quick_dtype(device: torch.device) -> torch.dtype | None:
+    """None (keep the file's), but float32 on a processor that would have to emulate bfloat16."""
+    if device.type != "cpu":
+        return None
+    quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    return None if quick else torch.float32
+
+
+def _caption_embeddings() -> Captions:
+    from pixdec.text import CaptionEmbeddings
+
+    return CaptionEmbeddings()
+
+
+def _negative_prompt() -> str:
+    from pixdec.text import NEGATIVE_PROMPT
+
+    return NEGATIVE_PROMPT

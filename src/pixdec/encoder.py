@@ -1,0 +1,95 @@
+"""`ImageEncoder`: an image becomes a latent, by the bundled tiny encoder (FLUX.2 space) or by a diffusers VAE."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pixdec.latents import Latent, LatentSpace, Statistics, get_space
+from pixdec.models.tiny_vae import TinyVAE, pack
+from pixdec.weights.load import load_autoencoder
+
+TINY_SPACE = "flux2"
+VAE_CLASSES = {
+    "flux1": "AutoencoderKL",
+    "z-image": "AutoencoderKL",
+    "sd3": "AutoencoderKL",
+    "sdxl": "AutoencoderKL",
+    "flux2": "AutoencoderKLFlux2",
+    "qwen-image": "AutoencoderKLQwenImage",
+}
+
+
+class ImageEncoder:
+    """An encoder of one latent space. Attributes: `space`, `name` (what encodes)."""
+
+    def __init__(self, space: LatentSpace, vae: nn.Module, name: str):
+        self.space, self.vae, self.name = space, vae.eval().requires_grad_(False), name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        space: str = TINY_SPACE,
+        name_or_path: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """An encoder into `space`. `name_or_path` None is the bundled tiny encoder, for FLUX.2 latents; otherwise a diffusers VAE,
+        a hub id or a folder (its `vae` subfolder is taken if there is one).
+
+        Raises ValueError if the space has no encoder of this kind, or the VAE is not of the space.
+        """
+        target = get_space(space)
+        if name_or_path is None:
+            if target.name != TINY_SPACE:
+                raise ValueError(
+                    f"there is no bundled encoder for {target.name}; name its VAE (a diffusers folder or hub id), or use a {TINY_SPACE} decoder"
+                )
+            return cls(target, load_autoencoder().to(device=device, dtype=dtype), "pixdec-tiny")
+        return cls(target, _load_vae(target, name_or_path, dtype).to(device), str(name_or_path))
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Latent:
+        """Images (B,3,H,W) in [-1,1], sides multiples of `space.factor` -> a clean `Latent` (B,C,H/factor,W/factor), on the CPU."""
+        factor = self.space.factor
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}: expected (B, 3, H, W) with H and W multiples of {factor}; pad or crop first"
+            )
+        parameter = next(self.vae.parameters())
+        images = images.to(parameter)
+        if isinstance(self.vae, TinyVAE):
+            return Latent(pack(self.vae.encoder(images)).float().cpu(), self.space)
+        vae: Any = self.vae
+        frames = images.unsqueeze(2) if self.space.name == "qwen-image" else images
+        raw: Tensor = vae.encode(frames).latent_dist.mode()
+        statistics = Statistics.from_vae(self.vae) if self.space.name == "flux2" else None
+        return Latent(self.space.normalize(raw.float().cpu(), statistics), self.space)
+
+
+def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype | None) -> nn.Module:
+    if space.name not in VAE_CLASSES:
+        raise ValueError(
+            f"{space.name} latents come from a vision encoder, not from a VAE; save them from your own pipeline"
+        )
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ValueError(f"encoding into {space.name} needs diffusers: pip install 'pixdec[pipelines]'") from error
+    vae_class: Any = getattr(diffusers, VAE_CLASSES[space.name])
+    subfolder = None if Path(name_or_path).is_dir() and not (Path(name_or_path) / "vae").is_dir() else "vae"
+    try:
+        vae: nn.Module = vae_class.from_pretrained(
+            str(name_or_path), subfolder=subfolder, torch_dtype=dtype or torch.float32
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name_or_path}: cannot load a {VAE_CLASSES[space.name]} from here ({reason})") from error
+    config: Any = vae.config
+    channels = config.get("latent_channels", config.get("z_dim"))
+    if channels != space.raw_channels:
+        raise ValueError(
+            f"{name_or_path}: its latents have {channels} channels, those of {space.name} {space.raw_channels}"
+        )
+    return vae

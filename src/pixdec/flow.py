@@ -1,0 +1,64 @@
+"""The flow-matching path between images and noise: pure functions.
+
+x_t = (1−t)·x0 + t·eps, t = 1 is noise; velocity v = eps − x0 (PiD, arXiv 2605.23902, eq. 8, in the sign and direction of the
+released checkpoints). Noise levels t are float tensors (B,) or floats in [0,1].
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+STUDENT_TIMES = (0.999, 0.866, 0.634, 0.342, 0.0)
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B,1,…,1) with as many axes as `like`."""
+    return t.reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1−t)·x0 + t·noise, for x0 and noise (B,…), t (B,)."""
+    t = expand(t, x0).to(x0.dtype)
+    return (1 - t) * x0 + t * noise
+
+
+def velocity_of(x0: Tensor, noise: Tensor) -> Tensor:
+    """The velocity that the network learns, noise − x0."""
+    return noise - x0
+
+
+def clean(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """x0 = x_t − t·v, in float64 and cast back to float32 (devices without float64: float32, 4.8e-7 off for each call)."""
+    precise = torch.float32 if x_t.device.type == "mps" else torch.float64
+    return (x_t.to(precise) - expand(t, x_t).to(precise) * velocity.to(precise)).float()
+
+
+def shift(u: float, factor: float) -> float:
+    """Moves a noise level towards 1: s·u / (1 + (s−1)·u) (Esser et al. 2024, eq. 23)."""
+    return factor * u / (1 + (factor - 1) * u)
+
+
+def resolution_shift(height: int, width: int, version: str) -> float:
+    """Shift for an image size: v1 4·sqrt(sqrt(HW)/1024), v1.5 6·sqrt(sqrt(HW)/2048) (specification §6)."""
+    factor, reference = {"v1": (4.0, 1024.0), "v1.5": (6.0, 2048.0)}[version]
+    return factor * math.sqrt(math.sqrt(height * width) / reference)
+
+
+def student_times(times: Sequence[float], steps: int) -> list[float]:
+    """The list of a student that takes fewer steps than it was trained for: entries round(linspace(0, N, steps+1)).
+
+    Raises ValueError if `steps` is not between 1 and the number of trained steps.
+    """
+    trained = len(times) - 1
+    if not 1 <= steps <= trained:
+        raise ValueError(f"steps={steps}: this decoder takes 1 to {trained} steps")
+    return [times[round(i * trained / steps)] for i in range(steps + 1)]
+
+
+def shifted_times(steps: int, factor: float, start: float = 1.0) -> list[float]:
+    """Noise levels from `start` to 0 in `steps` steps, evenly spaced, then shifted."""
+    if steps < 1:
+        raise ValueError(f"steps={steps}: expected at least 1")
+    return [shift(start * (1 - i / steps), factor) for i in range(steps + 1)]
