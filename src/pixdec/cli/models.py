@@ -1,0 +1,39 @@
+"""`pixdec models`: what decoders there are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from pixdec.cli.options import Flag
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models that can be named: their latent space, scale, licence, and whether they are on this machine."""
+
+    json: Flag = False
+    """Print one JSON object for each model."""
+
+    def run(self) -> int:
+        from pixdec.weights.catalog import CARDS, located
+
+        rows = [("NAME", "SPACE", "SCALE", "VERSION", "KIND", "TRAINED FOR", "LICENCE", "ON DISK")]
+        for card in CARDS:
+            path = located(card)
+            if self.json:
+                print(json.dumps({**asdict(card), "spaces": card.spaces, "path": None if path is None else str(path)}))
+                continue
+            trained = "any size"
+            if card.sizes is not None:
+                low, high = (f"{pixels / 1e6:.1f}" for pixels in (card.sizes.smallest, card.sizes.largest))
+                trained = f"{low} MP" if low == high else f"{low}-{high} MP"
+            spaces = ", ".join(card.spaces) or "-"
+            licence = card.licence.name if card.licence.commercial else f"{card.licence.name} (non-commercial)"
+            on_disk = "no" if path is None else "bundled" if card.repository is None else str(path)
+            rows.append((card.name, spaces, f"{card.scale}x", card.version, card.kind, trained, licence, on_disk))
+        if not self.json:
+            widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+            for row in rows:
+                print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return 0

@@ -1,0 +1,105 @@
+"""Which input goes to which output: settled whole, and refused whole, before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to read and one to write."""
+
+    source: Path
+    target: Path
+
+
+def plan(
+    inputs: Sequence[str], output: str, *, what: str, readable: Collection[str], writable: Collection[str], suffix: str
+) -> list[Job]:
+    """Pair inputs and outputs.
+
+    One file and an output with a suffix of `writable`: that file. Otherwise `output` is a folder, and an input file
+    NAME.xyz becomes NAME`suffix` in it; an input folder gives every file below it with a suffix of `readable`, under
+    the same names of folders (hidden ones, and what lies below `output`, are left out). Input files need not exist:
+    reading them tells. `what` names the inputs in messages ("images").
+
+    Raises:
+        ValueError: no input, a folder without such files, an output of another suffix, several inputs and one output
+            file, two inputs for one output, an output that is an input.
+    """
+    if not inputs:
+        raise ValueError(f"no input; name {what}, or folders of {what}")
+    names_folder = output.endswith(("/", os.sep)) or Path(output).is_dir()
+    if len(inputs) == 1 and not Path(inputs[0]).is_dir() and not names_folder and Path(output).suffix:
+        if Path(output).suffix.lower() not in writable:
+            raise ValueError(f"{output}: expected a suffix of {', '.join(writable)}; if it is a folder, end it with /")
+        jobs = [Job(Path(inputs[0]), Path(output))]
+    else:
+        if not names_folder and (Path(output).suffix.lower() in writable or Path(output).is_file()):
+            raise ValueError(
+                f"{output}: it names one file, expected a folder for several {what} or for a folder of them"
+            )
+        jobs = [
+            Job(source, Path(output) / name.with_name(name.stem + suffix))
+            for given in inputs
+            for source, name in _files(Path(given), Path(output), what, readable)
+        ]
+    check_targets(jobs)
+    return jobs
+
+
+def check_targets(jobs: Iterable[Job]) -> None:
+    """Refuse jobs that would overwrite each other's output, or an input.
+
+    Raises:
+        ValueError: names the first such output and its inputs.
+    """
+    jobs = list(jobs)
+    sources = {os.path.realpath(job.source): job.source for job in jobs}
+    owners: dict[str, Path] = {}
+    for job in jobs:
+        target = os.path.realpath(job.target)
+        if target in sources:
+            raise ValueError(f"{job.target}: would overwrite the input {sources[target]}; choose another output")
+        if target in owners:
+            raise ValueError(f"{job.target}: both {owners[target]} and {job.source} would be written there; rename one")
+        owners[target] = job.source
+
+
+def prepare(targets: Iterable[Path]) -> None:
+    """Create the folders of the outputs, and see that they can be written to.
+
+    Raises:
+        OSError: one line: a folder that cannot be made or written to, or stands where an output should go.
+    """
+    targets = list(targets)
+    for folder in dict.fromkeys(target.parent for target in targets):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot create the folder {folder}: {error.strerror or error}") from error
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"cannot write to the folder {folder}: no permission")
+    for target in targets:
+        if target.is_dir():
+            raise OSError(f"cannot write {target}: it is a folder; name a file")
+
+
+def _files(given: Path, output: Path, what: str, readable: Collection[str]) -> list[tuple[Path, Path]]:
+    """The files an input stands for, each with its name relative to the output folder."""
+    if not given.is_dir():
+        return [(given, Path(given.name))]
+    found = sorted(file for file in given.rglob("*") if file.suffix.lower() in readable and file.is_file())
+    names = [file.relative_to(given) for file in found]
+    earlier = output.resolve() if given.resolve() in output.resolve().parents else None  # what other runs wrote
+    kept = [
+        (file, name)
+        for file, name in zip(found, names, strict=True)
+        if not any(part.startswith(".") for part in name.parts) and earlier not in file.resolve().parents
+    ]
+    if not kept:
+        raise ValueError(f"{given}: no {what} in this folder; looked for {', '.join(sorted(readable))}")
+    return kept

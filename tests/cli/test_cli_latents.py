@@ -1,0 +1,195 @@
+"""pixdec encode and decode: images to latent files and back."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pixdec.decoder import PixelDecoder
+from pixdec.encoder import ImageEncoder
+from pixdec.images import read_image, read_settings, to_tensor
+from pixdec.latents import Latent, get_space
+
+Run = Callable[..., Any]
+Photo = Callable[..., Path]
+Names = Callable[[Path], list[str]]
+METADATA = {"pixdec": "latent", "space": "flux2", "sigma": "[0.0]"}
+
+
+def latents(count: int = 1, height: int = 2, width: int = 3) -> Tensor:
+    return 0.7 * torch.randn(count, 128, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def saved(path: Path, tensor: Tensor, sigma: float = 0.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Latent(tensor, get_space("flux2"), sigma).save(path)
+    return path
+
+
+# ---- encode
+
+
+def test_encode_writes_what_the_encoder_gives(run: Run, photo: Photo, tmp_path: Path) -> None:
+    source, target = photo(tmp_path / "in.png", 48, 32), tmp_path / "z.safetensors"
+    outcome = run("encode", source, "-o", target, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.records == [{"input": str(source), "output": str(target), "space": "flux2", "shape": [1, 128, 2, 3]}]
+    latent = Latent.load(target)
+    expected = ImageEncoder.from_pretrained().encode(to_tensor(read_image(source)))
+    assert torch.equal(latent.tensor, expected.tensor.cpu())
+    assert latent.sigma.tolist() == [0]
+
+
+def test_encode_and_decode_folders(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    photo(tmp_path / "in" / "sub" / "b.jpg")
+    assert run("encode", tmp_path / "in", "-o", tmp_path / "z").code == 0
+    assert names(tmp_path / "z") == ["a.safetensors", "sub/b.safetensors"]
+    outcome = run("decode", tmp_path / "z", "-o", tmp_path / "out", "--format", "jpg", "--steps", 1)
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+    assert names(tmp_path / "out") == ["a.jpg", "sub/b.jpg"]
+
+
+def test_encode_refuses_sides_that_do_not_fit_and_goes_on(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
+    odd, bad = photo(tmp_path / "odd.png", 40, 32), tmp_path / "bad.png"
+    run("encode", odd, "-o", tmp_path / "z.safetensors").refused("odd.png: 40x32", "multiples of 16", "pixdec upscale")
+    bad.write_text("no image")
+    outcome = run("encode", odd, bad, photo(tmp_path / "good.png"), "-o", tmp_path / "z")
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 2
+    assert names(tmp_path / "z") == ["good.safetensors"]
+
+
+def test_encode_without_a_bundled_encoder_for_the_space(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
+    run("encode", photo(tmp_path / "in.png"), "-o", tmp_path / "z.safetensors", "--space", "sd3").refused("sd3")
+    assert names(tmp_path) == ["in.png"]
+
+
+def test_encode_to_a_full_disk(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
+    source = photo(tmp_path / "in.png", 64, 64)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        outcome = run("encode", source, "-o", tmp_path / "z.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    outcome.refused("cannot write", "z.safetensors")
+    assert names(tmp_path) == ["in.png"]
+
+
+# ---- decode
+
+
+def test_decode_writes_what_the_decoder_gives(run: Run, tmp_path: Path) -> None:
+    source = saved(tmp_path / "z.safetensors", latents(), sigma=0.5)
+    outcome = run("decode", source, "-o", tmp_path / "out.png", "--seed", 4, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    expected: Image.Image = PixelDecoder.from_pretrained().decode(Latent.load(source), seed=4)[0]
+    assert np.array_equal(np.asarray(read_image(tmp_path / "out.png")), np.asarray(expected))
+    (record,) = outcome.records
+    assert (record["width"], record["height"]) == (192, 128)
+    assert read_settings(tmp_path / "out.png") == record["settings"]
+    expected_settings = {
+        "verb": "decode",
+        "model": "pixdec-nano",
+        "space": "flux2",
+        "sigma": 0.5,
+        "seed": 4,
+        "steps": 2,
+    }
+    assert record["settings"].items() >= expected_settings.items()
+
+
+def test_a_file_of_several_latents_gives_several_images(run: Run, names: Names, tmp_path: Path) -> None:
+    source = saved(tmp_path / "z.safetensors", latents(2))
+    assert run("decode", source, "-o", tmp_path / "out" / "x.png", "--steps", 1).code == 0
+    assert names(tmp_path / "out") == ["x-1.png", "x-2.png"]
+    one = saved(tmp_path / "one.safetensors", latents(2)[1:])
+    assert run("decode", one, "-o", tmp_path / "one.png", "--steps", 1, "--seed", 1).code == 0
+    second = np.asarray(read_image(tmp_path / "out" / "x-2.png"))
+    assert np.array_equal(np.asarray(read_image(tmp_path / "one.png")), second)
+
+
+def test_images_of_several_files_do_not_meet(run: Run, names: Names, tmp_path: Path) -> None:
+    batch = saved(tmp_path / "z.safetensors", latents(2))
+    other = saved(tmp_path / "z-1.safetensors", latents())
+    run("decode", batch, other, "-o", tmp_path / "out").refused("z-1.png", "both", "would be written there")
+    assert not (tmp_path / "out").exists()
+
+
+def refused_latent(path: Path, kind: str) -> list[str]:
+    """Write a latent that must be refused; the words of the refusal."""
+    if kind == "missing":
+        return ["there is no such file"]
+    if kind == "truncated":
+        data = saved(path, latents()).read_bytes()
+        path.write_bytes(data[:-100])
+        return ["truncated"]
+    if kind == "text":
+        path.write_text("this is no latent")
+        return ["not a readable safetensors file"]
+    if kind == "nan":
+        save_file({"latent": torch.full((1, 128, 2, 2), float("nan"))}, path, METADATA)
+        return ["512 of its 512 values are NaN or infinite"]
+    if kind == "unmarked":
+        save_file({"latent": latents()}, path)
+        return ["not a latent saved by pixdec"]
+    if kind == "raw":
+        save_file({"latent": 9 * latents(1, 8, 8)}, path, METADATA)
+        return ["it looks raw"]
+    if kind == "unpacked":
+        save_file({"latent": torch.randn(1, 32, 8, 8)}, path, METADATA)
+        return ["(1, 32, 8, 8)", "call"]
+    assert kind == "other space"
+    Latent(torch.randn(1, 16, 4, 4), get_space("sd3")).save(path)
+    return ["sd3", "flux2"]
+
+
+KINDS = ["missing", "truncated", "text", "nan", "unmarked", "raw", "unpacked", "other space"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_latents(run: Run, names: Names, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "z.safetensors"
+    words = refused_latent(path, kind)
+    before = names(tmp_path)
+    run("decode", path, "-o", tmp_path / "out.png").refused("z.safetensors", *words)
+    assert names(tmp_path) == before
+
+
+def test_a_wrong_latent_among_good_ones(run: Run, names: Names, tmp_path: Path) -> None:
+    refused_latent(tmp_path / "b.safetensors", "nan")
+    saved(tmp_path / "a.safetensors", latents())
+    saved(tmp_path / "c.safetensors", latents())
+    outcome = run("decode", *sorted(tmp_path.iterdir()), "-o", tmp_path / "out", "--steps", 1)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert names(tmp_path / "out") == ["a.png", "c.png"]
+
+
+def test_trust_accepts_odd_statistics_but_no_nan(run: Run, tmp_path: Path) -> None:
+    refused_latent(tmp_path / "raw.safetensors", "raw")
+    refused_latent(tmp_path / "nan.safetensors", "nan")
+    assert run("decode", tmp_path / "raw.safetensors", "-o", tmp_path / "out.png", "--trust", "--steps", 1).code == 0
+    run("decode", tmp_path / "nan.safetensors", "-o", tmp_path / "out.png", "--trust").refused("NaN")
+
+
+def test_decode_to_a_full_disk(run: Run, names: Names, tmp_path: Path) -> None:
+    source = saved(tmp_path / "z.safetensors", latents())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        outcome = run("decode", source, "-o", tmp_path / "out.png", "--steps", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    outcome.refused("cannot write", "out.png")
+    assert names(tmp_path) == ["z.safetensors"]
