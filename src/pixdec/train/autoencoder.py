@@ -1,0 +1,74 @@
+"""Trains the tiny autoencoder of the FLUX.2 latent space, with TAEF2 as teacher.
+
+    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --run FOLDER
+
+Three losses, on half a batch each or on the whole: the encoder's latents approach the teacher's (mean squared error); the
+decoder gives back the image from our latents, and from the teacher's (mean absolute error, in [-1,1]).
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixdec.models.taef2 import TAEF2, load_taef2
+from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
+from pixdec.train.data import CropSettings, Photos
+from pixdec.train.loop import LoopSettings, Run, append_jsonl, train
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """Everything that decides the result, but the photographs themselves."""
+
+    network: TinyVAESettings = field(default_factory=TinyVAESettings)
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(steps=3400, batch=8, learning_rate=1.5e-3))
+    crops: CropSettings = field(default_factory=lambda: CropSettings(size=96, zoom=6.0, synthetic=0.1))
+    match: float = 1.0
+
+
+def losses(network: TinyVAE, teacher: TAEF2, images: Tensor, match: float) -> dict[str, Tensor]:
+    """Losses on images (B,3,H,W) in [-1,1]; the teacher is shown the first half of the batch."""
+    half = max(1, len(images) // 2)
+    with torch.no_grad():
+        taught = teacher.encode(images[:half])  # (B/2,32,H/8,W/8)
+    latent = network.encoder(images)
+    from_teacher = F.l1_loss(network.decoder(taught), images[:half])
+    from_ours = F.l1_loss(network.decoder(latent[half:]), images[half:])
+    matching = F.mse_loss(latent[:half], taught)
+    return {
+        "total": from_ours + from_teacher + match * matching,
+        "ours": from_ours,
+        "teacher": from_teacher,
+        "match": matching,
+    }
+
+
+def main(
+    photos: Path, teacher: Path, run: Path, recipe: AutoencoderRecipe | None = None, save_every: int = 200
+) -> None:
+    """Trains, or resumes, the run in folder `run`; ends with `run/state.pt` at the last step."""
+    recipe = recipe or AutoencoderRecipe()
+    torch.manual_seed(recipe.loop.seed)
+    network = TinyVAE(recipe.network).to(memory_format=torch.channels_last)  # pyright: ignore
+    source, taef2 = Photos(photos), load_taef2(teacher).to(memory_format=torch.channels_last)
+    run.mkdir(parents=True, exist_ok=True)
+    state = Run(network, recipe.loop)
+    state.resume(run / "state.pt")
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        images = source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch)
+        return losses(network, taef2, images.contiguous(memory_format=torch.channels_last), recipe.match)
+
+    for progress in train(state, losses_at, recipe.loop):
+        append_jsonl(run / "metrics.jsonl", asdict(progress))
+        if progress.step % save_every == 0 or progress.step == recipe.loop.steps:
+            state.save(run / "state.pt")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

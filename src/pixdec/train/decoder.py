@@ -1,0 +1,167 @@
+"""Trains a small decoder: flow matching on pixels, conditioned on the latent of the image shrunk by the decoder's scale.
+
+    python -m pixdec.train.decoder --photos FOLDER --taef2 FOLDER --autoencoder RUN/state.pt --run FOLDER
+
+High-resolution crop x0 -> bicubic antialiased ÷ scale -> encoder (ours, and TAEF2's for one crop in four, so that
+real FLUX.2 latents are met as well) -> latent, noised to sigma -> velocity of the network at x_t, against eps − x0 (specification §9).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixdec.flow import expand, interpolate, velocity_of
+from pixdec.models.adapter import AdapterSettings
+from pixdec.models.pid import PiD, PiDSettings
+from pixdec.models.pixdit import PixDiTSettings
+from pixdec.models.taef2 import load_taef2
+from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
+from pixdec.train.data import CropSettings, Photos
+from pixdec.train.loop import LoopSettings, Run, append_jsonl, averaged_weights, generator_at, train
+
+Encoder = Callable[[Tensor], Tensor]
+
+EASE = 0.25  # keeps crops without detail from weighing without bound
+
+
+def nano_settings() -> PiDSettings:
+    """The bundled decoder's network: 5.5 M parameters besides its base decoder."""
+    return PiDSettings(
+        backbone=PixDiTSettings(
+            patch=8,
+            hidden=192,
+            heads=6,
+            depth=6,
+            pixel_width=8,
+            pixel_hidden=192,
+            pixel_heads=6,
+            pixel_depth=1,
+            text_width=None,
+            in_channels=6,
+            rope_stride=1.0,
+            pixel_positions="patch",
+            window=8,
+        ),
+        adapter=AdapterSettings(
+            latent_channels=128,
+            latent_factor=16,
+            scale=4,
+            width=64,
+            unpack=2,
+            padding="replicate",
+            gate="token",
+            pixel_head=True,
+        ),
+        prediction="residual",
+        base=TinyVAESettings(),
+        residual_std=0.2,
+    )
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """Everything that decides the result, but the photographs and the encoders.
+
+    Noise levels t: with t/(1−t) = d·exp(m + s·n), n normal and d the residual's standard deviation (EDM's distribution in
+    this frame), but a share `t_high` of each batch is uniform in [0.5, 1], where the first step of a decode works.
+    Latent noise: sigma = 0 for a share `clean_latents`, else uniform in [0, `sigma_max`].
+    """
+
+    network: PiDSettings = field(default_factory=nano_settings)
+    loop: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=4300, batch=4, learning_rate=1e-3, warmup=200, weight_decay=0.01)
+    )
+    crops: CropSettings = field(default_factory=lambda: CropSettings(size=192, zoom=2.0, synthetic=0.12, candidates=2))
+    t_mean: float = -0.2
+    t_std: float = 1.3
+    t_high: float = 0.2
+    clean_latents: float = 0.6
+    sigma_max: float = 0.8
+
+
+def noise_levels(recipe: DecoderRecipe, generator: torch.Generator) -> Tensor:
+    """t (B,) for one batch, stratified so that every batch covers the whole distribution."""
+    batch = recipe.loop.batch
+    u = (torch.rand(1, generator=generator) + torch.arange(batch) / batch) % 1
+    v = torch.rand(batch, generator=generator).clamp(1e-4, 1 - 1e-4)
+    normal = math.sqrt(2) * torch.erfinv(2 * u.clamp(1e-4, 1 - 1e-4) - 1)
+    ratio = recipe.network.residual_std * torch.exp(recipe.t_mean + recipe.t_std * normal)
+    high = torch.rand(batch, generator=generator) < recipe.t_high
+    return torch.where(high, 0.5 + 0.499 * v, ratio / (1 + ratio))
+
+
+def degrade(images: Tensor, scale: int) -> Tensor:
+    """Images (B,3,H,W) in [-1,1] -> (B,3,H/scale,W/scale), bicubic antialiased, rounded to 8 bits as a picture file is."""
+    small = F.interpolate(images, scale_factor=1 / scale, mode="bicubic", antialias=True).clamp(-1, 1)
+    return ((small + 1) * 127.5).round() / 127.5 - 1
+
+
+def losses(
+    network: PiD, encoders: Sequence[Encoder], images: Tensor, recipe: DecoderRecipe, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Weighted velocity error on images (B,3,H,W) in [-1,1]; the encoders take turns over the batch."""
+    adapter = recipe.network.adapter
+    assert adapter is not None
+    with torch.no_grad():
+        low = degrade(images, adapter.scale)
+        count = len(encoders)
+        latent = torch.empty(len(images), adapter.latent_channels, *(s // adapter.latent_factor for s in low.shape[2:]))
+        for i, encode in enumerate(encoders):
+            latent[i::count] = pack(encode(low[i::count]))
+        sigma = recipe.sigma_max * torch.rand(len(images), generator=generator)
+        sigma *= torch.rand(len(images), generator=generator) >= recipe.clean_latents
+        latent = interpolate(latent, torch.randn(latent.shape, generator=generator), sigma)
+    t = noise_levels(recipe, generator)
+    noise = torch.randn(images.shape, generator=generator)
+    velocity = network(interpolate(images, noise, t), t, None, latent, sigma)
+    error = (velocity - velocity_of(images, noise)).square() * expand(network.loss_weight(t), images)
+    each = error.mean((1, 2, 3)) / (difficulty(images, low, recipe.network.residual_std) + EASE)
+    parts = {"total": each, "high": each[t > 0.5], "clean": each[sigma == 0]}
+    return {name: part.mean() for name, part in parts.items() if len(part)}
+
+
+def difficulty(images: Tensor, low: Tensor, std: float) -> Tensor:
+    """Mean square (B,) of what enlarging the low-resolution images lacks, in units of the residual's variance. Each crop's
+    error is divided by it, for a page of text lacks twenty times what a photograph does and would drown it."""
+    enlarged = F.interpolate(low, images.shape[2:], mode="bicubic", align_corners=False)
+    return (images - enlarged).square().mean((1, 2, 3)) / std**2
+
+
+def main(
+    photos: Path, taef2: Path, autoencoder: Path, run: Path, recipe: DecoderRecipe | None = None, save_every: int = 100
+) -> None:
+    """Trains, or resumes, the run in folder `run`; ends with `run/state.pt` at the last step."""
+    recipe = recipe or DecoderRecipe()
+    assert recipe.network.base is not None
+    tiny = TinyVAE(recipe.network.base)
+    tiny.load_state_dict(averaged_weights(autoencoder))
+    tiny.requires_grad_(False)
+    network = PiD(recipe.network).initialise(recipe.loop.seed)
+    assert network.base is not None
+    network.base.load_state_dict(tiny.decoder.state_dict())
+    network.base.requires_grad_(False)
+    source, teacher = Photos(photos), load_taef2(taef2)
+    run.mkdir(parents=True, exist_ok=True)
+    state = Run(network, recipe.loop)
+    state.resume(run / "state.pt")
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        images = source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch)
+        generator = generator_at(recipe.loop.seed, step)
+        return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator)
+
+    for progress in train(state, losses_at, recipe.loop):
+        append_jsonl(run / "metrics.jsonl", asdict(progress))
+        if progress.step % save_every == 0 or progress.step == recipe.loop.steps:
+            state.save(run / "state.pt")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

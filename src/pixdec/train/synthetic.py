@@ -1,0 +1,64 @@
+"""Pages of rendered text and line art, so that edges and letters survive: photographs alone have few of either."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GLYPHS = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-!?()&%/+='"
+FONT_FOLDERS = ("/usr/share/fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts")
+
+
+@lru_cache(maxsize=1)
+def font_files() -> tuple[str, ...]:
+    """TrueType files found on the machine, sorted by name; empty where there are none."""
+    found = (p for folder in FONT_FOLDERS if Path(folder).is_dir() for p in Path(folder).rglob("*.ttf"))
+    return tuple(str(p) for p in sorted(found, key=lambda p: p.name))
+
+
+@lru_cache(maxsize=256)
+def _font(index: int, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    files = font_files()
+    return ImageFont.truetype(files[index], size) if index < len(files) else ImageFont.load_default(size)
+
+
+def _colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int]:
+    value = rng.integers(150, 256, 3) if light else rng.integers(0, 110, 3)
+    if rng.random() < 0.5:  # half of all pages are grey
+        value[:] = value[0]
+    return int(value[0]), int(value[1]), int(value[2])
+
+
+def _words(rng: np.random.Generator, count: int) -> str:
+    letters = np.array(list(GLYPHS))
+    return " ".join("".join(rng.choice(letters, rng.integers(1, 10))) for _ in range(count))
+
+
+def draw_page(rng: np.random.Generator, size: int) -> Image.Image:
+    """A square of lines of text, curves and boxes in two or three colours, drawn at twice the size and halved."""
+    dark_paper = rng.random() < 0.25
+    paper, ink = _colour(rng, light=not dark_paper), _colour(rng, light=dark_paper)
+    full = 2 * size
+    page = Image.new("RGB", (full, full), paper)
+    draw = ImageDraw.Draw(page)
+    for _ in range(rng.integers(0, 8)):
+        points = [tuple(float(v) for v in rng.uniform(-0.1 * full, 1.1 * full, 2)) for _ in range(rng.integers(2, 5))]
+        width, colour = int(rng.integers(1, 12)), _colour(rng, light=bool(rng.random() < 0.5))
+        shape = rng.integers(0, 3)
+        if shape == 0:
+            draw.line(points, fill=colour, width=width, joint="curve")
+        else:
+            (x0, y0), (x1, y1) = points[0], points[1]
+            box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+            fill = colour if rng.random() < 0.3 else None
+            (draw.ellipse if shape == 1 else draw.rectangle)(box, outline=colour, fill=fill, width=width)
+    if rng.random() < 0.8:
+        top = float(rng.uniform(-20, 20))
+        font_index = int(rng.integers(0, len(font_files()) + 1))
+        height = int(np.exp(rng.uniform(np.log(16), np.log(120))))
+        font = _font(font_index, height)
+        while top < full:
+            draw.text((float(rng.uniform(-40, 20)), top), _words(rng, 12), font=font, fill=ink)
+            top += height * float(rng.uniform(1.1, 1.6))
+    return page.resize((size, size), Image.Resampling.BOX)
