@@ -1,0 +1,1 @@
+"""How good a decoded image is: `metrics` against a reference, `niqe` without one, `report` for tables of both."""

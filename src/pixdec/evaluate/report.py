@@ -1,0 +1,153 @@
+"""Tables of figures: what each method scores on each image, as Markdown for people and JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pixdec.evaluate.metrics import Picture, colour_drift, consistency, psnr, spectrum_error, ssim
+from pixdec.evaluate.niqe import NOTE, niqe
+from pixdec.files import replacing
+
+Figures = Mapping[str, float]  # metric -> value, of one image
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a metric is shown: heading with unit and better direction, digits after the point, what to say beside it."""
+
+    heading: str
+    digits: int
+    note: str = ""
+
+
+COLUMNS: Mapping[str, Column] = {
+    "psnr": Column("PSNR dB ↑", 2),
+    "ssim": Column("SSIM ↑", 3),
+    "niqe": Column("NIQE (own model*) ↓", 2, NOTE),
+    "spectrum_error": Column("spectrum error, bels ↓", 3),
+    "spectrum_error_high": Column("spectrum error above 1/scale of Nyquist, bels ↓", 3),
+    "colour_drift": Column("colour drift ΔE2000 ↓", 2),
+    "consistency": Column("consistency dB ↑", 2),
+}
+
+
+def measure(image: Picture, reference: Picture, *, low: Picture | None = None, scale: int = 4) -> dict[str, float]:
+    """All figures of one decoded image (H, W, 3) against its reference, 8-bit RGB both; keys as in COLUMNS.
+
+    With `low` (H/scale, W/scale, 3), what the decoder should agree with when downscaled, also the consistency. `scale`
+    sets the band of "spectrum_error_high", the part of the spectrum that a small image does not hold. ValueError when
+    sizes do not fit.
+    """
+    figures = {
+        "psnr": psnr(image, reference),
+        "ssim": ssim(image, reference),
+        "niqe": niqe(image),
+        "spectrum_error": spectrum_error(image, reference),
+        "spectrum_error_high": spectrum_error(image, reference, band=(1 / scale, 1.0)),
+        "colour_drift": colour_drift(image, reference),
+    }
+    if low is not None:
+        figures["consistency"] = consistency(image, low, scale=scale)
+    return figures
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of several methods on the same images.
+
+    rows: method -> one dict of figures for each image, in the order of `images`; all images of a method have the same
+    metrics, and a method may lack metrics that others have. facts: what a reader needs to judge and repeat it: command,
+    data, hardware.
+    """
+
+    title: str
+    images: Sequence[str]
+    rows: Mapping[str, Sequence[Figures]]
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        if not self.images or not self.rows:
+            raise ValueError(f"report {self.title!r}: expected at least one image and one method")
+        for method, values in self.rows.items():
+            if len(values) != len(self.images):
+                raise ValueError(
+                    f"{method!r} has figures of {len(values)} images: expected {len(self.images)}, one each"
+                )
+            for image, figures in zip(self.images, values, strict=True):
+                if set(figures) != set(values[0]):
+                    raise ValueError(f"{method!r} has {sorted(figures)} for {image}: expected {sorted(values[0])}")
+                for metric, value in figures.items():
+                    if math.isnan(value):
+                        raise ValueError(f"{metric} of {method!r} on {image} is NaN: expected a number")
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """method -> metric -> plain mean over the images; of decibels too."""
+        return {
+            method: {metric: sum(figures[metric] for figures in values) / len(values) for metric in values[0]}
+            for method, values in self.rows.items()
+        }
+
+    def metrics(self) -> list[str]:
+        """All metrics that any method has: those of COLUMNS in their order, then others as they come."""
+        found = list(dict.fromkeys(metric for values in self.rows.values() for metric in values[0]))
+        return [metric for metric in COLUMNS if metric in found] + [metric for metric in found if metric not in COLUMNS]
+
+    def markdown(self) -> str:
+        """Title, facts, a table of means with a line for each method, notes, and a table of each image's figures."""
+        metrics = self.metrics()
+        lines = [f"# {self.title}", ""]
+        lines += [f"- {name}: {fact}" for name, fact in self.facts.items()]
+        lines += [f"- mean over {len(self.images)} image{'s' if len(self.images) > 1 else ''}", ""]
+        means = [[method, *_cells(figures, metrics)] for method, figures in self.means().items()]
+        lines += _table(["method", *(_column(metric).heading for metric in metrics)], means)
+        notes = [f"\\* {_column(metric).note}." for metric in metrics if _column(metric).note]
+        lines += ["", *notes, "", "## Each image", ""]
+        each = [
+            [image, method, *_cells(values[index], metrics)]
+            for index, image in enumerate(self.images)
+            for method, values in self.rows.items()
+        ]
+        lines += _table(["image", "method", *(_column(metric).heading for metric in metrics)], each)
+        return "\n".join(lines) + "\n"
+
+    def to_json(self) -> str:
+        """Everything, unrounded; JSON has no infinity, so that of a perfect PSNR is the string "inf"."""
+        document = {
+            "title": self.title,
+            "facts": dict(self.facts),
+            "notes": {metric: _column(metric).note for metric in self.metrics() if _column(metric).note},
+            "images": list(self.images),
+            "means": {method: _plain(figures) for method, figures in self.means().items()},
+            "rows": {method: [_plain(figures) for figures in values] for method, values in self.rows.items()},
+        }
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def write(self, path: str | Path) -> tuple[Path, Path]:
+        """Write PATH.md and PATH.json, each whole or not at all; return both. OSError when one cannot be written."""
+        stem = Path(path)
+        written = stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.json")
+        for target, text in zip(written, (self.markdown(), self.to_json()), strict=True):
+            with replacing(target) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return written
+
+
+def _column(metric: str) -> Column:
+    return COLUMNS.get(metric, Column(metric, 3))
+
+
+def _cells(figures: Figures, metrics: Sequence[str]) -> list[str]:
+    return [f"{figures[metric]:.{_column(metric).digits}f}" if metric in figures else "–" for metric in metrics]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    ruler = ["---" if heading in ("image", "method") else "---:" for heading in headings]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (headings, ruler, *rows)]
+
+
+def _plain(figures: Figures) -> dict[str, float | str]:
+    return {metric: value if math.isfinite(value) else str(value) for metric, value in figures.items()}
