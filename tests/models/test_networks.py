@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from battery import battery, randomised
 
+from battery import battery, randomised
 from pixdec.models.adapter import AdapterSettings, SigmaGate
 from pixdec.models.pid import PiD, PiDSettings, Residual
 from pixdec.models.pixdit import PixDiTSettings
@@ -177,7 +177,7 @@ def test_impossible_settings_are_refused():
         dataclasses.replace(BACKBONE, window=8)
     with pytest.raises(ValueError, match="residual"):
         PiDSettings(BACKBONE, ADAPTER, prediction="residual")
-    with pytest.raises(ValueError, match="do not fit|does not fit"):
+    with pytest.raises(ValueError, match=r"do not fit|does not fit"):
         PiD(PiDSettings(dataclasses.replace(BACKBONE, patch=24), ADAPTER))
 
 

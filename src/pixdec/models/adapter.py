@@ -5,8 +5,9 @@ Source: PiD (arXiv 2605.23902), sections 3.2 and 3.3, and its released checkpoin
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,10 @@ GATE_ALPHA = 5.0
 class AdapterSettings:
     """Sizes of the adapter; the defaults are those of version 1 on a 16-channel latent.
 
-    `latent_factor` is the image side divided by the latent's, `scale` the output side divided by the image's. `unpack` > 1 first
-    spreads channels over a finer grid (2: 128 -> 32 channels). `gate`: one opening for each token ("token") or for each token and
-    channel ("channel"). `pixel_head` also conditions the pixel blocks; `aux_rgb` adds the training-only head that predicts the
-    low-resolution image.
+    `latent_factor` is the image side divided by the latent's, `scale` the output side divided by the image's.
+    `unpack` > 1 first spreads channels over a finer grid (2: 128 -> 32 channels). `gate`: one opening for each token
+    ("token") or for each token and channel ("channel"). `pixel_head` also conditions the pixel blocks; `aux_rgb` adds
+    the training-only head that predicts the low-resolution image.
     """
 
     latent_channels: int = 16
@@ -50,8 +51,7 @@ class AdapterBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, padding_mode=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        return x
+        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
 class LatentAdapter(nn.Module):
@@ -68,8 +68,9 @@ class LatentAdapter(nn.Module):
             self.spread, (self.fold, rest) = 1, divmod(patch * settings.unpack, side)
         if rest:
             raise ValueError(
-                f"scale {settings.scale} x latent factor {settings.latent_factor} = {side} output pixels a latent cell does not "
-                f"fit patches of {patch} (unpack {settings.unpack}); choose a patch that divides it or is a multiple of it"
+                f"scale {settings.scale} x latent factor {settings.latent_factor} = {side} output pixels a latent cell "
+                f"does not fit patches of {patch} (unpack {settings.unpack}); "
+                "choose a patch that divides it or is a multiple of it"
             )
         channels = settings.latent_channels // settings.unpack**2 * self.fold**2
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1, padding_mode=padding)
@@ -95,7 +96,8 @@ class LatentAdapter(nn.Module):
         return x
 
     def forward(self, latent: Tensor) -> list[Tensor]:
-        """Latent (B,C,h,w) -> tokens (B,L,D): one for each patch-block injection point, then that of the pixel blocks if any."""
+        """Latent (B,C,h,w) -> tokens (B,L,D): one for each patch-block injection point, then that of the pixel blocks
+        if any."""
         features = self.features(latent).flatten(2).transpose(1, 2)  # (B,L,k)
         heads = [*self.heads, *([self.pixel_head] if self.pixel_head is not None else [])]
         return [head(features) for head in heads]
@@ -117,7 +119,7 @@ class SigmaGate(nn.Module):
         self.content = nn.Linear(2 * hidden, hidden if kind == "channel" else 1)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(GATE_ALPHA)))
 
-    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001  # pyright: ignore
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = self.log_alpha.detach()
         super()._apply(fn, recurse)
         if self.log_alpha.dtype != torch.float32:  # .to(bfloat16) and the like reach here

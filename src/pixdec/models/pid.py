@@ -1,6 +1,7 @@
 """PiD: a PixelDiT backbone that decodes a latent, let in by the adapter and its sigma-aware gates.
 
-B batch · H, W output pixels · L patch tokens · D hidden width · C latent channels · h, w latent grid · T text tokens · E their width
+B batch · H, W output pixels · L patch tokens · D hidden width · C latent channels · h, w latent grid
+T text tokens · E their width
 x_t = (1−t)·x0 + t·eps, t = 1 is noise; the network gives the velocity v = eps − x0.
 """
 
@@ -78,8 +79,9 @@ class PiD(nn.Module):
         self.base = TinyDecoder(settings.base) if settings.base is not None else None
 
     def initialise(self, seed: int = 0) -> Self:
-        """Fresh weights, in place: Xavier-uniform Linears; zero modulations, final Linear and adapter heads, so that every block
-        starts as the identity and the adapter as if it were not there; truncated-normal (0.02) adapter convolutions."""
+        """Fresh weights, in place: Xavier-uniform Linears; zero modulations, final Linear and adapter heads, so that
+        every block starts as the identity and the adapter as if it were not there; truncated-normal (0.02) adapter
+        convolutions."""
         torch.manual_seed(seed)
         for name, module in self.named_modules():
             if name.startswith("base."):
@@ -112,7 +114,8 @@ class PiD(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor | None, sigma: Tensor | None
     ) -> Tensor:
-        """x_t (B,3,H,W), t (B,) in [0,1], text (B,T,E), normalised latent (B,C,h,w), sigma (B,) -> velocity (B,3,H,W), float32.
+        """x_t (B,3,H,W), t (B,) in [0,1], text (B,T,E), normalised latent (B,C,h,w), sigma (B,) -> velocity (B,3,H,W),
+        float32.
 
         text None for a network without text, latent and sigma None for one without an adapter.
         """
@@ -149,7 +152,8 @@ class PiD(nn.Module):
         return output
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """Weight (B,) of the squared velocity error that makes the target of the backbone of unit variance at every t."""
+        """Weight (B,) of the squared velocity error that makes the target of the backbone of unit variance at every
+        t."""
         if self.settings.prediction != "residual":
             return torch.ones_like(t)
         return Residual.variance(t, self.settings.residual_std) / self.settings.residual_std**2
@@ -157,8 +161,8 @@ class PiD(nn.Module):
 
 class Residual:
     """The frame in which a residual network works: the image is a base (a quick decode, upsampled) plus a residual r of
-    standard deviation d. With y = x_t − (1−t)·base = (1−t)·r + t·eps, of variance q = (1−t)²d² + t², the best linear guess
-    of r is (1−t)d²/q·y with error d·t/sqrt(q); the network F, of unit variance, gives the rest:
+    standard deviation d. With y = x_t − (1−t)·base = (1−t)·r + t·eps, of variance q = (1−t)²d² + t², the best linear
+    guess of r is (1−t)d²/q·y with error d·t/sqrt(q); the network F, of unit variance, gives the rest:
 
         x0 = base + (1−t)·d²/q·y + d·t/sqrt(q)·F
         v  = (x_t − x0)/t = (t − (1−t)·d²)/q·y − base − d/sqrt(q)·F

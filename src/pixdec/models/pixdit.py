@@ -1,7 +1,8 @@
 """PixelDiT: patch blocks over p x p patches of the image, then pixel blocks over the pixels inside each patch.
 
 B batch · H, W image pixels · p patch side · Hs = H/p, Ws = W/p · L = Hs·Ws patch tokens · D hidden width
-T text tokens · E width of the text embeddings · P = p² pixels of a patch · c pixel width · A width of the pixel blocks' attention
+T text tokens · E width of the text embeddings
+P = p² pixels of a patch · c pixel width · A width of the pixel blocks' attention
 
 Source: PixelDiT as used by PiD (arXiv 2605.23902) and its released checkpoints.
 """
@@ -28,10 +29,11 @@ TEXT_THETA = 10000.0
 class PixDiTSettings:
     """Sizes of the backbone; the defaults are the released network's (1.30 B parameters).
 
-    `text_width` None leaves the text stream out. `reference` is the image size (height, width) at which the rotary bases are
-    10 000 (None: at every size). The last three serve small networks that are trained on crops: `rope_stride` places token n at n·stride
-    instead of stretching every image over the same range, `pixel_positions` "patch" repeats one table in every patch instead of
-    laying one over the whole image, and `window` restricts attention to windows of that many tokens a side.
+    `text_width` None leaves the text stream out. `reference` is the image size (height, width) at which the rotary
+    bases are 10 000 (None: at every size). The last three serve small networks that are trained on crops: `rope_stride`
+    places token n at n·stride instead of stretching every image over the same range, `pixel_positions` "patch" repeats
+    one table in every patch instead of laying one over the whole image, and `window` restricts attention to windows of
+    that many tokens a side.
     """
 
     patch: int = 16
@@ -165,7 +167,8 @@ class PixelMLP(nn.Module):
 
 
 class PixelBlock(nn.Module):
-    """Attention over patches that are squeezed to one token each, then an MLP for each pixel; every pixel has its own modulation.
+    """Attention over patches that are squeezed to one token each, then an MLP for each pixel; every pixel has its own
+    modulation.
 
     The modulations and the pixels' hidden activations are many times larger than the image, so all but the attention
     runs over `chunk` patches at a time.
@@ -200,7 +203,11 @@ class PixelBlock(nn.Module):
         weight = self.modulation.weight.unflatten(0, self.shape)[:, which].flatten(0, 2)
         bias = self.modulation.bias.unflatten(0, self.shape)[:, which].flatten()
         pixels, _, width = self.shape
-        return lambda s: F.linear(s, weight, bias).unflatten(-1, (pixels, -1, width)).unbind(-2)
+
+        def modulations(s: Tensor) -> tuple[Tensor, ...]:
+            return F.linear(s, weight, bias).unflatten(-1, (pixels, -1, width)).unbind(-2)
+
+        return modulations
 
     def _compress(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         shift, scale = modulation
@@ -231,8 +238,8 @@ class TextEmbedding(nn.Module):
 
 
 class PixDiT(nn.Module):
-    """The backbone. `inject` lets a latent in: it is called with (i, tokens) before patch block i, and with i = depth on the
-    condition of the pixel blocks, and returns what takes the tokens' place."""
+    """The backbone. `inject` lets a latent in: it is called with (i, tokens) before patch block i, and with i = depth
+    on the condition of the pixel blocks, and returns what takes the tokens' place."""
 
     def __init__(self, settings: PixDiTSettings):
         super().__init__()
@@ -270,35 +277,35 @@ class PixDiT(nn.Module):
         x = self.patch_embed(patch_vectors(images.to(dtype), self.settings.patch))  # (B,L,D)
         text = self.text_embed(text.to(dtype)) if self.text_embed is not None and text is not None else None
 
-        text_length = None if text is None else text.shape[1]
-        width = self.settings.hidden // self.settings.heads
+        grids = self._grids(rows, columns, self.settings.hidden // self.settings.heads, images.device, text)
         for i, block in enumerate(self.patch_blocks):
             x = x if inject is None else inject(i, x)
-            x, text = block(x, text, F.silu(time), self._grid(rows, columns, width, i, text_length, images.device))
+            x, text = block(x, text, F.silu(time), grids[i % 2])
         s = F.silu(time + x)  # (B,L,D)
         s = s if inject is None else inject(len(self.patch_blocks), s)
 
         pixels = self._embed_pixels(images.to(dtype))  # (B,L,P,c)
-        width = self.settings.pixel_hidden // self.settings.pixel_heads
+        grids = self._grids(rows, columns, self.settings.pixel_hidden // self.settings.pixel_heads, images.device)
         for i, block in enumerate(self.pixel_blocks):
-            pixels = block(pixels, s, self._grid(rows, columns, width, i, None, images.device), chunk or s.shape[1])
+            pixels = block(pixels, s, grids[i % 2], chunk or s.shape[1])
         return pixels_to_image(self.final_linear(self.final_norm(pixels)), rows, columns)
 
-    def _grid(
-        self, rows: int, columns: int, width: int, index: int, text_length: int | None, device: torch.device
-    ) -> Grid:
-        """Places of the tokens for heads of `width`, in block `index`: odd blocks shift their windows by half."""
+    def _grids(
+        self, rows: int, columns: int, width: int, device: torch.device, text: Tensor | None = None
+    ) -> tuple[Grid, Grid]:
+        """Places of the tokens for heads of `width`, in even and in odd blocks, whose windows are shifted by half."""
         settings = self.settings
         reference = settings.reference and (
             settings.reference[0] // settings.patch,
             settings.reference[1] // settings.patch,
         )
+        image = image_table(rows, columns, width, reference=reference, stride=settings.rope_stride, device=device)
+        words = None if text is None else text_table(text.shape[1], width, TEXT_THETA, device)
         side = settings.window
-        return Grid(
-            image=image_table(rows, columns, width, reference=reference, stride=settings.rope_stride, device=device),
-            text=None if text_length is None else text_table(text_length, width, TEXT_THETA, device),
-            windows=None if side is None else Windows(rows, columns, side, side // 2 * (index % 2)),
-        )
+        if side is None:
+            return Grid(image, words, None), Grid(image, words, None)
+        straight, shifted = Windows(rows, columns, side, 0), Windows(rows, columns, side, side // 2)
+        return Grid(image, words, straight), Grid(image, words, shifted)
 
     def _embed_pixels(self, images: Tensor) -> Tensor:
         """(B,in_channels,H,W) -> (B,L,P,c): a Linear for each pixel plus the fixed position table."""

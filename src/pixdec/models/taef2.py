@@ -1,7 +1,8 @@
 """TAEF2, Ollin Boer Bohan's tiny autoencoder of the FLUX.2 latent space (MIT): teacher and baseline of our own.
 
-Its weights are not part of this package; `load_taef2` reads the two original files. Latents are the FLUX.2 ones after the VAE's
-batch norm, unpacked: (B,32,H/8,W/8). The original works on images in [0,1]; here images are in [-1,1] like everywhere else.
+Its weights are not part of this package; `load_taef2` reads the two original files. Latents are the FLUX.2 ones after
+the VAE's batch norm, unpacked: (B,32,H/8,W/8). The original works on images in [0,1]; here images are in [-1,1] like
+everywhere else.
 """
 
 from pathlib import Path

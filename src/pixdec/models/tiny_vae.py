@@ -1,7 +1,8 @@
 """A tiny autoencoder of the FLUX.2 latent space (unpacked: 32 channels at 1/8).
 
-It lets the package turn a picture into a latent, and a latent into a preview, without a download. Both halves keep most of
-their work at 1/4 and 1/8 of the image side, so that a 512 x 512 image takes about a tenth of a second on two CPU cores.
+It lets the package turn a picture into a latent, and a latent into a preview, without a download. Both halves keep most
+of their work at 1/4 and 1/8 of the image side, so that a 512 x 512 image takes about a tenth of a second on two CPU
+cores.
 
 B batch · H, W image pixels (multiples of 8) · C = 32 latent channels
 """

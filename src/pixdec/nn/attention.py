@@ -8,9 +8,11 @@ from torch.nn import functional as F
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / sqrt(d)) v for (B, heads, L, d); `mask` (broadcastable to (B, heads, Lq, Lk)) is True where a key counts.
+    """softmax(q kᵀ / sqrt(d)) v for (B, heads, L, d); `mask` (broadcastable to (B, heads, Lq, Lk)) is True where a key
+    counts.
 
-    The one place that chooses a kernel: PyTorch's scaled-dot-product attention, which picks the fastest one that the device has.
+    The one place that chooses a kernel: PyTorch's scaled-dot-product attention, which picks the fastest one that the
+    device has.
     """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
@@ -29,8 +31,9 @@ def merge_heads(x: Tensor) -> Tensor:
 class Windows:
     """Square windows of `side` tokens over a grid of `rows` x `columns` tokens, displaced by `shift` up and left.
 
-    Attention inside windows costs in proportion to the image, not to its square; blocks alternate shift 0 and side/2 so that
-    neighbours meet (Liu et al. 2021, Swin). Windows that stick out of the grid are filled with tokens that `mask` hides.
+    Attention inside windows costs in proportion to the image, not to its square; blocks alternate shift 0 and side/2 so
+    that neighbours meet (Liu et al. 2021, Swin). Windows that stick out of the grid are filled with tokens that `mask`
+    hides.
     """
 
     rows: int

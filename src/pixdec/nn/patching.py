@@ -1,4 +1,5 @@
-"""Images <-> patches. Patch tokens run row by row; inside a patch the order is (channel, row, column) or pixel by pixel."""
+"""Images <-> patches. Patch tokens run row by row; inside a patch the order is (channel, row, column) or pixel by
+pixel."""
 
 from torch import Tensor
 from torch.nn import functional as F

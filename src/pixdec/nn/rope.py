@@ -1,6 +1,7 @@
 """Rotary position tables (Su et al. 2021) for text and for image tokens, always in float32.
 
-A table is (L, d/2) complex numbers exp(i·angle), stored as (2, L, d/2): cosine, sine. Pairs are interleaved: (x0, x1), (x2, x3), …
+A table is (L, d/2) complex numbers exp(i·angle), stored as (2, L, d/2): cosine, sine. Pairs are interleaved: (x0, x1),
+(x2, x3), …
 """
 
 import torch
@@ -35,8 +36,8 @@ def image_table(
     """Table (2, rows·columns, width/2) of two-dimensional positions, angles interleaved x, y, x, y, …
 
     With `stride` None, each axis spans [0, 16] whatever its length, and its base grows with the grid beyond `reference`
-    (rows, columns) by the NTK rule, theta = 10000·(grid/reference)^(a/(a−2)) with a = width/2, unless `reference` is None.
-    With a `stride`, token n sits at n·stride: positions that do not depend on the size of the image.
+    (rows, columns) by the NTK rule, theta = 10000·(grid/reference)^(a/(a−2)) with a = width/2, unless `reference` is
+    None. With a `stride`, token n sits at n·stride: positions that do not depend on the size of the image.
     """
 
     half = width / 2
