@@ -20,8 +20,8 @@ def battery(
 ) -> None:
     """Runs `call` on networks that `build` makes.
 
-    `unused`: parameters that the output does not depend on, by the beginning of their names; `low_precision`: how far bfloat16
-    weights may lie from float32, relative.
+    `unused`: parameters that the output does not depend on, by the beginning of their names; `low_precision`: how far
+    bfloat16 weights may lie from float32, relative.
     """
     torch.manual_seed(0)
     network = randomised(build())

@@ -59,11 +59,12 @@ class PixelDecoder:
     ) -> Self:
         """A decoder by name (`pixdec models` lists them), or from a file or folder.
 
-        `device` None takes CUDA, else MPS, else the CPU. `dtype` None keeps the file's, bfloat16 for the released models, but
-        float32 on a CPU without bfloat16 matrix units, where bfloat16 is many times slower. `space` names the latent space where
-        a file alone does not tell (16-channel checkpoints outside their released folder).
+        `device` None takes CUDA, else MPS, else the CPU. `dtype` None keeps the file's, bfloat16 for the released
+        models, but float32 on a CPU without bfloat16 matrix units, where bfloat16 is many times slower. `space` names
+        the latent space where a file alone does not tell (16-channel checkpoints outside their released folder).
 
-        Raises ValueError for an unknown name, a damaged or foreign file, or an ambiguous space; OSError if a download fails.
+        Raises ValueError for an unknown name, a damaged or foreign file, or an ambiguous space; OSError if a download
+        fails.
         """
         place = torch.device(device) if device is not None else _best_device()
         model = load_decoder(name_or_path, space=space, device=place, dtype=dtype or _quick_dtype(place))
@@ -139,8 +140,9 @@ class PixelDecoder:
         sigma: noise level of the latents, one or one for each; None takes the `Latent`'s (0 for a tensor).
         seed: of the noise, one for each image, or one s for all (image i draws from s + i). The same seed gives the
             same image on every device, alone or in a batch.
-        steps: 1 to 4 for the released students, any number for teachers; None is the model's own.
-        size: (height, width) of the output to expect; a check, for nothing is resized: it must be what the latent gives.
+        steps: 1 to 4 for the released students, any number for teachers and `pixdec-nano`; None is the model's own.
+        size: (height, width) of the output to expect; a check, for nothing is resized: it must be what the latent
+            gives.
         output: "pil", a list of B images; "pt", (B,3,H,W) float32 in [0,1] on the decoder's device; "np", (B,H,W,3)
             float32 in [0,1]. H = h·factor·scale, W = w·factor·scale.
 
@@ -179,7 +181,8 @@ class PixelDecoder:
         height, width = latent.tensor.shape[2] * side, latent.tensor.shape[3] * side
         if size is not None and tuple(size) != (height, width):
             raise ValueError(
-                f"size={tuple(size)}: this latent decodes to (height, width) = ({height}, {width}); resize the image afterwards"
+                f"size={tuple(size)}: this latent decodes to (height, width) = ({height}, {width}); "
+                "resize the image afterwards"
             )
         if warning := self.model.size_warning(height, width):
             warnings.warn(warning, stacklevel=2)
@@ -194,7 +197,8 @@ class PixelDecoder:
         noise, shape = NoiseSource(seeds, self.device), (batch, 3, height, width)
         if self.model.kind == "student":
             count = len(self.model.times) - 1 if steps is None else steps
-            yield from student(denoise, noise, shape, student_times(self.model.times, count))
+            distilled = self.network.settings.prediction != "residual"  # ours learns every noise level alike
+            yield from student(denoise, noise, shape, student_times(self.model.times, count, distilled=distilled))
             return
         without = self._embed([_negative_prompt()] * batch)
         factor = resolution_shift(height, width, self.model.version)
@@ -214,8 +218,8 @@ class PixelDecoder:
             return Latent(latent, self.space, 0.0 if sigma is None else sigma)
         if not self.space.holds_latents_of(latent.space):
             raise ValueError(
-                f"a latent of {latent.space.name} for {self.model.name}, which decodes {' and '.join(self.model.spaces)}; "
-                f"take a decoder of {latent.space.name}, see `pixdec models`"
+                f"a latent of {latent.space.name} for {self.model.name}, which decodes "
+                f"{' and '.join(self.model.spaces)}; take a decoder of {latent.space.name}, see `pixdec models`"
             )
         return latent if sigma is None else Latent(latent.tensor, latent.space, sigma)
 

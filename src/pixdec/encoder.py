@@ -35,8 +35,8 @@ class ImageEncoder:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """An encoder into `space`. `name_or_path` None is the bundled tiny encoder, for FLUX.2 latents; otherwise a diffusers VAE,
-        a hub id or a folder (its `vae` subfolder is taken if there is one).
+        """An encoder into `space`. `name_or_path` None is the bundled tiny encoder, for FLUX.2 latents; otherwise a
+        diffusers VAE, a hub id or a folder (its `vae` subfolder is taken if there is one).
 
         Raises ValueError if the space has no encoder of this kind, or the VAE is not of the space.
         """
@@ -44,18 +44,21 @@ class ImageEncoder:
         if name_or_path is None:
             if target.name != TINY_SPACE:
                 raise ValueError(
-                    f"there is no bundled encoder for {target.name}; name its VAE (a diffusers folder or hub id), or use a {TINY_SPACE} decoder"
+                    f"there is no bundled encoder for {target.name}; name its VAE (a diffusers folder or hub id), "
+                    f"or use a {TINY_SPACE} decoder"
                 )
             return cls(target, load_autoencoder().to(device=device, dtype=dtype), "pixdec-tiny")
         return cls(target, _load_vae(target, name_or_path, dtype).to(device), str(name_or_path))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Latent:
-        """Images (B,3,H,W) in [-1,1], sides multiples of `space.factor` -> a clean `Latent` (B,C,H/factor,W/factor), on the CPU."""
+        """Images (B,3,H,W) in [-1,1], sides multiples of `space.factor` -> a clean `Latent` (B,C,H/factor,W/factor),
+        on the CPU."""
         factor = self.space.factor
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
             raise ValueError(
-                f"images of shape {tuple(images.shape)}: expected (B, 3, H, W) with H and W multiples of {factor}; pad or crop first"
+                f"images of shape {tuple(images.shape)}: expected (B, 3, H, W) with H and W multiples of {factor}; "
+                "pad or crop first"
             )
         parameter = next(self.vae.parameters())
         images = images.to(parameter)

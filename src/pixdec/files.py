@@ -33,7 +33,7 @@ def replacing(path: str | Path) -> Generator[Path]:
     temporary = target.parent / f".{secrets.token_hex(8)}{target.suffix}"
     try:
         yield temporary
-        os.replace(temporary, target)
+        temporary.replace(target)
     except OSError as error:
         clear = type(error)(f"cannot write {path}: {error.strerror or error}")
         clear.errno = error.errno

@@ -1,12 +1,13 @@
 """Samplers as generators: each yields its state after every step, and the caller stops, shows or keeps what it wants.
 
-A denoiser is `denoise(x_t, t) -> velocity` with x_t (B,3,H,W) and t (B,) in [0,1]. Noise is drawn on the CPU in float32 from one
-generator for each image, so that a seed gives the same image on every device and in every batch.
+A denoiser is `denoise(x_t, t) -> velocity` with x_t (B,3,H,W) and t (B,) in [0,1]. Noise is drawn on the CPU in float32
+from one generator for each image, so that a seed gives the same image on every device and in every batch.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One step: number `index` of `total`, from noise level `t`; `x0` (B,3,H,W) is the estimate of the clean image it made,
-    clamped to [-1,1]. The last step's x0 is the result."""
+    """One step: number `index` of `total`, from noise level `t`; `x0` (B,3,H,W) is the estimate of the clean image it
+    made, clamped to [-1,1]. The last step's x0 is the result."""
 
     index: int
     total: int
@@ -28,7 +29,8 @@ class Step:
 
 
 class NoiseSource:
-    """Standard normal noise, image by image: image i of the batch draws from its own generator, in the order of the calls."""
+    """Standard normal noise, image by image: image i of the batch draws from its own generator, in the order of the
+    calls."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -51,7 +53,7 @@ def student(
     """
     x = noise(shape)
     total = len(times) - 1
-    for i, (t, following) in enumerate(zip(times, times[1:], strict=False)):
+    for i, (t, following) in enumerate(pairwise(times)):
         level = torch.full((shape[0],), t, device=x.device)
         x0 = clean(x, denoise(x, level), level)
         yield Step(i, total, t, x0.clamp(-1, 1))
@@ -62,12 +64,12 @@ def student(
 def dpm_solver(denoise: Denoiser, x: Tensor, times: Sequence[float]) -> Iterator[Step]:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2) on the flow path: alpha = 1−t, sigma = t, lambda = ln(alpha/sigma).
 
-    `x` is the noise (B,3,H,W) at times[0]; `times` runs down to 0. The first step and the last are of order 1, where lambda has
-    no end. Deterministic. The result is not clamped before it is yielded.
+    `x` is the noise (B,3,H,W) at times[0]; `times` runs down to 0. The first step and the last are of order 1, where
+    lambda has no end. Deterministic. The result is not clamped before it is yielded.
     """
     total = len(times) - 1
     previous: tuple[float, Tensor] | None = None
-    for i, (t, following) in enumerate(zip(times, times[1:], strict=False)):
+    for i, (t, following) in enumerate(pairwise(times)):
         level = torch.full((x.shape[0],), t, device=x.device)
         x0 = clean(x, denoise(x, level), level)
         here, there = _half_log_snr(t), _half_log_snr(following)

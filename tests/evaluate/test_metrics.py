@@ -144,7 +144,7 @@ def test_consistency() -> None:
 
 
 @pytest.mark.parametrize("figure", [metrics.psnr, metrics.ssim, metrics.spectrum_error, metrics.colour_drift])
-def test_sizes_must_agree(figure) -> None:  # noqa: ANN001
+def test_sizes_must_agree(figure) -> None:
     with pytest.raises(ValueError, match="32x64 against a reference of 64x32"):
         figure(flat(0, 64, 32), flat(0, 32, 64))
 

@@ -18,9 +18,9 @@ CASES = ("steps8_shift3_guidance1", "steps8_shift6_guidance5", "steps4_shift6_gu
 def test_dpm_solver(case: str):
     """Within 1e-5, or within the reference's own rounding where that is larger.
 
-    The reference forms x0 = (x − t·eps)/(1 − t) in float32, from eps = (1−t)·v + x. At its first noise level, 1 − t = 1.7e-4
-    (shift 6), the rounding of eps, 2^-24 of values of order 1, comes out 6000 times as large, and guidance g multiplies it by
-    g + (g−1). We form x0 = x − t·v, which does not cancel.
+    The reference forms x0 = (x − t·eps)/(1 − t) in float32, from eps = (1−t)·v + x. At its first noise level,
+    1 − t = 1.7e-4 (shift 6), the rounding of eps, 2^-24 of values of order 1, comes out 6000 times as large, and
+    guidance g multiplies it by g + (g−1). We form x0 = x − t·v, which does not cancel.
     """
     count, shift, guidance = (int(n) for n in re.findall(r"\d+", case))
     given, net, reference = tensors("v1-flux1"), network("v1-flux1"), tensors("training")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def flip_a_bit(path: Path) -> None:
 def swap_with_another(path: Path) -> None:
     other = EmbeddingCache(path.parent)
     other.store("other", torch.zeros(SHAPE, dtype=torch.bfloat16))
-    os.replace(other.path("other"), path)
+    other.path("other").replace(path)
 
 
 def replace_with_a_foreign_file(path: Path) -> None:

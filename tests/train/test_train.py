@@ -175,7 +175,7 @@ def test_power_average_weighs_recent_values():
 def test_noise_levels_cover_the_distribution():
     recipe = dataclasses.replace(DECODER, t_high=0.2)
     levels = torch.cat([decoder.noise_levels(recipe, generator_at(0, i)) for i in range(1000)])
-    assert 0 < levels.min()
+    assert levels.min() > 0
     assert levels.max() < 1
     ratio = (levels[levels < 0.5] / (1 - levels[levels < 0.5]) / NANO.residual_std).log()
     assert float(ratio.median()) == pytest.approx(recipe.t_mean, abs=0.15)
@@ -202,7 +202,7 @@ def test_crops_depend_on_seed_and_index_alone(tmp_path: Path):
     assert torch.equal(batch, two.batch(settings, 5, 7, 6))
     assert not torch.equal(batch, two.batch(settings, 6, 7, 6))
     assert batch.shape == (6, 3, 32, 32)
-    assert -1 <= batch.min()
+    assert batch.min() >= -1
     assert batch.max() <= 1
     with pytest.raises(ValueError, match="smaller than the crop"):
         one.batch(CropSettings(size=128, synthetic=0), 0, 0, 1)
@@ -219,4 +219,4 @@ def test_pages_have_ink():
 
 
 GOLDEN_AUTOENCODER = (1.1881, 1.0479)
-GOLDEN_DECODER = (9.1580, 6.7143)
+GOLDEN_DECODER = (39.270, 27.617)

@@ -1,4 +1,5 @@
-"""float32 against bfloat16 on the full-size network, with random weights: how far the velocity moves, and what a call costs.
+"""float32 against bfloat16 on the full-size network, with random weights: how far the velocity moves, and what a call
+costs.
 
 python -m pixdec.bench.precision --side 512
 """
@@ -18,9 +19,8 @@ def main(side: int = 512, device: str = "cpu") -> None:
     generator = torch.Generator().manual_seed(0)
     network = PiD(PiDSettings()).eval()
     for name, parameter in network.named_parameters():
-        if (
-            parameter.ndim > 1
-        ):  # of the size that trained weights have, none of them zero; norms and gates keep their start
+        # Of the size that trained weights have, none of them zero; norms and gates keep their start.
+        if parameter.ndim > 1:
             fan_in = parameter[0].numel()
             gain = 0.1 if ".modulation." in name else 1.0
             parameter.copy_(gain * torch.randn(parameter.shape, generator=generator) / fan_in**0.5)

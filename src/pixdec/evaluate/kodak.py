@@ -1,8 +1,10 @@
-"""The quality table of the bundled models: each image bicubic ÷4, encoded, decoded four times larger, against the original.
+"""The quality table of the bundled models: each image bicubic ÷4, encoded, decoded four times larger, against the
+original.
 
     python -m pixdec.evaluate.kodak --images FOLDER --taef2 FOLDER --out docs/benchmarks/kodak
 
-Writes OUT.md and OUT.json, OUT-roundtrip.md and .json (the tiny autoencoder against TAEF2 at full size), and crops of each image.
+Writes OUT.md and OUT.json, OUT-roundtrip.md and .json (the tiny autoencoder against TAEF2 at full size), and crops of
+each image.
 """
 
 import platform
@@ -63,13 +65,19 @@ def main(
         _save_crops(original, results, out.with_name(f"{out.name}-{path.stem}.png"))
     facts = {
         "command": "`make kodak`",
-        "data": f"{len(paths)} images of {images.name}, bicubic antialiased ÷{SCALE}, encoded by the encoder that belongs to the decoder",
+        "data": (
+            f"{len(paths)} images of {images.name}, bicubic antialiased ÷{SCALE}, "
+            "encoded by the encoder that belongs to the decoder"
+        ),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, float32",
         "consistency": "against the tiny decode of the same latent",
     }
     names = [path.stem for path in paths]
     Report(f"Four times larger: {decoder.model.name} on Kodak", names, rows, facts).write(out)
-    round_trips = {"TAEF2": lambda x: teacher.decode(teacher.encode(x)), "pixdec-tiny": tiny}  # pyright: ignore
+    round_trips: dict[str, Callable[[Tensor], Tensor]] = {
+        "TAEF2": lambda x: teacher.decode(teacher.encode(x)),
+        "pixdec-tiny": tiny,
+    }
     trips: dict[str, list[dict[str, float]]] = {name: [] for name in round_trips}
     for path in paths:
         original = read_image(path)

@@ -76,7 +76,7 @@ def fetch(source: str | Path, revision: str = "main") -> Path:
 
 
 def _download(repository: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]  bare `dict` in its signature
+    from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))

@@ -2,21 +2,24 @@
 
     python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --run FOLDER
 
-Three losses, on half a batch each or on the whole: the encoder's latents approach the teacher's (mean squared error); the
-decoder gives back the image from our latents, and from the teacher's (mean absolute error, in [-1,1]).
+Three losses, on half a batch each or on the whole: the encoder's latents approach the teacher's (mean squared error);
+the decoder gives back the image from our latents, and from the teacher's (mean absolute error, in [-1,1]).
 """
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.train.data import CropSettings, Photos
 from pixdec.train.loop import LoopSettings, Run, append_jsonl, train
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ def main(
     """Trains, or resumes, the run in folder `run`; ends with `run/state.pt` at the last step."""
     recipe = recipe or AutoencoderRecipe()
     torch.manual_seed(recipe.loop.seed)
-    network = TinyVAE(recipe.network).to(memory_format=torch.channels_last)  # pyright: ignore
-    source, taef2 = Photos(photos), load_taef2(teacher).to(memory_format=torch.channels_last)
+    network = _channels_last(TinyVAE(recipe.network))
+    source, taef2 = Photos(photos), _channels_last(load_taef2(teacher))
     run.mkdir(parents=True, exist_ok=True)
     state = Run(network, recipe.loop)
     state.resume(run / "state.pt")
@@ -66,6 +69,10 @@ def main(
         append_jsonl(run / "metrics.jsonl", asdict(progress))
         if progress.step % save_every == 0 or progress.step == recipe.loop.steps:
             state.save(run / "state.pt")
+
+
+def _channels_last(network: M) -> M:
+    return cast(Any, network).to(memory_format=torch.channels_last)  # which PyTorch's stub of `to` leaves out
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Trains a small decoder: flow matching on pixels, conditioned on the latent of the image shrunk by the decoder's scale.
+"""Trains a small decoder: flow matching on pixels, conditioned on the latent of the image shrunk by the decoder's
+scale.
 
     python -m pixdec.train.decoder --photos FOLDER --taef2 FOLDER --autoencoder RUN/state.pt --run FOLDER
 
 High-resolution crop x0 -> bicubic antialiased ÷ scale -> encoder (ours, and TAEF2's for one crop in four, so that
-real FLUX.2 latents are met as well) -> latent, noised to sigma -> velocity of the network at x_t, against eps − x0 (specification §9).
+real FLUX.2 latents are met as well) -> latent, noised to sigma -> velocity of the network at x_t, against eps − x0
+(specification §9).
 """
 
 import math
@@ -67,14 +69,14 @@ def nano_settings() -> PiDSettings:
 class DecoderRecipe:
     """Everything that decides the result, but the photographs and the encoders.
 
-    Noise levels t: with t/(1−t) = d·exp(m + s·n), n normal and d the residual's standard deviation (EDM's distribution in
-    this frame), but a share `t_high` of each batch is uniform in [0.5, 1], where the first step of a decode works.
+    Noise levels t: with t/(1−t) = d·exp(m + s·n), n normal and d the residual's standard deviation (EDM's distribution
+    in this frame), but a share `t_high` of each batch is uniform in [0.5, 1], where the first step of a decode works.
     Latent noise: sigma = 0 for a share `clean_latents`, else uniform in [0, `sigma_max`].
     """
 
     network: PiDSettings = field(default_factory=nano_settings)
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=4300, batch=4, learning_rate=1e-3, warmup=200, weight_decay=0.01)
+        default_factory=lambda: LoopSettings(steps=2700, batch=4, learning_rate=1e-3, warmup=200, weight_decay=0.01)
     )
     crops: CropSettings = field(default_factory=lambda: CropSettings(size=192, zoom=2.0, synthetic=0.12, candidates=2))
     t_mean: float = -0.2
@@ -96,7 +98,8 @@ def noise_levels(recipe: DecoderRecipe, generator: torch.Generator) -> Tensor:
 
 
 def degrade(images: Tensor, scale: int) -> Tensor:
-    """Images (B,3,H,W) in [-1,1] -> (B,3,H/scale,W/scale), bicubic antialiased, rounded to 8 bits as a picture file is."""
+    """Images (B,3,H,W) in [-1,1] -> (B,3,H/scale,W/scale), bicubic antialiased, rounded to 8 bits as a picture file
+    is."""
     small = F.interpolate(images, scale_factor=1 / scale, mode="bicubic", antialias=True).clamp(-1, 1)
     return ((small + 1) * 127.5).round() / 127.5 - 1
 
@@ -126,8 +129,8 @@ def losses(
 
 
 def difficulty(images: Tensor, low: Tensor, std: float) -> Tensor:
-    """Mean square (B,) of what enlarging the low-resolution images lacks, in units of the residual's variance. Each crop's
-    error is divided by it, for a page of text lacks twenty times what a photograph does and would drown it."""
+    """Mean square (B,) of what enlarging the low-resolution images lacks, in units of the residual's variance. Each
+    crop's error is divided by it, for a page of text lacks twenty times what a photograph does and would drown it."""
     enlarged = F.interpolate(low, images.shape[2:], mode="bicubic", align_corners=False)
     return (images - enlarged).square().mean((1, 2, 3)) / std**2
 

@@ -23,8 +23,8 @@ EMA_GAMMA = 6.94
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Optimisation of one run. The rate rises linearly over `warmup` steps, stays, and falls to zero along a half cosine
-    over the last `decay` of the steps."""
+    """Optimisation of one run. The rate rises linearly over `warmup` steps, stays, and falls to zero along a half
+    cosine over the last `decay` of the steps."""
 
     steps: int
     batch: int
@@ -109,7 +109,7 @@ def train(run: Run, losses_at: Callable[[int], dict[str, Tensor]], settings: Loo
             group["lr"] = learning_rate(settings, run.step)
         losses = losses_at(run.step)
         run.optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()  # pyright: ignore[reportUnknownMemberType]
+        losses["total"].backward()
         norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip))
         if not math.isfinite(norm):
             raise FloatingPointError(f"step {run.step}: gradient norm {norm}; lower the learning rate and resume")
