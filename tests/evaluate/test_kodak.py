@@ -28,7 +28,7 @@ def test_table_is_written(tmp_path: Path):
     assert ours["psnr"] > 20
     assert plain["consistency"] > 30
     assert set(json.loads((tmp_path / "out-roundtrip.json").read_text())["means"]) == {"TAEF2", "pixdec-tiny"}
-    assert Image.open(tmp_path / "out-picture1.png").size == (4 * 2 * kodak.CROP, 2 * kodak.CROP)
+    assert Image.open(tmp_path / "out-picture1.webp").size == (4 * 2 * kodak.CROP, 2 * kodak.CROP)
 
 
 def test_missing_baseline_is_one_line(tmp_path: Path):

@@ -62,7 +62,7 @@ def main(
             results[name] = to_pil(method(low))[0]
             seconds = time.perf_counter() - start
             rows[name].append({**measure(results[name], original, low=preview, scale=SCALE), "seconds": seconds})
-        _save_crops(original, results, out.with_name(f"{out.name}-{path.stem}.png"))
+        _save_crops(original, results, out.with_name(f"{out.name}-{path.stem}.webp"))
     facts = {
         "command": "`make kodak`",
         "data": (

@@ -15,7 +15,7 @@ from pixdec.train.loop import averaged_weights
 from pixdec.weights.catalog import BUNDLED
 from pixdec.weights.load import save_autoencoder, save_decoder
 
-NANO_TIMES = (0.999, 0.25, 0.11, 0.045, 0.0)
+NANO_TIMES = (0.999, 0.3, 0.15, 0.06, 0.0)
 
 
 def main(autoencoder: Path | None = None, decoder: Path | None = None, folder: Path = BUNDLED) -> None:
