@@ -27,7 +27,7 @@ DEFAULT = "pixdec-nano"
 TEACHER_STEPS = 25
 TEACHER_GUIDANCE = 5.0
 TEACHER_START = 0.999  # the first noise level before the shift
-PIXEL_CHUNK = 4096  # patches that the pixel blocks work on at a time: bounds memory at any image size
+PIXEL_CHUNK = 1024  # patches that the pixel blocks work on at a time: bounds memory at any image size
 
 Captions = Callable[[Sequence[str], torch.device, torch.dtype], Tensor]
 

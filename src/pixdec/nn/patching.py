@@ -11,8 +11,13 @@ def patch_vectors(images: Tensor, patch: int) -> Tensor:
 
 
 def patch_pixels(images: Tensor, patch: int) -> Tensor:
-    """(B,C,H,W) -> (B, L, p², C): the pixels of each patch, row by row."""
-    return F.pixel_unshuffle(images, patch).flatten(2).unflatten(1, (-1, patch * patch)).permute(0, 3, 2, 1)
+    """(B,C,H,W) -> (B, L, p², C): the pixels of each patch, row by row.
+
+    Contiguous, for on other strides every Linear over the pixels becomes one small product for each patch.
+    """
+    return (
+        F.pixel_unshuffle(images, patch).flatten(2).unflatten(1, (-1, patch * patch)).permute(0, 3, 2, 1).contiguous()
+    )
 
 
 def pixels_to_image(pixels: Tensor, rows: int, columns: int) -> Tensor:
