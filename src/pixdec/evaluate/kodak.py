@@ -28,6 +28,7 @@ SCALE = 4
 CROP = 192  # pixels a side, shown doubled in the comparison pictures
 
 
+@torch.no_grad()
 def main(
     images: Path,
     taef2: Path,
@@ -38,7 +39,6 @@ def main(
     limit: int | None = None,
 ) -> None:
     """Measures `model` at each number of `steps`, beside two baselines."""
-    torch.set_grad_enabled(False)
     decoder = PixelDecoder.from_pretrained(model, device="cpu", dtype=torch.float32)
     tiny, teacher = load_autoencoder(autoencoder), load_taef2(taef2)
     paths = sorted(images.glob("*.png"))[:limit]
