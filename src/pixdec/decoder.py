@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pixdec.flow import resolution_shift, shifted_times, student_times
 from pixdec.latents import Latent, LatentSpace, get_space
-from pixdec.models.pid import Condition
 from pixdec.sampling import NoiseSource, Step, dpm_solver, guided, student
 from pixdec.weights.load import LoadedDecoder, load_decoder
 
@@ -206,11 +205,6 @@ class PixelDecoder:
         denoiser = guided(denoise, lambda x_t, t: denoise(x_t, t, without), TEACHER_GUIDANCE)
         for step in dpm_solver(denoiser, noise(shape), times):
             yield Step(step.index, step.total, step.t, step.x0.clamp(-1, 1))
-
-    def condition(self, latent: Latent | Tensor) -> Condition:
-        """What the network makes of a latent once for all steps; for those who write their own sampler."""
-        with torch.inference_mode():
-            return self.network.condition(self._accept(latent, None).tensor.to(self.device))
 
     def _accept(self, latent: Latent | Tensor, sigma: float | Sequence[float] | Tensor | None) -> Latent:
         """A checked latent of this decoder's space, at the noise level that was asked for."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
-from pixdec.models.tiny_vae import TinyVAE, pack
+from pixdec.models.tiny_vae import TinyVAE
 from pixdec.weights.load import load_autoencoder
 
 TINY_SPACE = "flux2"
@@ -63,7 +63,7 @@ class ImageEncoder:
         parameter = next(self.vae.parameters())
         images = images.to(parameter)
         if isinstance(self.vae, TinyVAE):
-            return Latent(pack(self.vae.encoder(images)).float().cpu(), self.space)
+            return Latent(self.space.patchify(self.vae.encoder(images)).float().cpu(), self.space)
         vae: Any = self.vae
         frames = images.unsqueeze(2) if self.space.name == "qwen-image" else images
         raw: Tensor = vae.encode(frames).latent_dist.mode()

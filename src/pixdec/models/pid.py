@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.models.adapter import AdapterSettings, LatentAdapter, SigmaGate
+from pixdec.models.adapter import GATE_BIAS, AdapterSettings, LatentAdapter, SigmaGate
 from pixdec.models.pixdit import PixDiT, PixDiTSettings
 from pixdec.models.tiny_vae import TinyDecoder, TinyVAESettings, unpack
 
@@ -58,10 +58,6 @@ class Condition:
     tokens: list[Tensor]
     base: Tensor | None
 
-    def rows(self, which: slice) -> "Condition":
-        """The same for some images of the batch."""
-        return Condition([t[which] for t in self.tokens], None if self.base is None else self.base[which])
-
 
 class PiD(nn.Module):
     """`network(x_t, t, text, latent, sigma) -> velocity`."""
@@ -98,7 +94,7 @@ class PiD(nn.Module):
             if ".modulation." in name or "final_linear" in name or "adapter.heads" in name or "pixel_head" in name:
                 nn.init.zeros_(parameter)
             if "content.bias" in name:
-                nn.init.constant_(parameter, 2.0)
+                nn.init.constant_(parameter, GATE_BIAS)
         return self
 
     def condition(self, latent: Tensor) -> Condition:

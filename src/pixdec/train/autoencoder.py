@@ -6,7 +6,7 @@ Three losses, on half a batch each or on the whole: the encoder's latents approa
 the decoder gives back the image from our latents, and from the teacher's (mean absolute error, in [-1,1]).
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.train.data import CropSettings, Photos
-from pixdec.train.loop import LoopSettings, Run, append_jsonl, train
+from pixdec.train.loop import LoopSettings, Run, train_in
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -57,18 +57,13 @@ def main(
     torch.manual_seed(recipe.loop.seed)
     network = _channels_last(TinyVAE(recipe.network))
     source, taef2 = Photos(photos), _channels_last(load_taef2(teacher))
-    run.mkdir(parents=True, exist_ok=True)
     state = Run(network, recipe.loop)
-    state.resume(run / "state.pt")
 
     def losses_at(step: int) -> dict[str, Tensor]:
         images = source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch)
         return losses(network, taef2, images.contiguous(memory_format=torch.channels_last), recipe.match)
 
-    for progress in train(state, losses_at, recipe.loop):
-        append_jsonl(run / "metrics.jsonl", asdict(progress))
-        if progress.step % save_every == 0 or progress.step == recipe.loop.steps:
-            state.save(run / "state.pt")
+    train_in(run, state, losses_at, recipe.loop, save_every)
 
 
 def _channels_last(network: M) -> M:

@@ -10,7 +10,7 @@ real FLUX.2 latents are met as well) -> latent, noised to sigma -> velocity of t
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.taef2 import load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
 from pixdec.train.data import CropSettings, Photos
-from pixdec.train.loop import LoopSettings, Run, append_jsonl, averaged_weights, generator_at, train
+from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, train_in
 
 Encoder = Callable[[Tensor], Tensor]
 
@@ -149,19 +149,14 @@ def main(
     network.base.load_state_dict(tiny.decoder.state_dict())
     network.base.requires_grad_(False)
     source, teacher = Photos(photos), load_taef2(taef2)
-    run.mkdir(parents=True, exist_ok=True)
     state = Run(network, recipe.loop)
-    state.resume(run / "state.pt")
 
     def losses_at(step: int) -> dict[str, Tensor]:
         images = source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch)
         generator = generator_at(recipe.loop.seed, step)
         return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator)
 
-    for progress in train(state, losses_at, recipe.loop):
-        append_jsonl(run / "metrics.jsonl", asdict(progress))
-        if progress.step % save_every == 0 or progress.step == recipe.loop.steps:
-            state.save(run / "state.pt")
+    train_in(run, state, losses_at, recipe.loop, save_every)
 
 
 if __name__ == "__main__":

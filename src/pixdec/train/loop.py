@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -125,10 +125,18 @@ def generator_at(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((1_000_003 * seed + step) % 2**32)
 
 
-def append_jsonl(path: str | Path, row: Mapping[str, object]) -> None:
-    """Adds one line to a log of a run."""
-    with Path(path).open("a") as log:
-        log.write(json.dumps(row) + "\n")
+def train_in(
+    folder: Path, run: Run, losses_at: Callable[[int], dict[str, Tensor]], settings: LoopSettings, save_every: int
+) -> None:
+    """Trains, or resumes, the run of a folder: `state.pt` every `save_every` steps and at the end, `metrics.jsonl` with
+    one line for each step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run.resume(folder / "state.pt")
+    for progress in train(run, losses_at, settings):
+        with (folder / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps(asdict(progress)) + "\n")
+        if progress.step % save_every == 0 or progress.step == settings.steps:
+            run.save(folder / "state.pt")
 
 
 def averaged_weights(path: str | Path) -> dict[str, Tensor]:
