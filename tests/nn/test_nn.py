@@ -29,7 +29,7 @@ def test_heads_round_trip():
 
 @pytest.mark.parametrize(("rows", "columns", "side", "shift"), [(8, 8, 4, 0), (8, 8, 4, 2), (5, 9, 4, 2), (3, 2, 8, 4)])
 def test_windows_split_and_join(rows: int, columns: int, side: int, shift: int):
-    windows = Windows(rows, columns, side, shift)
+    windows = Windows(rows, columns, side, shift, shift)
     x = torch.arange(2 * 3 * rows * columns * 4, dtype=torch.float32).view(2, 3, rows * columns, 4)
     parts = windows.split(x)
     assert parts.shape == (2 * windows.count, 3, side**2, 4)
@@ -39,8 +39,19 @@ def test_windows_split_and_join(rows: int, columns: int, side: int, shift: int):
     assert (2 * windows.count * side**2 if mask is None else int(mask.sum())) == real
 
 
+@pytest.mark.parametrize(("rows", "columns", "shift"), [(16, 8, 0), (16, 8, 2), (9, 7, 2), (3, 5, 2)])
+@pytest.mark.parametrize("tokens", [1, 64, 1000])
+def test_bands_hold_the_same_windows(rows: int, columns: int, shift: int, tokens: int):
+    windows = Windows(rows, columns, 4, shift, shift)
+    x = torch.randn(1, 2, rows * columns, 3)
+    bands = list(windows.bands(tokens))
+    assert torch.equal(torch.cat([x[:, :, where] for where, _ in bands], 2), x)
+    assert torch.equal(torch.cat([inside.split(x[:, :, where]) for where, inside in bands]), windows.split(x))
+    assert all(inside.rows * columns <= max(tokens, 4 * columns) for _, inside in bands)
+
+
 def test_windowed_attention_stays_inside_its_window():
-    windows = Windows(8, 8, 4, 2)
+    windows = Windows(8, 8, 4, 2, 2)
     tokens = torch.randn(1, 1, 64, 8)
     changed = tokens.clone()
     changed[:, :, 0] += 10.0  # row 0, column 0: alone with rows and columns 0 and 1 in its shifted window

@@ -133,5 +133,6 @@ class SigmaGate(nn.Module):
 
     def opening(self, x: Tensor, tokens: Tensor, sigma: Tensor) -> Tensor:
         """How far the gate is open, (B,L,D) or (B,L,1), in [0,1], float32."""
-        content = self.content(torch.cat((x, tokens), -1)).float()
-        return torch.sigmoid(content - self.log_alpha.exp() * sigma.float()[:, None, None])
+        ours, theirs = self.content.weight.chunk(2, 1)  # Linear([x, l]) without writing the two beside each other
+        content = F.linear(x, ours) + F.linear(tokens, theirs, self.content.bias)
+        return torch.sigmoid(content.float() - self.log_alpha.exp() * sigma.float()[:, None, None])

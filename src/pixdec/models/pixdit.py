@@ -8,7 +8,7 @@ Source: PixelDiT as used by PiD (arXiv 2605.23902) and its released checkpoints.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -70,11 +70,13 @@ class PixDiTSettings:
 
 @dataclass(frozen=True)
 class Grid:
-    """What attention must know of the tokens' places: rotary tables, and windows where attention is windowed."""
+    """What attention must know of the tokens' places: rotary tables, and windows where attention is windowed. Then the
+    tokens may be only some of all, a band of whole windows at `tokens`, for no window sees another."""
 
     image: Tensor  # (2, L, d/2) rotary table
-    text: Tensor | None  # (2, T, d/2)
-    windows: Windows | None
+    text: Tensor | None = None  # (2, T, d/2)
+    windows: Windows | None = None
+    tokens: slice = field(default_factory=lambda: slice(None))
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows | None) -> Tensor:
@@ -84,6 +86,11 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows | None)
     q, k, v = windows.split(q), windows.split(k), windows.split(v)
     mask = windows.mask(q.shape[0] // windows.count, q.device)
     return windows.join(attention(q, k, v, mask))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Bands of tokens (B,l,…) -> (B,L,…)."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class SwiGLU(nn.Module):
@@ -269,7 +276,8 @@ class PixDiT(nn.Module):
     ) -> Tensor:
         """images (B,in_channels,H,W), t (B,) in [0,1], text (B,T,E) -> (B,3,H,W). H and W are multiples of p.
 
-        `chunk` is the number of patches that the pixel blocks work on at a time; all at once if None.
+        `chunk` is the number of patches that the pixel blocks, and blocks whose attention is windowed, work on at a
+        time; all at once if None.
         """
         rows, columns = images.shape[-2] // self.settings.patch, images.shape[-1] // self.settings.patch
         dtype = self.patch_embed.weight.dtype
@@ -277,35 +285,52 @@ class PixDiT(nn.Module):
         x = self.patch_embed(patch_vectors(images.to(dtype), self.settings.patch))  # (B,L,D)
         text = self.text_embed(text.to(dtype)) if self.text_embed is not None and text is not None else None
 
-        grids = self._grids(rows, columns, self.settings.hidden // self.settings.heads, images.device, text)
+        grids = self._grids(rows, columns, self.settings.hidden // self.settings.heads, images.device, chunk, text)
         for i, block in enumerate(self.patch_blocks):
             x = x if inject is None else inject(i, x)
-            x, text = block(x, text, F.silu(time), grids[i % 2])
+            parts = [block(x[:, grid.tokens], text, F.silu(time), grid) for grid in grids[i % 2]]
+            x, text = _joined([tokens for tokens, _ in parts]), parts[0][1]
         s = F.silu(time + x)  # (B,L,D)
         s = s if inject is None else inject(len(self.patch_blocks), s)
 
         pixels = self._embed_pixels(images.to(dtype))  # (B,L,P,c)
-        grids = self._grids(rows, columns, self.settings.pixel_hidden // self.settings.pixel_heads, images.device)
+        grids = self._grids(
+            rows, columns, self.settings.pixel_hidden // self.settings.pixel_heads, images.device, chunk
+        )
         for i, block in enumerate(self.pixel_blocks):
-            pixels = block(pixels, s, grids[i % 2], chunk or s.shape[1])
+            bands = grids[i % 2]
+            pixels = _joined([block(pixels[:, g.tokens], s[:, g.tokens], g, chunk or s.shape[1]) for g in bands])
         return pixels_to_image(self.final_linear(self.final_norm(pixels)), rows, columns)
 
     def _grids(
-        self, rows: int, columns: int, width: int, device: torch.device, text: Tensor | None = None
-    ) -> tuple[Grid, Grid]:
-        """Places of the tokens for heads of `width`, in even and in odd blocks, whose windows are shifted by half."""
+        self,
+        rows: int,
+        columns: int,
+        width: int,
+        device: torch.device,
+        chunk: int | None,
+        text: Tensor | None = None,
+    ) -> tuple[list[Grid], list[Grid]]:
+        """Places of the tokens for heads of `width`, in even and in odd blocks, whose windows are shifted by half; one
+        grid for each band of about `chunk` tokens where attention is windowed, else one."""
         settings = self.settings
         reference = settings.reference and (
             settings.reference[0] // settings.patch,
             settings.reference[1] // settings.patch,
         )
         image = image_table(rows, columns, width, reference=reference, stride=settings.rope_stride, device=device)
-        words = None if text is None else text_table(text.shape[1], width, TEXT_THETA, device)
         side = settings.window
         if side is None:
-            return Grid(image, words, None), Grid(image, words, None)
-        straight, shifted = Windows(rows, columns, side, 0), Windows(rows, columns, side, side // 2)
-        return Grid(image, words, straight), Grid(image, words, shifted)
+            words = None if text is None else text_table(text.shape[1], width, TEXT_THETA, device)
+            return [Grid(image, words)], [Grid(image, words)]
+
+        def bands(shift: int) -> list[Grid]:
+            windows = Windows(rows, columns, side, shift, shift)
+            if chunk is None:
+                return [Grid(image, windows=windows)]
+            return [Grid(image[:, part], windows=inside, tokens=part) for part, inside in windows.bands(chunk)]
+
+        return bands(0), bands(side // 2)
 
     def _embed_pixels(self, images: Tensor) -> Tensor:
         """(B,in_channels,H,W) -> (B,L,P,c): a Linear for each pixel plus the fixed position table."""

@@ -1,5 +1,6 @@
 """Softmax attention behind one switch, and the splitting of an image's tokens into windows."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,24 +30,26 @@ def merge_heads(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Windows:
-    """Square windows of `side` tokens over a grid of `rows` x `columns` tokens, displaced by `shift` up and left.
+    """Square windows of `side` tokens over a grid of `rows` x `columns` tokens, the first of them displaced by `top`
+    rows up and `left` columns to the left.
 
-    Attention inside windows costs in proportion to the image, not to its square; blocks alternate shift 0 and side/2 so
-    that neighbours meet (Liu et al. 2021, Swin). Windows that stick out of the grid are filled with tokens that `mask`
-    hides.
+    Attention inside windows costs in proportion to the image, not to its square; blocks alternate displacements of 0
+    and side/2 so that neighbours meet (Liu et al. 2021, Swin). Windows that stick out of the grid are filled with
+    tokens that `mask` hides.
     """
 
     rows: int
     columns: int
     side: int
-    shift: int
+    top: int
+    left: int
 
     @property
     def _padding(self) -> tuple[int, int, int, int]:
         """left, right, top, bottom"""
-        right = -(self.columns + self.shift) % self.side
-        bottom = -(self.rows + self.shift) % self.side
-        return self.shift, right, self.shift, bottom
+        right = -(self.columns + self.left) % self.side
+        bottom = -(self.rows + self.top) % self.side
+        return self.left, right, self.top, bottom
 
     @property
     def _counts(self) -> tuple[int, int]:
@@ -59,20 +62,29 @@ class Windows:
         down, across = self._counts
         return down * across
 
+    def bands(self, tokens: int) -> Iterator[tuple[slice, "Windows"]]:
+        """The grid cut between rows of windows into bands of at most `tokens` tokens, but one row of windows at least:
+        where a band's tokens lie among all, and the windows inside it."""
+        height = max(1, tokens // (self.columns * self.side)) * self.side
+        for start in range(-self.top, self.rows, height):
+            first, last = max(0, start), min(self.rows, start + height)
+            windows = Windows(last - first, self.columns, self.side, first - start, self.left)
+            yield slice(first * self.columns, last * self.columns), windows
+
     def split(self, x: Tensor) -> Tensor:
         """(B, heads, rows·columns, d) -> (B·windows, heads, side², d)."""
         down, across = self._counts
-        x = F.pad(x.unflatten(2, (self.rows, self.columns)), (0, 0, *self._padding))
+        x = x.unflatten(2, (self.rows, self.columns))
+        x = F.pad(x, (0, 0, *self._padding)) if any(self._padding) else x
         x = x.unflatten(3, (across, self.side)).unflatten(2, (down, self.side))  # (B,heads,down,side,across,side,d)
         return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
 
     def join(self, x: Tensor) -> Tensor:
         """The inverse of `split`."""
         down, across = self._counts
-        left, _, top, _ = self._padding
         x = x.unflatten(0, (-1, down, across)).unflatten(4, (self.side, self.side))
         x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # (B,heads,down·side,across·side,d)
-        return x[:, :, top : top + self.rows, left : left + self.columns].flatten(2, 3)
+        return x[:, :, self.top : self.top + self.rows, self.left : self.left + self.columns].flatten(2, 3)
 
     def mask(self, batch: int, device: torch.device) -> Tensor | None:
         """(B·windows, 1, 1, side²), True where a token is real; None where all are."""

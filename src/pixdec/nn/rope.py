@@ -12,8 +12,11 @@ IMAGE_SPAN = 16.0  # image positions run over [0, 16] at every resolution
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotates (B, heads, L, d) by a table (2, L, d/2), in float32; returns the dtype of `x`."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B,heads,L,d/2) each
+    pairs = x.float().unflatten(-1, (-1, 2))  # (B,heads,L,d/2,2)
     cosine, sine = table
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one pass instead of seven, to the same bits
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosine, sine)).flatten(-2).to(x.dtype)
+    even, odd = pairs.unbind(-1)
     return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), -1).flatten(-2).to(x.dtype)
 
 
