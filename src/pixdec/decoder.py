@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixdec.devices import best_device, has_bfloat16_units
 from pixdec.flow import resolution_shift, shifted_times, student_times
 from pixdec.latents import Latent, LatentSpace, get_space
 from pixdec.sampling import NoiseSource, Step, dpm_solver, guided, student
@@ -65,7 +66,7 @@ class PixelDecoder:
         Raises ValueError for an unknown name, a damaged or foreign file, or an ambiguous space; OSError if a download
         fails.
         """
-        place = torch.device(device) if device is not None else _best_device()
+        place = torch.device(device) if device is not None else best_device()
         model = load_decoder(name_or_path, space=space, device=place, dtype=dtype or _quick_dtype(place))
         return cls(model, _caption_embeddings() if model.needs_text else None)
 
@@ -239,18 +240,9 @@ def _seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
     return seeds
 
 
-def _best_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 def _quick_dtype(device: torch.device) -> torch.dtype | None:
     """None (keep the file's), but float32 on a processor that would have to emulate bfloat16."""
-    if device.type != "cpu":
-        return None
-    quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
-    return None if quick else torch.float32
+    return torch.float32 if device.type == "cpu" and not has_bfloat16_units() else None
 
 
 def _caption_embeddings() -> Captions:

@@ -20,8 +20,8 @@ class TinyVAESettings:
     latent_channels: int = 32
     encoder_widths: tuple[int, int, int] = (32, 64, 128)
     encoder_depths: tuple[int, int, int] = (0, 2, 4)
-    decoder_widths: tuple[int, int, int] = (32, 64, 128)
-    decoder_depths: tuple[int, int, int] = (1, 3, 4)
+    decoder_widths: tuple[int, int, int] = (48, 64, 128)
+    decoder_depths: tuple[int, int, int] = (2, 3, 4)
 
 
 class ResidualBlock(nn.Module):

@@ -20,12 +20,14 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 
 @dataclass(frozen=True)
 class CropSettings:
-    """What a crop is: `size` pixels a side, shrunk from the source by a factor in [1, `zoom`] (log-uniform), and drawn
-    rather than photographed with probability `synthetic`. Of `candidates` photographed crops the one with the most
-    detail is kept, for much of a photograph is sky."""
+    """What a crop is: `size` pixels a side, shrunk from the source by a factor in [1, `zoom`] (log-uniform) except for
+    a share `unscaled`, lest every crop has been through a resampler, and drawn rather than photographed with
+    probability `synthetic`. Of `candidates` photographed crops the one with the most detail is kept, for much of a
+    photograph is sky."""
 
     size: int
     zoom: float = 2.0
+    unscaled: float = 0.5
     synthetic: float = 0.15
     candidates: int = 2
 
@@ -57,8 +59,9 @@ class Photos:
             raise ValueError(
                 f"a picture of {picture.width}x{picture.height} is smaller than the crop of {settings.size}"
             )
-        # Half of the crops keep the source's own pixels, so that not every one has been through a resampler.
-        zoom = 1.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(0, np.log(min(settings.zoom, largest)))))
+        zoom = float(np.exp(rng.uniform(0, np.log(min(settings.zoom, largest)))))
+        if rng.random() < settings.unscaled:
+            zoom = 1.0
         side = settings.size * zoom
         left, top = rng.uniform(0, picture.width - side), rng.uniform(0, picture.height - side)
         if zoom == 1:

@@ -24,7 +24,7 @@ from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.taef2 import load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
 from pixdec.train.data import CropSettings, Photos
-from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, train_in
+from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, mixed_precision, train_in
 
 Encoder = Callable[[Tensor], Tensor]
 
@@ -154,7 +154,8 @@ def main(
     def losses_at(step: int) -> dict[str, Tensor]:
         images = source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch)
         generator = generator_at(recipe.loop.seed, step)
-        return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator)
+        with mixed_precision():
+            return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator)
 
     train_in(run, state, losses_at, recipe.loop, save_every)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from pixdec.devices import has_bfloat16_units
 from pixdec.files import replacing
 
 # gamma of the power-function average for a relative width of 0.1 (Karras et al. 2024, EDM2, section 3.1).
@@ -118,6 +119,11 @@ def train(run: Run, losses_at: Callable[[int], dict[str, Tensor]], settings: Loo
         run.step += 1
         values = {name: float(value.detach()) for name, value in losses.items()}
         yield Progress(run.step, values, norm, time.perf_counter() - start)
+
+
+def mixed_precision() -> torch.autocast:
+    """bfloat16 matrix products and convolutions over float32 weights, where the processor has units for them."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16_units())
 
 
 def generator_at(seed: int, step: int) -> torch.Generator:

@@ -1,0 +1,16 @@
+"""What the machine has: the device to take when none is named, and whether its processor computes in bfloat16."""
+
+import torch
+
+
+def best_device() -> torch.device:
+    """CUDA, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_bfloat16_units() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; one that emulates it is many times slower than in
+    float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
