@@ -50,6 +50,16 @@ def test_bands_hold_the_same_windows(rows: int, columns: int, shift: int, tokens
     assert all(inside.rows * columns <= max(tokens, 4 * columns) for _, inside in bands)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_training_equals_attention_without_gradients(masked: bool):
+    q, k, v = torch.randn(3, 2, 3, 20, 8, dtype=torch.bfloat16)
+    mask = torch.rand(2, 1, 1, 20) < 0.5 if masked else None
+    without = attention(q, k, v, mask)
+    trained = attention(q.requires_grad_(), k, v, mask)
+    assert trained.requires_grad
+    assert (trained - without).norm() / without.norm() < 0.01
+
+
 def test_windowed_attention_stays_inside_its_window():
     windows = Windows(8, 8, 4, 2, 2)
     tokens = torch.randn(1, 1, 64, 8)

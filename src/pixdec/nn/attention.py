@@ -7,14 +7,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SHORT = 256  # keys: their scores are small beside everything else that training keeps
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / sqrt(d)) v for (B, heads, L, d); `mask` (broadcastable to (B, heads, Lq, Lk)) is True where a key
     counts.
 
     The one place that chooses a kernel: PyTorch's scaled-dot-product attention, which picks the fastest one that the
-    device has.
+    device has. Its bfloat16 backward on a CPU takes four times as long as its parts do, so short sequences are trained
+    with those.
     """
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and torch.is_grad_enabled()
+    if slow and k.shape[-2] <= SHORT:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        scores = scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return scores.softmax(-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
