@@ -72,16 +72,20 @@ class DecoderRecipe:
     Noise levels t: with t/(1−t) = d·exp(m + s·n), n normal and d the residual's standard deviation (EDM's distribution
     in this frame), but a share `t_high` of each batch is uniform in [0.5, 1], where the first step of a decode works.
     Latent noise: sigma = 0 for a share `clean_latents`, else uniform in [0, `sigma_max`].
+    `coarse` weighs the error of 8 x 8 means beside that of pixels, against drifts of colour.
     """
 
     network: PiDSettings = field(default_factory=nano_settings)
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=2700, batch=4, learning_rate=1e-3, warmup=200, weight_decay=0.01)
+        default_factory=lambda: LoopSettings(
+            steps=13000, batch=4, learning_rate=1e-3, warmup=200, decay=0.9, weight_decay=0.01
+        )
     )
-    crops: CropSettings = field(default_factory=lambda: CropSettings(size=192, zoom=2.0, synthetic=0.12, candidates=2))
+    crops: CropSettings = field(default_factory=lambda: CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12))
     t_mean: float = -0.2
     t_std: float = 1.3
-    t_high: float = 0.2
+    t_high: float = 0.3
+    coarse: float = 8.0
     clean_latents: float = 0.6
     sigma_max: float = 0.8
 
@@ -122,8 +126,10 @@ def losses(
     t = noise_levels(recipe, generator)
     noise = torch.randn(images.shape, generator=generator)
     velocity = network(interpolate(images, noise, t), t, None, latent, sigma)
-    error = (velocity - velocity_of(images, noise)).square() * expand(network.loss_weight(t), images)
-    each = error.mean((1, 2, 3)) / (difficulty(images, low, recipe.network.residual_std) + EASE)
+    error = (velocity - velocity_of(images, noise)) * expand(network.loss_weight(t).sqrt(), images)
+    means = F.avg_pool2d(error, 8)
+    each = error.square().mean((1, 2, 3)) + recipe.coarse * means.square().mean((1, 2, 3))
+    each = each / (difficulty(images, low, recipe.network.residual_std) + EASE)
     parts = {"total": each, "high": each[t > 0.5], "clean": each[sigma == 0]}
     return {name: part.mean() for name, part in parts.items() if len(part)}
 
