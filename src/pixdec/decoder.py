@@ -15,7 +15,9 @@ from torch import Tensor
 from pixdec.devices import best_device, has_bfloat16_units
 from pixdec.flow import resolution_shift, shifted_times, student_times
 from pixdec.latents import Latent, LatentSpace, get_space
+from pixdec.models.pid import Condition
 from pixdec.sampling import NoiseSource, Step, dpm_solver, guided, student
+from pixdec.tiling import Tiling, tiled_velocity
 from pixdec.weights.load import LoadedDecoder, load_decoder
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ DEFAULT = "pixdec-nano"
 TEACHER_STEPS = 25
 TEACHER_GUIDANCE = 5.0
 TEACHER_START = 0.999  # the first noise level before the shift
+TILE = 2048  # output pixels a side: all released models were trained on squares of this size
 PIXEL_CHUNK = 1024  # patches that the pixel blocks work on at a time: bounds memory at any image size
 
 Captions = Callable[[Sequence[str], torch.device, torch.dtype], Tensor]
@@ -35,7 +38,9 @@ Captions = Callable[[Sequence[str], torch.device, torch.dtype], Tensor]
 class PixelDecoder:
     """A loaded network with everything it needs to decode latents of its space.
 
-    Attributes: `model`, what was loaded (its name, kind, times, licence); `space`, its latent space; `device`; `dtype`.
+    Attributes: `model`, what was loaded (its name, kind, times, licence); `space`, its latent space; `device`; `dtype`;
+    `tile`, the side in pixels of the tiles that network calls run in (see `pixdec.tiling`), a multiple of the patch
+    side: None decodes images as a whole within the trained sizes and in tiles of 2048 beyond them.
     """
 
     def __init__(self, model: LoadedDecoder, captions: Captions | None = None):
@@ -46,6 +51,7 @@ class PixelDecoder:
         self.model = model
         self.network = model.network.eval()
         self.space: LatentSpace = get_space(model.spaces[0])
+        self.tile: int | None = None
         self._captions = captions
 
     @classmethod
@@ -184,15 +190,19 @@ class PixelDecoder:
                 f"size={tuple(size)}: this latent decodes to (height, width) = ({height}, {width}); "
                 "resize the image afterwards"
             )
-        if warning := self.model.size_warning(height, width):
+        tiling = self._tiling(height, width)
+        if tiling is None and (warning := self.model.size_warning(height, width)):
             warnings.warn(warning, stacklevel=2)
         captions, seeds = _captions_for(prompt, batch), _seeds_for(seed, batch)
         text = self._embed(captions)
-        condition = self.network.condition(latent.tensor.to(self.device))
+        condition = self.network.condition(latent.tensor.to(self.device), tokens=tiling is None)
         level = latent.sigma.to(self.device)
 
         def denoise(x_t: Tensor, t: Tensor, text: Tensor | None = text) -> Tensor:
-            return self.network.velocity(x_t, t, text, condition, level, PIXEL_CHUNK)
+            def velocity(x_t: Tensor, condition: Condition) -> Tensor:
+                return self.network.velocity(x_t, t, text, condition, level, PIXEL_CHUNK)
+
+            return velocity(x_t, condition) if tiling is None else tiled_velocity(velocity, x_t, condition, tiling)
 
         noise, shape = NoiseSource(seeds, self.device), (batch, 3, height, width)
         if self.model.kind == "student":
@@ -217,6 +227,17 @@ class PixelDecoder:
                 f"{' and '.join(self.model.spaces)}; take a decoder of {latent.space.name}, see `pixdec models`"
             )
         return latent if sigma is None else Latent(latent.tensor, latent.space, sigma)
+
+    def _tiling(self, height: int, width: int) -> Tiling | None:
+        """The tiles of an output of height x width pixels; None to decode it as a whole."""
+        side, sizes = self.tile, self.model.sizes
+        if side is None and (sizes is None or height * width <= sizes.largest):
+            return None
+        side = side or TILE
+        if max(height, width) <= side:
+            return None
+        patch = self.network.settings.backbone.patch
+        return Tiling(height, width, side, overlap=max(1, round(side / 8 / patch)) * patch, patch=patch)
 
     def _embed(self, captions: list[str]) -> Tensor | None:
         if self._captions is not None:

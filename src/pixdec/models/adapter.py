@@ -95,12 +95,20 @@ class LatentAdapter(nn.Module):
             x = block(x)
         return x
 
-    def forward(self, latent: Tensor) -> list[Tensor]:
-        """Latent (B,C,h,w) -> tokens (B,L,D): one for each patch-block injection point, then that of the pixel blocks
-        if any."""
-        features = self.features(latent).flatten(2).transpose(1, 2)  # (B,L,k)
+    def tokens(self, features: Tensor) -> list[Tensor]:
+        """Features (B,k,Hs,Ws) -> tokens (B,L,D): one for each patch-block injection point, then that of the pixel
+        blocks if any."""
+        points = len(self.heads) + (self.pixel_head is not None)
+        return [self.token(features, point) for point in range(points)]
+
+    def token(self, features: Tensor, point: int) -> Tensor:
+        """The tokens (B,L,D) of one injection point; -1 is the last."""
         heads = [*self.heads, *([self.pixel_head] if self.pixel_head is not None else [])]
-        return [head(features) for head in heads]
+        return heads[point](features.flatten(2).transpose(1, 2))
+
+    def forward(self, latent: Tensor) -> list[Tensor]:
+        """Latent (B,C,h,w) -> the tokens of all injection points."""
+        return self.tokens(self.features(latent))
 
     def low_resolution(self, latent: Tensor) -> Tensor:
         """The auxiliary head's image (B,3,4·Hs,4·Ws); training only."""
