@@ -1,0 +1,50 @@
+"""The losses of the three stages: pure functions of tensors.
+
+B batch · images (B,3,H,W) in [-1,1] · v velocity = eps − x0 · t, sigma (B,) noise levels of image and latent
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def flow_matching(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
+    """mean ‖v̂ − (eps − x0)‖²: a scalar. Networks that predict x0 are compared as velocities too, so that every noise
+    level weighs as the sampler uses it (specification §9)."""
+    return (velocity.float() - (noise - x0).float()).square().mean()
+
+
+def distribution_matching(student: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to the student's image x is DMD2's,
+
+        g = (x0_fake − x0_teacher) / mean|x − x0_teacher| / N,
+
+    the mean over one image, N the values of the batch (Yin et al. 2024, eq. 7; specification §9). Its value is
+    mean g²·N²/2.
+
+    student (B,3,H,W): what the student made. teacher, fake: what the teacher and the fake score make, without gradient,
+    of the same noised version of it. Zero where they agree. Raises FloatingPointError for a gradient that is not
+    finite.
+    """
+    with torch.no_grad():
+        x, real = student.double(), teacher.double()
+        scale = (x - real).abs().mean((1, 2, 3), keepdim=True)
+        direction = (fake.double() - real) / scale.clamp_min(1e-12)
+        if not direction.isfinite().all():
+            raise FloatingPointError("the distribution-matching gradient is not finite; skip this step")
+    return (0.5 * F.mse_loss(student.double(), x - direction)).to(student.dtype)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """mean softplus(−real) + mean softplus(fake), of logits."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """mean softplus(−fake), of logits."""
+    return F.softplus(-fake).mean()
+
+
+def approximate_r1(real: Tensor, perturbed: Tensor) -> Tensor:
+    """mean (D(x) − D(x + 0.1·noise))², R1 without second derivatives (specification §9), of logits."""
+    return (real - perturbed).square().mean()

@@ -1,0 +1,80 @@
+"""Losses of the three stages, against cases worked by hand; the reference's are in tests/parity."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from battery import battery
+from pixdec.models.discriminator import Discriminator
+from pixdec.train.losses import (
+    approximate_r1,
+    discriminator_loss,
+    distribution_matching,
+    flow_matching,
+    generator_loss,
+)
+
+
+def test_discriminator(tmp_path: Path):
+    features = torch.randn(2, 48, 8, 6, generator=torch.Generator().manual_seed(0))
+    battery(
+        lambda: Discriminator(48),
+        lambda network: network(features.to(network.conv.weight.dtype)),
+        (2, 1),
+        tmp_path,
+    )
+
+
+def test_flow_matching_by_hand():
+    """eps − x0 is 3 and 1; the velocity is 1 off on one pixel of four."""
+    x0, noise = torch.tensor([[[[-1.0, 0.0]]], [[[1.0, 0.5]]]]), torch.tensor([[[[2.0, 3.0]]], [[[2.0, 1.5]]]])
+    velocity = torch.tensor([[[[3.0, 3.0]]], [[[1.0, 2.0]]]])
+    assert flow_matching(velocity, x0, noise) == pytest.approx(0.25)
+
+
+def test_distribution_matching_by_hand():
+    """One image of two values: |x − teacher| is 1 and 3, so the scale is 2; fake − teacher is 2 and −4."""
+    student = torch.tensor([[[[1.0, 3.0]]]], requires_grad=True)
+    teacher, fake = torch.tensor([[[[0.0, 0.0]]]]), torch.tensor([[[[2.0, -4.0]]]])
+    loss = distribution_matching(student, teacher, fake)
+    assert loss.item() == pytest.approx((1**2 + 2**2) / 2 / 2)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert torch.allclose(gradient, torch.tensor([[[[0.5, -1.0]]]]))
+
+
+def test_each_image_has_its_own_scale():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher, fake = torch.randn(3, 2, 3, 4, 4, generator=generator)
+    loud = student.clone()
+    loud[1] = teacher[1] + 10 * (student[1] - teacher[1])
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(distribution_matching(x, teacher, fake), x)[0]
+
+    assert torch.allclose(gradient(loud)[0], gradient(student)[0])
+    assert torch.allclose(gradient(loud)[1], gradient(student)[1] / 10)
+
+
+def test_no_gradient_where_teacher_and_fake_score_agree():
+    student = torch.randn(2, 3, 8, 8, requires_grad=True)
+    teacher = torch.randn(2, 3, 8, 8)
+    loss = distribution_matching(student, teacher, teacher.clone())
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, student)[0].abs().max() == 0
+
+
+def test_a_broken_teacher_is_told():
+    student = torch.randn(1, 3, 4, 4, requires_grad=True)
+    with pytest.raises(FloatingPointError, match="skip this step"):
+        distribution_matching(student, torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), math.nan))
+
+
+def test_adversarial_losses_by_hand():
+    real, fake = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [-1.0]])
+    expected = (math.log(2) + math.log1p(math.exp(-2))) / 2 + (math.log(2) + math.log1p(math.exp(-1))) / 2
+    assert discriminator_loss(real, fake).item() == pytest.approx(expected)
+    assert generator_loss(fake).item() == pytest.approx((math.log(2) + math.log1p(math.e)) / 2)
+    assert approximate_r1(real, torch.tensor([[1.0], [2.0]])).item() == pytest.approx(0.5)
