@@ -6,7 +6,7 @@ from reference import distance, needs_reference, tensors
 from pixdec.flow import expand
 from pixdec.models.discriminator import Discriminator
 from pixdec.models.pid import MIN_T
-from pixdec.train.losses import discriminator_loss, distribution_matching, flow_matching, generator_loss
+from pixdec.train.losses import alignment, discriminator_loss, distribution_matching, flow_matching, generator_loss
 
 pytestmark = needs_reference
 HEAD = "disc.weights.cls_pred_heads.0."
@@ -34,6 +34,12 @@ def test_adversarial_losses():
     logits, real = given["gan.logits"], given["gan.real_logits"]
     assert distance(generator_loss(logits)[None], given["gan.generator_loss"]) < 1e-6
     assert distance(discriminator_loss(real, logits)[None], given["gan.discriminator_loss"]) < 1e-6
+
+
+def test_alignment():
+    given = tensors("training")
+    loss = alignment(*(given[f"align.{name}"] for name in ("prediction", "target", "sigma", "keep")))
+    assert distance(loss[None], given["align.loss"]) < 1e-6
 
 
 def test_discriminator():

@@ -9,6 +9,7 @@ import torch
 from battery import battery
 from pixdec.models.discriminator import Discriminator
 from pixdec.train.losses import (
+    alignment,
     approximate_r1,
     discriminator_loss,
     distribution_matching,
@@ -78,3 +79,14 @@ def test_adversarial_losses_by_hand():
     assert discriminator_loss(real, fake).item() == pytest.approx(expected)
     assert generator_loss(fake).item() == pytest.approx((math.log(2) + math.log1p(math.e)) / 2)
     assert approximate_r1(real, torch.tensor([[1.0], [2.0]])).item() == pytest.approx(0.5)
+
+
+def test_alignment_by_hand():
+    """A grey of 0.2 in [0,1] differs in Y alone, which counts a quarter; the noisier image counts less, the dropped
+    one nothing."""
+    target = torch.zeros(3, 3, 2, 2)
+    prediction = torch.stack([torch.full((3, 2, 2), 0.4), torch.full((3, 2, 2), 0.8), torch.full((3, 2, 2), 9.0)])
+    one, two = (math.sqrt((0.25 * grey) ** 2 + 1e-6) - 1e-3 for grey in (0.2, 0.4))
+    sigma, keep = torch.tensor([0.0, 0.5, 0.0]), torch.tensor([1.0, 1.0, 0.0])
+    assert alignment(prediction, target, sigma, keep).item() == pytest.approx((one + 0.5 * two) / 3 / 1.5, rel=1e-4)
+    assert alignment(prediction, target, sigma, torch.zeros(3)).item() == 0

@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Y, Cb, Cr of full-range RGB (JFIF 1.02), and how much a difference in each counts in `alignment`.
+YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+YCBCR_WEIGHTS = (0.25, 1.0, 1.0)
+CHARBONNIER = 1e-3
+
 
 def flow_matching(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
     """mean ‖v̂ − (eps − x0)‖²: a scalar. Networks that predict x0 are compared as velocities too, so that every noise
@@ -48,3 +53,19 @@ def generator_loss(fake: Tensor) -> Tensor:
 def approximate_r1(real: Tensor, perturbed: Tensor) -> Tensor:
     """mean (D(x) − D(x + 0.1·noise))², R1 without second derivatives (specification §9), of logits."""
     return (real - perturbed).square().mean()
+
+
+def alignment(prediction: Tensor, target: Tensor, sigma: Tensor, keep: Tensor) -> Tensor:
+    """How far the adapter's auxiliary image is from the low-resolution image it should be: a scalar.
+
+    Charbonnier distance sqrt(d² + eps²) − eps, eps 1e-3, of the weighted differences in YCbCr of images in [0,1], mean
+    over channels and pixels; mean over the batch with weights (1 − sigma)·keep. prediction, target (B,3,h,w) in [-1,1];
+    keep (B,) is 0 where the latent was dropped. Zero if nothing is kept. (Specification §9.)
+    """
+    rgb_to_ycbcr = (
+        torch.tensor(YCBCR, device=target.device) * torch.tensor(YCBCR_WEIGHTS, device=target.device)[:, None]
+    )
+    difference = torch.einsum("cr,brhw->bchw", rgb_to_ycbcr, (prediction.float() - target.float()) / 2)
+    distance = ((difference.square() + CHARBONNIER**2).sqrt() - CHARBONNIER).mean((1, 2, 3))
+    weight = (1 - sigma.float()) * keep.float()
+    return (distance * weight).sum() / weight.sum().clamp_min(1e-8)
