@@ -14,7 +14,7 @@ from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.taef2 import TAEF2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.train import autoencoder, decoder
-from pixdec.train.data import CropSettings, Photos
+from pixdec.train.data import CropSettings, Photos, ahead
 from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, learning_rate, power_average, train
 from pixdec.train.synthetic import draw_page
 
@@ -216,6 +216,22 @@ def test_pages_have_ink():
     assert all(page.shape == (64, 64, 3) for page in pages)
     assert sum(page.std() > 10 for page in pages) >= 6
     assert np.array_equal(pages[3], np.asarray(draw_page(np.random.default_rng(3), 64)))
+
+
+def test_batches_made_ahead_are_the_same():
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 9:
+            raise ValueError("no more")
+        return 10 * step
+
+    take = ahead(make)
+    assert [take(step) for step in (3, 4, 5, 8)] == [30, 40, 50, 80]
+    assert made[:3] == [3, 4, 5]
+    with pytest.raises(ValueError, match="no more"):
+        take(9)
 
 
 GOLDEN_AUTOENCODER = (-0.5989, -0.7709)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
-from pixdec.train.data import CropSettings, Photos
+from pixdec.train.data import CropSettings, Photos, ahead
 from pixdec.train.loop import LoopSettings, Run, mixed_precision, train_in
 
 M = TypeVar("M", bound=nn.Module)
@@ -73,9 +73,10 @@ def main(
     source, taef2 = Photos(photos), _channels_last(load_taef2(teacher))
     state = Run(network, recipe.loop)
 
+    batch = ahead(lambda step: source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch))
+
     def losses_at(step: int) -> dict[str, Tensor]:
-        images = source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = batch(step).contiguous(memory_format=torch.channels_last)
         with mixed_precision():
             return losses(network, taef2, images, recipe.match)
 

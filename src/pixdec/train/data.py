@@ -3,9 +3,11 @@
 Every crop is a pure function of (seed, index): a run that resumes at step n sees exactly what it would have seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from pixdec.images import read_image
 from pixdec.train.synthetic import draw_page
+
+T = TypeVar("T")
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -79,3 +83,16 @@ def _detail(crop: Image.Image) -> float:
     """Mean absolute difference of neighbouring pixels."""
     grey = np.asarray(crop.convert("L"), dtype=np.float32)
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
+
+
+def ahead(make: Callable[[int], T]) -> Callable[[int], T]:
+    """`make(step)` for steps in turn; while the caller works on one result, another thread makes the next."""
+    pool, pending = ThreadPoolExecutor(1), dict[int, Future[T]]()
+
+    def take(step: int) -> T:
+        future = pending.pop(step, None) or pool.submit(make, step)
+        result = future.result()
+        pending[step + 1] = pool.submit(make, step + 1)
+        return result
+
+    return take

@@ -23,7 +23,7 @@ from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.taef2 import load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
-from pixdec.train.data import CropSettings, Photos
+from pixdec.train.data import CropSettings, Photos, ahead
 from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, mixed_precision, train_in
 
 Encoder = Callable[[Tensor], Tensor]
@@ -78,7 +78,7 @@ class DecoderRecipe:
     network: PiDSettings = field(default_factory=nano_settings)
     loop: LoopSettings = field(
         default_factory=lambda: LoopSettings(
-            steps=13000, batch=4, learning_rate=1e-3, warmup=200, decay=0.9, weight_decay=0.01
+            steps=10500, batch=4, learning_rate=1e-3, warmup=200, decay=0.9, weight_decay=0.01
         )
     )
     crops: CropSettings = field(default_factory=lambda: CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12))
@@ -157,8 +157,10 @@ def main(
     source, teacher = Photos(photos), load_taef2(taef2)
     state = Run(network, recipe.loop)
 
+    batch = ahead(lambda step: source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch))
+
     def losses_at(step: int) -> dict[str, Tensor]:
-        images = source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch)
+        images = batch(step)
         generator = generator_at(recipe.loop.seed, step)
         with mixed_precision():
             return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator)
