@@ -6,7 +6,7 @@ image = decoder.decode(latent)[0]
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
+
+    from pixdec.integrations.diffusers import Attachment, Stop
 
 DEFAULT = "pixdec-nano"
 TEACHER_STEPS = 25
@@ -216,6 +218,30 @@ class PixelDecoder:
         denoiser = guided(denoise, lambda x_t, t: denoise(x_t, t, without), TEACHER_GUIDANCE)
         for step in dpm_solver(denoiser, noise(shape), times):
             yield Step(step.index, step.total, step.t, step.x0.clamp(-1, 1))
+
+    def attach(
+        self,
+        pipe: Any,
+        *,
+        stop_after: "Stop" = None,
+        space: str | None = None,
+        prompt: str | Sequence[str] | None = None,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> "Attachment":
+        """From now on `pipe(...).images`, of a diffusers pipeline, are decoded by this decoder: see
+        `pixdec.integrations.diffusers.attach`. `detach()` of what it returns gives the pipeline back as it was."""
+        from pixdec.integrations.diffusers import attach
+
+        return attach(
+            pipe,
+            self,
+            stop_after=stop_after,
+            space=space,
+            decoder_prompt=prompt,
+            decoder_steps=steps,
+            decoder_seed=seed,
+        )
 
     def _accept(self, latent: Latent | Tensor, sigma: float | Sequence[float] | Tensor | None) -> Latent:
         """A checked latent of this decoder's space, at the noise level that was asked for."""

@@ -67,8 +67,8 @@ class Tiling:
         return [round(i * (length - self.side) / gaps / self.patch) * self.patch for i in range(gaps + 1)]
 
     def weight(self, tile: Tile, device: torch.device) -> Tensor:
-        """(tile height, tile width) float32: how much a tile's velocity counts. Rises as sin² over the overlap from each
-        side at which another tile continues; positive everywhere."""
+        """(tile height, tile width) float32: how much a tile's velocity counts. Rises as sin² over the overlap from
+        each side at which another tile continues; positive everywhere."""
         down = self._ramp(tile.top, tile.height, self.height, device)
         across = self._ramp(tile.left, tile.width, self.width, device)
         return down[:, None] * across

@@ -15,6 +15,7 @@ from pixdec.models.taef2 import TAEF2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.train import autoencoder, decoder
 from pixdec.train.data import CropSettings, Photos, ahead
+from pixdec.train.degrade import degrade
 from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, learning_rate, power_average, train
 from pixdec.train.synthetic import draw_page
 
@@ -184,11 +185,11 @@ def test_noise_levels_cover_the_distribution():
 
 def test_degrade_is_bicubic_and_rounded():
     images = pictures(0, 64)
-    low = decoder.degrade(images, 4)
+    low = degrade(images, 4)
     assert low.shape == (4, 3, 16, 16)
     assert torch.allclose(((low + 1) * 127.5).round(), (low + 1) * 127.5, atol=1e-4)
     flat = torch.full((1, 3, 32, 32), 0.2)
-    assert (decoder.degrade(flat, 4) - 0.2).abs().max() <= 1 / 255
+    assert (degrade(flat, 4) - 0.2).abs().max() <= 1 / 255
 
 
 def test_crops_depend_on_seed_and_index_alone(tmp_path: Path):

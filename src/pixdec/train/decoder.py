@@ -24,6 +24,7 @@ from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.taef2 import load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
 from pixdec.train.data import CropSettings, Photos, ahead
+from pixdec.train.degrade import degrade
 from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, mixed_precision, train_in
 
 Encoder = Callable[[Tensor], Tensor]
@@ -99,13 +100,6 @@ def noise_levels(recipe: DecoderRecipe, generator: torch.Generator) -> Tensor:
     ratio = recipe.network.residual_std * torch.exp(recipe.t_mean + recipe.t_std * normal)
     high = torch.rand(batch, generator=generator) < recipe.t_high
     return torch.where(high, 0.5 + 0.499 * v, ratio / (1 + ratio))
-
-
-def degrade(images: Tensor, scale: int) -> Tensor:
-    """Images (B,3,H,W) in [-1,1] -> (B,3,H/scale,W/scale), bicubic antialiased, rounded to 8 bits as a picture file
-    is."""
-    small = F.interpolate(images, scale_factor=1 / scale, mode="bicubic", antialias=True).clamp(-1, 1)
-    return ((small + 1) * 127.5).round() / 127.5 - 1
 
 
 def losses(

@@ -1,0 +1,55 @@
+"""Images out of memory: what a shard holds is bytes, not files."""
+
+import io
+from typing import Any, cast
+
+from PIL import ExifTags, Image
+
+from pixdec.images import read_image
+
+# Several frames in these are not an animation but a preview, depth map or layers beside the picture.
+_STILL = frozenset({"MPO", "PSD"})
+
+
+class _Named(io.BytesIO):
+    """Bytes that `read_image` takes for a file; its messages show `name`."""
+
+    def __init__(self, data: bytes, name: str):
+        super().__init__(data)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The whole image as `pixdec.images.read_image` gives it: RGB, 8 bit, upright, sRGB.
+
+    Raises:
+        ValueError: one line that begins with `name`: empty, truncated, not an image, too large.
+    """
+    if not data:
+        raise ValueError(f"{name}: the file is empty")
+    try:
+        return read_image(cast(Any, _Named(data, name)))
+    except TypeError as error:  # `read_image` asks for the size of a file whose format it does not know
+        raise ValueError(f"{name}: not an image, or of a format unknown here") from error
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as `decode_image` would give them, read from the header; (0, 0) if there is no image in it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except Exception:  # Pillow's parsers raise many kinds on damaged headers
+        return 0, 0
+
+
+def frames(data: bytes) -> int:
+    """The number of frames of an animation (or pages of a TIFF); 1 for a picture, and for what cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return 1 if image.format in _STILL else int(getattr(image, "n_frames", 1))
+    except Exception:  # as above
+        return 1

@@ -1,0 +1,118 @@
+"""What training is given: one image with its caption, and batches of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from pixdec.images import to_tensor
+from pixdec.train.buckets import Bucket
+from pixdec.train.captions import PLAIN, inside
+from pixdec.train.decode import decode_image
+from pixdec.train.fit import FitSettings, fit
+from pixdec.train.shards import Raw
+from pixdec.train.synthetic import draw_page
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """image: (3,H,W) float32 in [-1,1]; latent: (C,h,w), normalised and clean; embedding: (T,E), of the caption."""
+
+    image: Tensor
+    caption: str
+    key: str
+    latent: Tensor | None = None
+    embedding: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples of one size. images: (B,3,H,W) float32 in [-1,1]; latents (B,C,h,w) and embeddings (B,T,E) if the shards
+    hold them and they were asked for."""
+
+    images: Tensor
+    captions: list[str]
+    keys: list[str]
+    latents: Tensor | None = None
+    embeddings: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What is made of an image: which part of it, and which precomputed tensors come along."""
+
+    fit: FitSettings
+    latents: bool = False
+    embeddings: bool = False
+
+
+def make_sample(
+    raw: Raw, size: tuple[int, int], bucket: Bucket, settings: SampleSettings, rng: np.random.Generator
+) -> Sample:
+    """One image of a shard, decoded and brought to its bucket's size; its caption drawn uniformly from those it has.
+
+    size: (width, height) that the index has for it.
+
+    Raises:
+        ValueError: one line: no image, a damaged one, one of another size, or without the tensors asked for.
+    """
+    picture = raw.image()
+    if picture is None:
+        raise ValueError(f"{raw.key}: no image among its files .{', .'.join(raw.members)}")
+    extension, data = picture
+    image = decode_image(data, f"{raw.key}.{extension}")
+    if image.size != size:
+        raise ValueError(
+            f"{raw.key}: {image.width}x{image.height} pixels, {size[0]}x{size[1]} in the index: it is of other shards, "
+            "make it again with `pixdec data index`"
+        )
+    captions = inside(raw.members)
+    names = sorted(captions) or [PLAIN]
+    name = names[int(rng.integers(len(names)))]
+    latent, embedding = _tensors(raw, name, settings)
+    part = to_tensor(fit(image, bucket, settings.fit, rng))[0]
+    return Sample(part, captions.get(name, ""), raw.key, latent, embedding)
+
+
+def make_page(key: str, bucket: Bucket, rng: np.random.Generator) -> Sample:
+    """A page of rendered text and line art (`synthetic.draw_page`) in a bucket's size, without a caption."""
+    page: Image.Image = draw_page(rng, max(bucket.width, bucket.height)).crop((0, 0, bucket.width, bucket.height))
+    return Sample(to_tensor(page)[0], "", key)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one size → a batch."""
+    latents = [sample.latent for sample in samples if sample.latent is not None]
+    embeddings = [sample.embedding for sample in samples if sample.embedding is not None]
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        [sample.caption for sample in samples],
+        [sample.key for sample in samples],
+        torch.stack(latents) if latents else None,
+        torch.stack(embeddings) if embeddings else None,
+    )
+
+
+def _tensors(raw: Raw, caption: str, settings: SampleSettings) -> tuple[Tensor | None, Tensor | None]:
+    if not settings.latents and not settings.embeddings:
+        return None, None
+    try:
+        tensors = load(raw.members.get("safetensors", b""))
+    except (SafetensorError, ValueError, json.JSONDecodeError) as error:
+        raise ValueError(f"{raw.key}: its precomputed tensors are missing or damaged ({error})") from error
+    wanted = [
+        name for name, asked in (("latent", settings.latents), (f"embedding.{caption}", settings.embeddings)) if asked
+    ]
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise ValueError(f"{raw.key}: no {missing[0]!r} among its precomputed tensors {', '.join(tensors)}")
+    return (
+        tensors["latent"] if settings.latents else None,
+        tensors[f"embedding.{caption}"] if settings.embeddings else None,
+    )

@@ -1,0 +1,617 @@
+"""The streaming loader: what a batch is, who gets which, exact resumption, URLs, and shards that cannot be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import http.server
+import json
+import os
+import pickle
+import shutil
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixdec.images import read_image, to_tensor
+from pixdec.train.buckets import Bucket
+from pixdec.train.captions import inside
+from pixdec.train.degrade import degrade
+from pixdec.train.fit import CENTRE, FitSettings, fit
+from pixdec.train.pack import CaptionEmbedder, LatentEncoder, PackSettings
+from pixdec.train.shards import Index, ShardError, expand, index_shard, read_index, read_shard, save_index
+from pixdec.train.stream import Batch, StreamLoader, StreamSettings
+from shardset import folder_of, packed, photograph
+
+SIDES = ((40, 40), (64, 36), (40, 56), (72, 72), (20, 20))
+SETTINGS = StreamSettings(base=32, multiple=8, batch=3, seed=5, shuffle=8)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """45 images in a dozen shards, captions for every second; nine of them too small for base 32."""
+    folder = tmp_path_factory.mktemp("data")
+    source = folder_of(folder / "in", 45, SIDES)
+    for i in range(0, 45, 2):
+        (source / f"{i:03}.json").write_text(json.dumps({"long": f"l{i}", "medium": f"m{i}", "short": f"s{i}"}))
+    assert packed(source, folder / "out", PackSettings(shard_mb=0.012)).shards >= 8
+    return folder / "out"
+
+
+@pytest.fixture(autouse=True)
+def quiet(recwarn: pytest.WarningsRecorder) -> None:
+    """The note on images left out is tested where it belongs."""
+
+
+def loader(source: Path | str | Index, settings: StreamSettings = SETTINGS, **place: int) -> StreamLoader:
+    return StreamLoader(source, settings, **place)
+
+
+def take(source: StreamLoader, many: int) -> list[Batch]:
+    return list(islice(source, many))
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return a.keys == b.keys and a.captions == b.captions and torch.equal(a.images, b.images)
+
+
+def all_same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+# ---- what a batch is
+
+
+def test_batches(shards: Path):
+    source = loader(shards)
+    assert (source.images, source.left_out) == (36, 9)
+    sizes = set()
+    for batch in take(source, 40):
+        assert batch.images.dtype == torch.float32
+        assert batch.images.shape[:2] == (3, 3)
+        assert -1 <= batch.images.min() < -0.2
+        assert 0.2 < batch.images.max() <= 1
+        assert (batch.latents, batch.embeddings) == (None, None)
+        sizes.add(tuple(batch.images.shape[2:]))
+    assert sizes == {(32, 32), (24, 40), (32, 24)}
+    assert {(bucket.height, bucket.width) for bucket in source.buckets} >= sizes
+
+
+def test_an_epoch_has_every_image_once(shards: Path):
+    keys = [key for batch in take(loader(shards), 24) for key in batch.keys]
+    assert set(Counter(keys[:30]).values()) == {1}
+    assert len(set(keys)) == 36
+
+
+def test_images_are_those_of_the_files(shards: Path):
+    """Without flips and zoom an image of its bucket's aspect is the whole file, shrunk."""
+    settings = dataclasses.replace(SETTINGS, fit=CENTRE)
+    names = {
+        raw.key: json.loads(raw.members["json"])["source"]
+        for s in read_index(shards).shards
+        for _, raw in read_shard(s.url)
+    }
+    seen = 0
+    for batch in take(loader(shards, settings), 12):
+        for key, image in zip(batch.keys, batch.images, strict=True):
+            if image.shape[1:] == (32, 32):
+                file = read_image(shards.parent / "in" / names[key])
+                expected = to_tensor(file.resize((32, 32), Image.Resampling.BICUBIC, box=(0, 0, *file.size)))[0]
+                assert torch.equal(image, expected)
+                seen += 1
+    assert seen >= 9
+
+
+def test_captions_are_drawn_uniformly_and_anew_in_each_epoch(shards: Path):
+    batches = take(loader(shards), 12 * 40)
+    drawn = Counter(caption[:1] for batch in batches for caption in batch.captions)
+    assert drawn[""] == pytest.approx(720, rel=0.1)
+    for length in "lms":
+        assert drawn[length] == pytest.approx(240, rel=0.25)
+    of_one = {
+        caption
+        for batch in batches
+        for key, caption in zip(batch.keys, batch.captions, strict=True)
+        if key == "000000000"
+    }
+    assert of_one == {"l0", "m0", "s0"}
+    assert [b.captions for b in take(loader(shards), 20)] == [b.captions for b in batches[:20]]
+
+
+def test_the_note_on_images_left_out(shards: Path):
+    with pytest.warns(UserWarning, match="9 of 45 images are smaller than every bucket of base 32"):
+        loader(shards)
+
+
+# ---- fitting
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=2).astype(np.uint8))
+
+
+def test_fit_shrinks_until_the_bucket_is_covered():
+    rng = np.random.default_rng(0)
+    part = np.asarray(fit(gradient(200, 100), Bucket(50, 50), CENTRE, rng), dtype=float)
+    assert part.shape == (50, 50, 3)
+    assert part[:, 0, 0].mean() == pytest.approx(50.5, abs=1)  # the middle half of the width, the whole height
+    assert part[:, -1, 0].mean() == pytest.approx(148.5, abs=1)
+    assert part[0, :, 1].mean() == pytest.approx(0.5, abs=1)
+    lefts = [np.asarray(fit(gradient(200, 100), Bucket(50, 50), FitSettings(flip=0), rng))[0, 0, 0] for _ in range(50)]
+    assert min(lefts) < 15
+    assert max(lefts) > 85
+
+
+def test_fit_zooms_flips_and_cuts_out():
+    rng = np.random.default_rng(0)
+    spans = []
+    flipped = 0
+    for _ in range(200):
+        part = np.asarray(fit(gradient(200, 180), Bucket(20, 18), FitSettings(zoom=4), rng), dtype=float)
+        span = part[9, -1, 0] - part[9, 0, 0]
+        spans.append(abs(span) / 19)
+        flipped += span < 0
+    assert 0.9 < min(spans) < 1.2
+    assert 3.5 < max(spans) < 4.1
+    assert 70 < flipped < 130
+    cut = np.asarray(fit(gradient(200, 180), Bucket(20, 18), FitSettings(zoom=4, unscaled=1, flip=0), rng))
+    left, top = int(cut[0, 0, 0]), int(cut[0, 0, 1])
+    assert np.array_equal(cut, np.asarray(gradient(200, 180).crop((left, top, left + 20, top + 18))))
+    exact = fit(gradient(20, 18), Bucket(20, 18), FitSettings(flip=0), rng)
+    assert np.array_equal(np.asarray(exact), np.asarray(gradient(20, 18)))
+    with pytest.raises(ValueError, match="20x17 is smaller than its bucket of 20x18"):
+        fit(gradient(20, 17), Bucket(20, 18), CENTRE, rng)
+
+
+# ---- order, ranks, workers
+
+
+def test_the_same_seed_gives_the_same_batches(shards: Path):
+    assert all_same(take(loader(shards), 30), take(loader(shards), 30))
+    other = take(loader(shards, dataclasses.replace(SETTINGS, seed=6)), 30)
+    assert [b.keys for b in other] != [b.keys for b in take(loader(shards), 30)]
+
+
+def test_ranks_and_workers_share_the_images_out(shards: Path):
+    """Four of them read four disjoint parts of an epoch, whether as ranks or as workers."""
+    parts = [take(loader(shards, rank=rank, ranks=4), 2) for rank in range(4)]
+    keys = [key for part in parts for key in part[0].keys]
+    assert len(set(keys)) == 12
+    by_workers = [take(loader(shards, rank=rank, ranks=2, workers=2), 4) for rank in range(2)]
+    whole = {0: parts[0], 1: parts[1], 2: parts[2], 3: parts[3]}
+    for rank in range(2):  # batch n of rank r is batch 2n + r of the run, of stream (2n + r) % 4
+        for n, batch in enumerate(by_workers[rank]):
+            assert same(batch, whole[(2 * n + rank) % 4][n // 2])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 4, 17])
+def test_a_restart_goes_on_with_the_next_batch(shards: Path, workers: int, stop: int):
+    straight = take(loader(shards, workers=workers), stop + 6)
+    first = loader(shards, workers=workers)
+    assert all_same(take(first, stop), straight[:stop])
+    state = json.loads(json.dumps(first.state_dict()))
+    second = loader(shards, workers=workers)
+    second.load_state_dict(state)
+    assert all_same(take(second, 6), straight[stop:])
+    assert second.state_dict()["batches"] == stop + 6
+
+
+def test_several_ranks_restart_together(shards: Path):
+    def run(rank: int) -> StreamLoader:
+        return loader(shards, rank=rank, ranks=2, workers=2)
+
+    for rank in range(2):
+        straight = take(run(rank), 8)
+        first = run(rank)
+        take(first, 5)  # in the middle of the workers' round
+        assert first.state_dict() == {**run(0).state_dict(), "batches": 10}
+        second = run(rank)
+        second.load_state_dict(first.state_dict())
+        assert all_same(take(second, 3), straight[5:])
+
+
+def test_it_can_be_sent_to_another_process(shards: Path):
+    """As workers get it that are not forked."""
+    source = loader(shards)
+    take(source, 2)
+    assert all_same(take(pickle.loads(pickle.dumps(source)), 3), take(source, 3))
+
+
+def test_iterating_again_goes_on(shards: Path):
+    straight = take(loader(shards), 7)
+    source = loader(shards)
+    assert all_same([*take(source, 3), *take(source, 4)], straight)
+
+
+def test_ranks_are_those_of_torch_distributed(shards: Path, tmp_path: Path):
+    def child(rank: int) -> None:
+        store = f"file://{tmp_path}/store"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+        source = loader(shards)
+        (tmp_path / f"{rank}").write_text(f"{source.rank} {source.ranks} {next(iter(source)).keys}")
+
+    children: list[int] = []
+    for rank in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                child(rank)
+            finally:
+                os._exit(0)
+    for rank in range(2):
+        os.waitpid(children[rank], 0)
+        expected = take(loader(shards, rank=rank, ranks=2), 1)[0].keys
+        assert (tmp_path / f"{rank}").read_text() == f"{rank} 2 {expected}"
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_order(shards: Path):
+    """With as many streams as before: 2 ranks, then 1 with 4 workers, then 4."""
+    settings = dataclasses.replace(SETTINGS, streams=4)
+    whole = take(loader(shards, settings), 24)
+    two = [loader(shards, settings, rank=rank, ranks=2) for rank in range(2)]
+    for n in range(4):
+        for rank in range(2):
+            assert same(next(iter(two[rank])), whole[2 * n + rank])
+    one = loader(shards, settings, workers=4)
+    one.load_state_dict(two[0].state_dict())
+    assert all_same(take(one, 4), whole[8:12])
+    for rank in range(4):
+        four = loader(shards, settings, rank=rank, ranks=4)
+        four.load_state_dict(one.state_dict())
+        assert all_same(take(four, 3), [whole[12 + 4 * n + rank] for n in range(3)])
+    three = loader(shards, dataclasses.replace(SETTINGS, streams=6), rank=0, ranks=3)
+    with pytest.raises(ValueError, match=r"in 4 streams, not 6: set streams=4"):
+        three.load_state_dict(one.state_dict())
+
+
+def test_a_restart_reads_only_shards_with_images_to_come(shards: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[str] = []
+
+    def counted(url: str, wanted: list[int] | None = None) -> Iterator[Any]:
+        opened.append(url)
+        return read_shard(url, wanted)
+
+    monkeypatch.setattr("pixdec.train.stream.read_shard", counted)
+    settings = dataclasses.replace(SETTINGS, shuffle=0)
+    source = loader(shards, settings)
+    state = source.state_dict()
+    take(source, 9)  # of 12 in an epoch
+    before = len(opened)
+    assert before >= 7
+    opened.clear()
+    resumed = loader(shards, settings)
+    resumed.load_state_dict({**state, "batches": 9})
+    take(resumed, 1)
+    assert 1 <= len(opened) <= 4
+
+
+def test_positions_that_are_not_of_this_run_are_refused(shards: Path, tmp_path: Path):
+    state = loader(shards).state_dict()
+    with pytest.raises(ValueError, match="position is one with seed=5, not 6"):
+        loader(shards, dataclasses.replace(SETTINGS, seed=6)).load_state_dict(state)
+    with pytest.raises(ValueError, match="position is one with fit="):
+        loader(shards, dataclasses.replace(SETTINGS, fit=CENTRE)).load_state_dict(state)
+    loader(shards, dataclasses.replace(SETTINGS, unreadable="skip")).load_state_dict(state)
+    packed(folder_of(tmp_path / "in", 4), tmp_path / "out")
+    with pytest.raises(ValueError, match="in other shards"):
+        loader(tmp_path / "out").load_state_dict(state)
+    with pytest.raises(ValueError, match="after 3 batches, which 2 ranks cannot"):
+        settings = dataclasses.replace(SETTINGS, streams=2)
+        loader(shards, settings, rank=0, ranks=2).load_state_dict(
+            {**loader(shards, settings).state_dict(), "batches": 3}
+        )
+
+
+def test_workers_leave_the_training_s_random_numbers_alone(shards: Path):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    take(loader(shards, workers=1), 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# ---- where shards are
+
+
+def test_file_urls_and_a_folder_that_moved(shards: Path, tmp_path: Path):
+    expected = take(loader(shards), 5)
+    assert all_same(take(loader(f"file://{shards}"), 5), expected)
+    assert all_same(take(loader(str(shards / "index.jsonl")), 5), expected)
+    moved = shutil.copytree(shards, tmp_path / "moved")
+    assert all_same(take(loader(moved), 5), expected)
+    assert loader(moved).state_dict() == loader(shards).state_dict()
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[str]:
+    class Silent(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Silent, directory=str(shards))
+    ) as http_server:
+        threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http_server.server_address[1]}"
+        http_server.shutdown()
+
+
+def test_http(shards: Path, server: str):
+    expected = take(loader(shards), 8)
+    for workers in (0, 1):
+        assert all_same(take(loader(server, workers=workers), 8), expected)
+    resumed = loader(f"{server}/index.jsonl")
+    resumed.load_state_dict({**loader(shards).state_dict(), "batches": 5})
+    assert all_same(take(resumed, 3), expected[5:])
+
+
+def test_http_errors_name_the_url(server: str, monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    with pytest.raises(ValueError, match=rf"^{server}/absent/index\.jsonl: cannot be read \(.*exit code 22\)$"):
+        loader(f"{server}/absent")
+    index = read_index(server)
+    broken = Index(tuple(dataclasses.replace(s, url=f"{s.url}.absent") for s in index.shards))
+    with pytest.raises(ValueError, match=rf"^{server}/shard-0000\d\d\.tar\.absent: .*\(.*exit code 22\)") as refused:
+        take(loader(broken), 1)
+    assert "\n" not in str(refused.value)
+    assert [wait for wait in waits if wait >= 1] == [2, 4]  # webdataset waits for its command in steps of its own
+
+
+def test_a_transfer_that_breaks_off_is_taken_up_again(shards: Path, monkeypatch: pytest.MonkeyPatch):
+    """The first reading of every shard fails after two images."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    expected = take(loader(shards), 8)
+    tried: set[str] = set()
+
+    def breaking(url: str, wanted: list[int]) -> Iterator[Any]:
+        for number, found in enumerate(read_shard(url.removeprefix("http:"), wanted)):
+            if number == 2 and url not in tried:
+                tried.add(url)
+                raise ShardError(f"{url}: connection reset")
+            yield found
+
+    monkeypatch.setattr("pixdec.train.stream.read_shard", breaking)
+    index = read_index(shards)
+    remote = Index(tuple(dataclasses.replace(s, url=f"http:{s.url}") for s in index.shards))
+    assert all_same(take(loader(remote), 8), expected)
+    assert tried
+
+
+def test_commands_as_urls(shards: Path, tmp_path: Path):
+    index = read_index(shards)
+    piped = Index(tuple(dataclasses.replace(s, url=f"pipe:cat {s.url}") for s in index.shards))
+    save_index(piped, tmp_path / "index.jsonl")
+    assert all_same(take(loader(tmp_path), 14), take(loader(shards), 14))
+    (raw,) = [raw for _, raw in read_shard(piped.shards[0].url, [1])]  # not heard to the end
+    assert raw.key == "000000001"
+
+
+def test_shards_made_elsewhere(tmp_path: Path):
+    """As img2dataset writes them: KEY.jpg, KEY.txt, KEY.json with a caption; and one of them without an image."""
+    for number in range(2):
+        with tarfile.open(tmp_path / f"0000{number}.tar", "w") as tar:
+            for i in range(4):
+                photograph(tmp_path / "x.jpg", 40, 40, seed=4 * number + i)
+                (tmp_path / "x.txt").write_text(f"caption {i}\n")
+                (tmp_path / "x.json").write_text(json.dumps({"caption": f"caption {i}", "width": 1}))
+                for extension in ("jpg", "json", "txt") if i else ("json", "txt"):
+                    tar.add(tmp_path / f"x.{extension}", f"some.folder/{number}{i}.{extension}")
+    urls = expand([f"{tmp_path}/{{00000..00001}}.tar"])
+    index = Index(tuple(index_shard(url) for url in urls))
+    assert index.shards[0].sizes.tolist() == [[0, 0], [40, 40], [40, 40], [40, 40]]
+    save_index(index, tmp_path / "index.jsonl")
+    source = loader(tmp_path)
+    assert source.images == 6
+    for batch in take(source, 2):
+        assert all(key.startswith("some.folder/") for key in batch.keys)
+        assert batch.captions == [f"caption {key[-1]}" for key in batch.keys]
+
+
+def test_captions_of_shards():
+    assert inside({"json": b'{"captions": {"long": "l", "x": 3}}', "txt": b"t"}) == {"long": "l", "text": "t"}
+    assert inside({"json": b'{"short": "s", "caption": "c"}'}) == {"short": "s"}
+    assert inside({"json": b'{"caption": "c"}'}) == {"text": "c"}
+    for nothing in (b"[]", b"{", b"{}", b'{"caption": 3}'):
+        assert inside({"json": nothing}) == {}
+    assert inside({}) == {}
+
+
+# ---- pages of text
+
+
+def test_pages_take_the_place_of_a_share(shards: Path):
+    settings = dataclasses.replace(SETTINGS, pages=0.3)
+    plain, mixed = take(loader(shards), 60), take(loader(shards, settings), 60)
+    pages = 0
+    for without, batch in zip(plain, mixed, strict=True):
+        for i, key in enumerate(batch.keys):
+            if key.startswith("page-"):
+                pages += 1
+                assert batch.captions[i] == ""
+            else:  # the others are as they were
+                assert key == without.keys[i]
+                assert torch.equal(batch.images[i], without.images[i])
+    assert 0.2 < pages / 180 < 0.4
+    assert all_same(mixed, take(loader(shards, settings), 60))
+    only = take(loader(shards, dataclasses.replace(SETTINGS, pages=1.0)), 3)
+    assert all(key.startswith("page-") for batch in only for key in batch.keys)
+
+
+# ---- precomputed tensors
+
+
+def encode(images: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.avg_pool2d(images, 2)
+
+
+def embed(captions: list[str]) -> torch.Tensor:
+    return torch.tensor([[[float(len(caption))]] for caption in captions])
+
+
+def test_precomputed_latents_are_those_of_the_image(tmp_path: Path):
+    source = folder_of(tmp_path / "in", 8, ((70, 50), (40, 40)))
+    (source / "000.json").write_text('{"long": "four", "short": "to"}')
+    latents = LatentEncoder(encode, "means", "test", base=32, scale=2, multiple=8)
+    packed(source, tmp_path / "out", latents=latents, embeddings=CaptionEmbedder(embed, "length"))
+    settings = StreamSettings(base=32, multiple=8, batch=2, fit=CENTRE, latents=True, embeddings=True)
+    for batch in take(loader(tmp_path / "out", settings), 12):
+        assert batch.latents is not None
+        assert batch.embeddings is not None
+        assert torch.equal(batch.latents, encode(degrade(batch.images, 2)))
+        assert batch.embeddings.flatten().tolist() == [len(caption) for caption in batch.captions]
+    for wrong, message in (
+        ({"fit": FitSettings()}, "set fit=CENTRE"),
+        ({"base": 40}, r"base=40, multiple=8: the latents in these shards were made for base=32, multiple=8"),
+        ({"pages": 0.5}, "pages have no precomputed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loader(tmp_path / "out", dataclasses.replace(settings, **wrong))
+
+
+def test_precomputed_tensors_that_are_not_there(shards: Path):
+    with pytest.raises(ValueError, match="these shards hold none; pack them with --latents"):
+        loader(shards, dataclasses.replace(SETTINGS, fit=CENTRE, latents=True))
+    with pytest.raises(ValueError, match="these shards hold none; pack them with --embeddings"):
+        loader(shards, dataclasses.replace(SETTINGS, embeddings=True))
+    lying = dataclasses.replace(read_index(shards), embeddings="said")
+    with pytest.raises(ValueError, match="precomputed tensors are missing or damaged"):
+        take(loader(lying, dataclasses.replace(SETTINGS, embeddings=True)), 1)
+
+
+# ---- what cannot be read
+
+
+def damaged(shards: Path, folder: Path, how: str) -> Path:
+    """A copy of the shards with the fourth of them damaged."""
+    copy = shutil.copytree(shards, folder / how)
+    shard = copy / "shard-000003.tar"
+    data = shard.read_bytes()
+    if how == "absent":
+        shard.unlink()
+    elif how == "cut":
+        shard.write_bytes(data[: len(data) // 2])
+    elif how == "cut-between-files":
+        shard.write_bytes(data[: data.index(b".json") // 512 * 512])
+    elif how == "text":
+        shard.write_text("hello" * 1000)
+    elif how == "flipped":  # one image
+        at = data.index(b"IDAT") + 20
+        shard.write_bytes(data[:at] + bytes(30) + data[at + 30 :])
+    else:
+        shutil.copy(copy / "shard-000004.tar", shard)
+    return copy
+
+
+@pytest.mark.parametrize("how", ["absent", "cut", "cut-between-files", "text", "flipped", "another"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_shard_stops_the_run_by_name(shards: Path, tmp_path: Path, how: str, workers: int):
+    with pytest.raises(ValueError, match=r"shard-000003\.tar: .*; unreadable='skip' goes on without it") as refused:
+        take(loader(damaged(shards, tmp_path, how), workers=workers), 20)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("how", ["absent", "cut", "flipped"])
+def test_a_damaged_shard_is_skipped_if_asked(shards: Path, tmp_path: Path, how: str):
+    copy = damaged(shards, tmp_path, how)
+    settings = dataclasses.replace(SETTINGS, unreadable="skip")
+    plain = take(loader(shards), 24)
+    with pytest.warns(UserWarning, match=r"shard-000003\.tar: .*; others stand in for it"):
+        ours = take(loader(copy, settings), 24)
+    changed = 0
+    for without, batch in zip(plain, ours, strict=True):
+        assert batch.images.shape[0] == 3
+        kept = [key for key in without.keys if key in batch.keys]
+        changed += batch.keys != without.keys
+        if kept:  # what can be read is there, in order, and repeated
+            assert batch.keys == [kept[i % len(kept)] for i in range(3)]
+    assert 1 <= changed < 20
+    resumed = loader(copy, settings)
+    resumed.load_state_dict({**loader(copy).state_dict(), "batches": 7})
+    assert all_same(take(resumed, 17), ours[7:])
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_the_next_one(shards: Path, tmp_path: Path):
+    """One shard is one batch here: its place is taken by the batch after it."""
+    index = read_index(shards)
+    settings = StreamSettings(base=16, multiple=8, batch=1, shuffle=0, unreadable="skip", fit=CENTRE)
+    whole = take(loader(index, settings), 60)
+    bad = dataclasses.replace(index.shards[2], url=str(tmp_path / index.shards[2].name))
+    ours = take(loader(Index((*index.shards[:2], bad, *index.shards[3:])), settings), 60)
+    lost = {f"{sum(len(s.sizes) for s in index.shards[:2]) + i:09}" for i in range(len(bad.sizes))}
+    for n, (without, batch) in enumerate(zip(whole, ours, strict=True)):
+        following = next((each for each in whole[n:] if each.keys[0] not in lost), None)
+        if following is not None:
+            assert same(batch, following)
+        assert n < 45 or following is not None or without.keys[0] in lost
+
+
+def test_when_nothing_can_be_read_it_stops(shards: Path, tmp_path: Path):
+    index = read_index(shards)
+    nowhere = Index(tuple(dataclasses.replace(s, url=str(tmp_path / s.name)) for s in index.shards))
+    with pytest.raises(ValueError, match="no image could be read in"):
+        take(loader(nowhere, dataclasses.replace(SETTINGS, unreadable="skip")), 1)
+
+
+# ---- refusals
+
+
+def test_refuses(shards: Path, tmp_path: Path):
+    count = len(read_index(shards).shards)
+    for place, message in (
+        ({"ranks": 8, "rank": 0, "workers": 2}, rf"{count} shards for 16 streams \(8 ranks x 2 workers\).*--shard-mb"),
+        ({"ranks": 2, "rank": 2}, "rank=2, ranks=2"),
+        ({"ranks": 2}, "rank=None, ranks=2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loader(shards, **place)
+    for change, message in (
+        ({"base": 64}, None),
+        ({"base": 80}, r"base=80: no image covers any of its buckets 80x80, .*; the largest of 45 has 72x72 pixels"),
+        ({"base": 4}, "base=4"),
+        ({"streams": 3}, None),
+    ):
+        if message is None:
+            loader(shards, dataclasses.replace(SETTINGS, **change))
+        else:
+            with pytest.raises(ValueError, match=message):
+                loader(shards, dataclasses.replace(SETTINGS, **change))
+    with pytest.raises(ValueError, match="streams=3: expected a multiple of 2 ranks x 1 workers"):
+        loader(shards, dataclasses.replace(SETTINGS, streams=3), rank=0, ranks=2)
+    for wrong in ({"batch": 0}, {"seed": -1}, {"shuffle": -1}, {"pages": 1.5}, {"unreadable": "maybe"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+            dataclasses.replace(SETTINGS, **wrong)
+    for wrong in ({"zoom": 0.5}, {"unscaled": 2}, {"flip": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+            FitSettings(**wrong)
+
+
+def test_an_index_that_is_none(shards: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"index\.jsonl: there is no such file; `pixdec data pack` writes it"):
+        read_index(tmp_path)
+    lines = (shards / "index.jsonl").read_text().splitlines(keepends=True)
+    for name, text in (
+        ("cut", "".join(lines)[:-20]),
+        ("short", "".join(lines[:-1])),
+        ("empty", ""),
+        ("other", '{"a": 1}\n'),
+        ("list", "[]\n"),
+    ):
+        (tmp_path / "index.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=r"index\.jsonl: not a whole index of shards") as refused:
+            read_index(tmp_path)
+        assert "\n" not in str(refused.value), name
+    (tmp_path / "index.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"index\.jsonl: cannot be read"):
+        read_index(tmp_path)
