@@ -1,0 +1,1 @@
+"""pixdec inside the libraries that people already use."""

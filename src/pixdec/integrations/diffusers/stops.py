@@ -1,0 +1,93 @@
+"""Where to stop: `stop_after` of the public calls, checked, and turned into a place in the scheduler's schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+from pixdec.integrations.diffusers.noise import entries_after, is_family_own, mixture_after, step_count
+
+if TYPE_CHECKING:
+    from pixdec.latents import LatentSpace
+
+Stop: TypeAlias = int | Literal["auto"] | None
+"""After that many steps of the full schedule; None: at its end; "auto": see `automatic`."""
+
+# A published step to stop at (specification §5): after M of N steps.
+_TABLE = {
+    "flux1": (24, 28),
+    "sd3": (24, 28),
+    "sdxl": (26, 30),
+    "flux2": (46, 50),
+    "z-image": (46, 50),
+    "qwen-image": (44, 50),
+}
+# The noise level there, on the family's own schedule for an image of 512×512: for schedules that are spaced otherwise.
+_LEVELS = {"flux1": 0.24, "sd3": 0.33, "sdxl": 0.33, "flux2": 0.32, "z-image": 0.21, "qwen-image": 0.18}
+_FEW = 12  # a run of fewer steps is a distilled model's: each step is too large to leave out
+
+
+def check_stops(stop_after: Stop | Sequence[Stop]) -> list[Stop]:
+    """One stop, or a list of them, as a list.
+
+    Raises:
+        ValueError: an empty list, or something that is no stop.
+    """
+    several = isinstance(stop_after, list | tuple)
+    stops: list[Stop] = [*cast("Sequence[Stop]", stop_after)] if several else [cast("Stop", stop_after)]
+    if not stops:
+        raise ValueError("stop_after=[]: give at least one stop, for instance [22, 24, None]")
+    for stop in stops:
+        is_step = isinstance(stop, int) and not isinstance(stop, bool) and stop >= 1
+        if not (stop is None or stop == "auto" or is_step):
+            raise ValueError(f"stop_after={stop!r}: expected a number of steps from 1, None (run to the end) or 'auto'")
+    return stops
+
+
+def entries_of(stop: Stop, scheduler: Any, space: LatentSpace, first: int) -> int | None:
+    """A stop → how many entries of `scheduler.timesteps` to use; None: all that the pipeline goes through.
+
+    first: the entry that the pipeline begins at: not 0 when image-to-image skips what its `strength` leaves out.
+
+    Raises:
+        ValueError: the schedule is shorter, or the run begins at or behind the stop.
+    """
+    steps = step_count(scheduler)
+    if stop is None:
+        return None
+    if stop == "auto":
+        step = automatic(scheduler, space)
+        chosen = None if step is None else entries_after(scheduler, step)
+        return chosen if chosen is None or chosen > first else None
+    if stop > steps:
+        raise ValueError(f"stop_after={stop}: this run has {steps} steps; ask for at most {steps}, or None")
+    entries = entries_after(scheduler, stop)
+    if entries <= first:
+        begun = first // scheduler.order
+        raise ValueError(
+            f"stop_after={stop}: nothing is left to run, for this run begins after step {begun} of {steps} (strength "
+            f"or denoising_start leaves the others out); ask for {begun + 1} to {steps}, or None"
+        )
+    return entries
+
+
+def automatic(scheduler: Any, space: LatentSpace) -> int | None:
+    """The step that stop_after="auto" means for this schedule; None: run to the end.
+
+    Runs of fewer than 12 steps are those of distilled models and end clean. On the family's own scheduler it is the
+    same share of the steps as in the table: at one shift, sigma depends on that share only. (FLUX.2's pipelines
+    shift long runs less, so those stop at less noise.) On another scheduler (Karras and the like, DPM++, UniPC) it is
+    the step whose sigma is nearest to the family's.
+    """
+    steps = step_count(scheduler)
+    if steps < _FEW or space.name not in _TABLE:
+        return None
+    if is_family_own(scheduler):
+        step, of = _TABLE[space.name]
+        return round(steps * step / of)
+    level = _LEVELS[space.name]
+    # At the end of the schedule lies the clean latent, which is no early stop.
+    return min(
+        range(1, steps),
+        key=lambda step: abs(mixture_after(scheduler, entries_after(scheduler, step)).sigma(space) - level),
+    )
