@@ -9,7 +9,7 @@ KODAK ?= ../shared/kodak
 TAEF2 ?= ../shared/weights/taef2
 RUNS ?= runs
 
-.PHONY: demo test lint types layers tests format bundled-models kodak clean
+.PHONY: demo test lint types layers tests test-oldest format bundled-models kodak clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -29,13 +29,19 @@ layers: .venv/dev
 tests: .venv/dev
 	$(BIN)/python -m pytest
 
+# The proof of the pipelines again, on the oldest diffusers and transformers that are supported.
+test-oldest: .venv-oldest/dev
+	.venv-oldest/bin/python -m pytest tests/integrations
+
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # The two models in the package, made again from photographs (docs/bundled-models.md): hours on two cores.
 bundled-models: .venv/dev
-	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --run $(RUNS)/tiny
+	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --run $(RUNS)/tiny-first
+	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --run $(RUNS)/tiny \
+	    --start $(RUNS)/tiny-first/state.pt
 	$(BIN)/python -m pixdec.train.decoder --photos $(PHOTOS) --taef2 $(TAEF2) \
 	    --autoencoder $(RUNS)/tiny/state.pt --run $(RUNS)/nano
 	$(BIN)/python -m pixdec.train.export --autoencoder $(RUNS)/tiny/state.pt --decoder $(RUNS)/nano/state.pt
@@ -56,5 +62,11 @@ kodak: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ .venv/demo
 
+.venv-oldest/dev: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
+	    -e '.[pipelines,evaluate]' pytest peft
+	touch $@
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-oldest build dist

@@ -24,7 +24,7 @@ def test_attached_and_generated_images_are_the_decoded_latent(case: Case, decode
     calls: list[int] = []
     hook = denoiser(pipe).register_forward_hook(lambda *_: calls.append(1))
     images = generate(pipe, decoder, stop_after=STOP, decoder_steps=1, decoder_seed=7, **case.run_arguments())
-    with attach(pipe, decoder, stop_after=STOP, decoder_steps=1, decoder_seed=7):
+    with decoder.attach(pipe, stop_after=STOP, steps=1, seed=7):
         attached = pipe(**case.run_arguments()).images
     hook.remove()
     assert len(calls) == 2 * STOP

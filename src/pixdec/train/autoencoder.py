@@ -1,6 +1,10 @@
 """Trains the tiny autoencoder of the FLUX.2 latent space, with TAEF2 as teacher.
 
     python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --run FOLDER
+    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --run OTHER --start FOLDER/state.pt
+
+The first finds the teacher's latent space; the second, from the first's average, lets go of it a little for the sake of
+the round trip.
 
 Three losses, each on half a batch: the decoder gives back the image from our latents, and from the teacher's (`error`);
 our latents approach the teacher's (mean squared error).
@@ -17,7 +21,7 @@ from torch.nn import functional as F
 from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.train.data import CropSettings, Photos, ahead
-from pixdec.train.loop import LoopSettings, Run, mixed_precision, train_in
+from pixdec.train.loop import LoopSettings, Run, averaged_weights, mixed_precision, train_in
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -32,6 +36,12 @@ class AutoencoderRecipe:
     )
     crops: CropSettings = field(default_factory=lambda: CropSettings(size=96, zoom=7.0, unscaled=0.35, synthetic=0.1))
     match: float = 3.0
+
+
+def tuning() -> AutoencoderRecipe:
+    """The second run: other crops, a lower rate, and a sixth of the weight on matching the teacher."""
+    loop = LoopSettings(steps=4500, batch=8, learning_rate=4e-4, warmup=300, decay=1.0, seed=1)
+    return AutoencoderRecipe(loop=loop, match=0.5)
 
 
 def error(decoded: Tensor, images: Tensor) -> Tensor:
@@ -64,12 +74,21 @@ def losses(network: TinyVAE, teacher: TAEF2, images: Tensor, match: float) -> di
 
 
 def main(
-    photos: Path, teacher: Path, run: Path, recipe: AutoencoderRecipe | None = None, save_every: int = 200
+    photos: Path,
+    teacher: Path,
+    run: Path,
+    start: Path | None = None,
+    recipe: AutoencoderRecipe | None = None,
+    save_every: int = 200,
 ) -> None:
-    """Trains, or resumes, the run in folder `run`; ends with `run/state.pt` at the last step."""
-    recipe = recipe or AutoencoderRecipe()
+    """Trains, or resumes, the run in folder `run`; ends with `run/state.pt` at the last step. With `start`, the state
+    of another run, it begins with that run's average, and `tuning` is its recipe."""
+    recipe = recipe or (AutoencoderRecipe() if start is None else tuning())
     torch.manual_seed(recipe.loop.seed)
-    network = _channels_last(TinyVAE(recipe.network))
+    network = TinyVAE(recipe.network)
+    if start is not None:
+        network.load_state_dict(averaged_weights(start))
+    network = _channels_last(network)
     source, taef2 = Photos(photos), _channels_last(load_taef2(teacher))
     state = Run(network, recipe.loop)
 

@@ -79,7 +79,7 @@ class DecoderRecipe:
     network: PiDSettings = field(default_factory=nano_settings)
     loop: LoopSettings = field(
         default_factory=lambda: LoopSettings(
-            steps=10500, batch=4, learning_rate=1e-3, warmup=200, decay=0.9, weight_decay=0.01
+            steps=8500, batch=4, learning_rate=1e-3, warmup=200, decay=0.9, weight_decay=0.01
         )
     )
     crops: CropSettings = field(default_factory=lambda: CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12))
