@@ -74,7 +74,8 @@ class ImageEncoder:
 def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype | None) -> nn.Module:
     if space.name not in VAE_CLASSES:
         raise ValueError(
-            f"{space.name} latents come from a vision encoder, not from a VAE; save them from your own pipeline"
+            f"{space.name} latents come from a vision encoder, not from a VAE; make them with "
+            "pixdec.integrations.vision.VisionEncoder"
         )
     try:
         import diffusers
