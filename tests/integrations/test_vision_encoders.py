@@ -69,7 +69,8 @@ def test_siglip_is_read_before_post_layernorm():
     pictures = images(2, 256)
     small = F.interpolate((pictures + 1) / 2, (224, 224), mode="bicubic", align_corners=False, antialias=True)
     before: list[Any] = []
-    hook = siglip().post_layernorm.register_forward_pre_hook(lambda _, given: before.append(given[0]))
+    tower = getattr(siglip(), "vision_model", siglip())  # older transformers wrap it once more
+    hook = tower.post_layernorm.register_forward_pre_hook(lambda _, given: before.append(given[0]))
     after = siglip()((small - 0.5) / 0.5).last_hidden_state
     hook.remove()
     tokens = F.layer_norm(before[0], (1152,), eps=1e-6)
