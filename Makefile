@@ -39,11 +39,11 @@ format: .venv/dev
 
 # The two models in the package, made again from photographs (docs/bundled-models.md): hours on two cores.
 bundled-models: .venv/dev
-	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --run $(RUNS)/tiny-first
-	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --run $(RUNS)/tiny \
-	    --start $(RUNS)/tiny-first/state.pt
-	$(BIN)/python -m pixdec.train.decoder --photos $(PHOTOS) --taef2 $(TAEF2) \
-	    --autoencoder $(RUNS)/tiny/state.pt --run $(RUNS)/nano
+	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny-first
+	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny \
+	    --from-state $(RUNS)/tiny-first/state.pt
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec.train.decoder --photos $(PHOTOS) --taef2 $(TAEF2) \
+	    --autoencoder $(RUNS)/tiny/state.pt --folder $(RUNS)/nano
 	$(BIN)/python -m pixdec.train.export --autoencoder $(RUNS)/tiny/state.pt --decoder $(RUNS)/nano/state.pt
 
 # The quality table of docs/bundled-models.md.

@@ -93,6 +93,11 @@ class PixelDecoder:
         """Output side / nominal image side."""
         return self.model.scale
 
+    @property
+    def is_distilled(self) -> bool:
+        """Whether the network knows the noise levels of its own list only; ours has learnt all alike."""
+        return self.model.kind == "student" and self.network.settings.prediction != "residual"
+
     @overload
     def decode(
         self,
@@ -209,8 +214,8 @@ class PixelDecoder:
         noise, shape = NoiseSource(seeds, self.device), (batch, 3, height, width)
         if self.model.kind == "student":
             count = len(self.model.times) - 1 if steps is None else steps
-            distilled = self.network.settings.prediction != "residual"  # ours learns every noise level alike
-            yield from student(denoise, noise, shape, student_times(self.model.times, count, distilled=distilled))
+            times = student_times(self.model.times, count, distilled=self.is_distilled)
+            yield from student(denoise, noise, shape, times)
             return
         without = self._embed([_negative_prompt()] * batch)
         factor = resolution_shift(height, width, self.model.version)

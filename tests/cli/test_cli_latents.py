@@ -109,6 +109,11 @@ def test_decode_writes_what_the_decoder_gives(run: Run, tmp_path: Path) -> None:
     assert record["settings"].items() >= expected_settings.items()
 
 
+def test_a_model_that_is_not_distilled_takes_more_steps_than_its_list(run: Run, tmp_path: Path) -> None:
+    source = saved(tmp_path / "z.safetensors", latents(1))
+    assert run("decode", source, "-o", tmp_path / "x.png", "--steps", 6).code == 0
+
+
 def test_a_file_of_several_latents_gives_several_images(run: Run, names: Names, tmp_path: Path) -> None:
     source = saved(tmp_path / "z.safetensors", latents(2))
     assert run("decode", source, "-o", tmp_path / "out" / "x.png", "--steps", 1).code == 0

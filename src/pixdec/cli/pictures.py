@@ -46,7 +46,7 @@ def open_decoder(
         raise ValueError(f"--steps {steps}: expected at least 1")
     decoder = PixelDecoder.from_pretrained(model, device, torch_dtype(dtype), space=space)
     if steps is not None and decoder.model.kind == "student":
-        student_times(decoder.model.times, steps)
+        student_times(decoder.model.times, steps, distilled=decoder.is_distilled)
     if caption and not decoder.model.needs_text:
         raise ValueError(f"--caption {caption!r}: {decoder.model.name} takes no text; leave it out")
     return decoder

@@ -1,7 +1,7 @@
 """Trains the tiny autoencoder of the FLUX.2 latent space, with TAEF2 as teacher.
 
-    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --run FOLDER
-    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --run OTHER --start FOLDER/state.pt
+    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --folder RUN
+    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --folder OTHER --from-state RUN/state.pt
 
 The first finds the teacher's latent space; the second, from the first's average, lets go of it a little for the sake of
 the round trip.
@@ -76,18 +76,18 @@ def losses(network: TinyVAE, teacher: TAEF2, images: Tensor, match: float) -> di
 def main(
     photos: Path,
     teacher: Path,
-    run: Path,
-    start: Path | None = None,
+    folder: Path,
+    from_state: Path | None = None,
     recipe: AutoencoderRecipe | None = None,
     save_every: int = 200,
 ) -> None:
-    """Trains, or resumes, the run in folder `run`; ends with `run/state.pt` at the last step. With `start`, the state
+    """Trains, or resumes, the run in `folder`; ends with its `state.pt` at the last step. With `from_state`, the state
     of another run, it begins with that run's average, and `tuning` is its recipe."""
-    recipe = recipe or (AutoencoderRecipe() if start is None else tuning())
+    recipe = recipe or (AutoencoderRecipe() if from_state is None else tuning())
     torch.manual_seed(recipe.loop.seed)
     network = TinyVAE(recipe.network)
-    if start is not None:
-        network.load_state_dict(averaged_weights(start))
+    if from_state is not None:
+        network.load_state_dict(averaged_weights(from_state))
     network = _channels_last(network)
     source, taef2 = Photos(photos), _channels_last(load_taef2(teacher))
     state = Run(network, recipe.loop)
@@ -99,7 +99,7 @@ def main(
         with mixed_precision():
             return losses(network, taef2, images, recipe.match)
 
-    train_in(run, state, losses_at, recipe.loop, save_every)
+    train_in(folder, state, losses_at, recipe.loop, save_every)
 
 
 def _channels_last(network: M) -> M:

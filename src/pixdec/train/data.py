@@ -73,9 +73,12 @@ class Photos:
         box = (left, top, left + side, top + side)
         return picture.resize((settings.size, settings.size), Image.Resampling.BICUBIC, box=box)
 
-    def batch(self, settings: CropSettings, seed: int, step: int, size: int) -> Tensor:
-        """The batch of one step: (size,3,S,S) float32 in [-1,1]."""
-        crops = [np.asarray(self.crop(settings, seed, step * size + i)) for i in range(size)]
+    def batch(
+        self, settings: CropSettings, seed: int, step: int, size: int, places: Sequence[int] | None = None
+    ) -> Tensor:
+        """The batch of one step, or its images at `places`: (size or number of places,3,S,S) float32 in [-1,1]."""
+        places = range(size) if places is None else places
+        crops = [np.asarray(self.crop(settings, seed, step * size + i)) for i in places]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 

@@ -1,7 +1,7 @@
 """Trains a small decoder: flow matching on pixels, conditioned on the latent of the image shrunk by the decoder's
 scale.
 
-    python -m pixdec.train.decoder --photos FOLDER --taef2 FOLDER --autoencoder RUN/state.pt --run FOLDER
+    python -m pixdec.train.decoder --photos FOLDER --taef2 FOLDER --autoencoder RUN/state.pt --folder RUN
 
 High-resolution crop x0 -> bicubic antialiased ÷ scale -> encoder (ours, and TAEF2's for one crop in four, so that
 real FLUX.2 latents are met as well) -> latent, noised to sigma -> velocity of the network at x_t, against eps − x0
@@ -26,6 +26,7 @@ from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
 from pixdec.train.data import CropSettings, Photos, ahead
 from pixdec.train.degrade import degrade
 from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, mixed_precision, train_in
+from pixdec.train.parallel import join
 
 Encoder = Callable[[Tensor], Tensor]
 
@@ -79,14 +80,14 @@ class DecoderRecipe:
     network: PiDSettings = field(default_factory=nano_settings)
     loop: LoopSettings = field(
         default_factory=lambda: LoopSettings(
-            steps=8500, batch=4, learning_rate=1e-3, warmup=200, decay=0.9, weight_decay=0.01
+            steps=6200, batch=4, learning_rate=1e-3, warmup=200, decay=0.9, weight_decay=0.01
         )
     )
     crops: CropSettings = field(default_factory=lambda: CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12))
     t_mean: float = -0.2
     t_std: float = 1.3
     t_high: float = 0.3
-    coarse: float = 8.0
+    coarse: float = 2.0
     clean_latents: float = 0.6
     sigma_max: float = 0.8
 
@@ -103,22 +104,32 @@ def noise_levels(recipe: DecoderRecipe, generator: torch.Generator) -> Tensor:
 
 
 def losses(
-    network: PiD, encoders: Sequence[Encoder], images: Tensor, recipe: DecoderRecipe, generator: torch.Generator
+    network: PiD,
+    encoders: Sequence[Encoder],
+    images: Tensor,
+    recipe: DecoderRecipe,
+    generator: torch.Generator,
+    places: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Weighted velocity error on images (B,3,H,W) in [-1,1]; the encoders take turns over the batch."""
-    adapter = recipe.network.adapter
+    """Weighted velocity error on images (B,3,H,W) in [-1,1]; the encoders take turns over the batch.
+
+    `places` says where in the batch these images stand, if they are not all of it: random numbers are drawn for the
+    whole batch, so that it does not matter how many processes share it.
+    """
+    adapter, batch = recipe.network.adapter, recipe.loop.batch
     assert adapter is not None
+    places = list(range(batch) if places is None else places)
     with torch.no_grad():
         low = degrade(images, adapter.scale)
-        count = len(encoders)
-        latent = torch.empty(len(images), adapter.latent_channels, *(s // adapter.latent_factor for s in low.shape[2:]))
-        for i, encode in enumerate(encoders):
-            latent[i::count] = pack(encode(low[i::count]))
-        sigma = recipe.sigma_max * torch.rand(len(images), generator=generator)
-        sigma *= torch.rand(len(images), generator=generator) >= recipe.clean_latents
-        latent = interpolate(latent, torch.randn(latent.shape, generator=generator), sigma)
-    t = noise_levels(recipe, generator)
-    noise = torch.randn(images.shape, generator=generator)
+        latent = torch.cat(
+            [pack(encoders[p % len(encoders)](each[None])).float() for p, each in zip(places, low, strict=True)]
+        )
+        sigma = recipe.sigma_max * torch.rand(batch, generator=generator)
+        sigma *= torch.rand(batch, generator=generator) >= recipe.clean_latents
+        sigma = sigma[places]
+        latent = interpolate(latent, torch.randn(batch, *latent.shape[1:], generator=generator)[places], sigma)
+    t = noise_levels(recipe, generator)[places]
+    noise = torch.randn(batch, *images.shape[1:], generator=generator)[places]
     velocity = network(interpolate(images, noise, t), t, None, latent, sigma)
     error = (velocity - velocity_of(images, noise)) * expand(network.loss_weight(t).sqrt(), images)
     means = F.avg_pool2d(error, 8)
@@ -136,9 +147,14 @@ def difficulty(images: Tensor, low: Tensor, std: float) -> Tensor:
 
 
 def main(
-    photos: Path, taef2: Path, autoencoder: Path, run: Path, recipe: DecoderRecipe | None = None, save_every: int = 100
+    photos: Path,
+    taef2: Path,
+    autoencoder: Path,
+    folder: Path,
+    recipe: DecoderRecipe | None = None,
+    save_every: int = 100,
 ) -> None:
-    """Trains, or resumes, the run in folder `run`; ends with `run/state.pt` at the last step."""
+    """Trains, or resumes, the run in `folder`; ends with its `state.pt` at the last step."""
     recipe = recipe or DecoderRecipe()
     assert recipe.network.base is not None
     tiny = TinyVAE(recipe.network.base)
@@ -151,15 +167,17 @@ def main(
     source, teacher = Photos(photos), load_taef2(taef2)
     state = Run(network, recipe.loop)
 
-    batch = ahead(lambda step: source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch))
+    share = join()
+    places = share.places(recipe.loop.batch)
+    batch = ahead(lambda step: source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch, places))
 
     def losses_at(step: int) -> dict[str, Tensor]:
         images = batch(step)
         generator = generator_at(recipe.loop.seed, step)
         with mixed_precision():
-            return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator)
+            return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator, places)
 
-    train_in(run, state, losses_at, recipe.loop, save_every)
+    train_in(folder, state, losses_at, recipe.loop, save_every, share)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pixdec.devices import has_bfloat16_units
 from pixdec.files import replacing
+from pixdec.train.parallel import Share, average_gradients
 
 # gamma of the power-function average for a relative width of 0.1 (Karras et al. 2024, EDM2, section 3.1).
 EMA_GAMMA = 6.94
@@ -111,6 +112,7 @@ def train(run: Run, losses_at: Callable[[int], dict[str, Tensor]], settings: Loo
         losses = losses_at(run.step)
         run.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
+        average_gradients(parameters)
         norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip))
         if not math.isfinite(norm):
             raise FloatingPointError(f"step {run.step}: gradient norm {norm}; lower the learning rate and resume")
@@ -132,13 +134,20 @@ def generator_at(seed: int, step: int) -> torch.Generator:
 
 
 def train_in(
-    folder: Path, run: Run, losses_at: Callable[[int], dict[str, Tensor]], settings: LoopSettings, save_every: int
+    folder: Path,
+    run: Run,
+    losses_at: Callable[[int], dict[str, Tensor]],
+    settings: LoopSettings,
+    save_every: int,
+    share: Share = Share(),  # noqa: B008  it is frozen
 ) -> None:
     """Trains, or resumes, the run of a folder: `state.pt` every `save_every` steps and at the end, `metrics.jsonl` with
-    one line for each step."""
+    one line for each step, both written by the first process alone and its losses those of its share."""
     folder.mkdir(parents=True, exist_ok=True)
     run.resume(folder / "state.pt")
     for progress in train(run, losses_at, settings):
+        if share.rank > 0:
+            continue
         with (folder / "metrics.jsonl").open("a") as log:
             log.write(json.dumps(asdict(progress)) + "\n")
         if progress.step % save_every == 0 or progress.step == settings.steps:
