@@ -19,8 +19,10 @@ import tyro
 
 from pixdec import __version__
 from pixdec.cli.convert import Convert
+from pixdec.cli.data import Data
 from pixdec.cli.decode import Decode
 from pixdec.cli.encode import Encode
+from pixdec.cli.generate import Generate
 from pixdec.cli.inspect import Inspect
 from pixdec.cli.models import Models
 from pixdec.cli.report import one_line, tell
@@ -39,9 +41,11 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "upscale": Upscale,
     "decode": Decode,
     "encode": Encode,
+    "generate": Generate,
     "models": Models,
     "convert": Convert,
     "inspect": Inspect,
+    "data": Data,
 }
 DESCRIPTION = "Decode latents into images four times larger with a pixel-diffusion decoder."
 
