@@ -25,7 +25,7 @@ from pixdec.models.taef2 import load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
 from pixdec.train.data import CropSettings, Photos, ahead
 from pixdec.train.degrade import degrade
-from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, mixed_precision, train_in
+from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, train_in
 from pixdec.train.parallel import join
 
 Encoder = Callable[[Tensor], Tensor]
@@ -79,15 +79,13 @@ class DecoderRecipe:
 
     network: PiDSettings = field(default_factory=nano_settings)
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(
-            steps=6200, batch=4, learning_rate=1e-3, warmup=200, decay=0.9, weight_decay=0.01
-        )
+        default_factory=lambda: LoopSettings(steps=3300, batch=4, learning_rate=1e-3, warmup=200, weight_decay=0.01)
     )
     crops: CropSettings = field(default_factory=lambda: CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12))
     t_mean: float = -0.2
     t_std: float = 1.3
-    t_high: float = 0.3
-    coarse: float = 2.0
+    t_high: float = 0.25
+    coarse: float = 0.5
     clean_latents: float = 0.6
     sigma_max: float = 0.8
 
@@ -174,8 +172,7 @@ def main(
     def losses_at(step: int) -> dict[str, Tensor]:
         images = batch(step)
         generator = generator_at(recipe.loop.seed, step)
-        with mixed_precision():
-            return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator, places)
+        return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator, places)
 
     train_in(folder, state, losses_at, recipe.loop, save_every, share)
 
