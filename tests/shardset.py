@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pixdec.train.pack import PackSettings, Progress, pack
+from pixdec.train.data.pack import PackSettings, Progress, pack
 
 
 def photograph(path: Path, width: int = 40, height: int = 40, seed: int = 0) -> Path:

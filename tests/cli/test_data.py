@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from pixdec.encoder import ImageEncoder
-from pixdec.train.degrade import degrade
-from pixdec.train.fit import CENTRE
-from pixdec.train.shards import read_index
-from pixdec.train.stream import StreamLoader, StreamSettings
+from pixdec.train.data.degrade import degrade
+from pixdec.train.data.fit import CENTRE
+from pixdec.train.data.shards import read_index
+from pixdec.train.data.stream import StreamLoader, StreamSettings
 
 Run = Callable[..., Any]
 

@@ -14,10 +14,10 @@ from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.taef2 import TAEF2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.train import autoencoder, decoder
-from pixdec.train.data import CropSettings, Photos, ahead
-from pixdec.train.degrade import degrade
+from pixdec.train.data.degrade import degrade
+from pixdec.train.data.photos import CropSettings, Photos, ahead
+from pixdec.train.data.synthetic import draw_page
 from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, learning_rate, power_average, train
-from pixdec.train.synthetic import draw_page
 
 TINY = TinyVAESettings(
     encoder_widths=(8, 8, 16), decoder_widths=(8, 8, 16), encoder_depths=(0, 1, 1), decoder_depths=(0, 1, 1)

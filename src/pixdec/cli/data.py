@@ -13,7 +13,7 @@ from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, torch_
 from pixdec.cli.report import Report, progress
 
 if TYPE_CHECKING:
-    from pixdec.train.pack import CaptionEmbedder, LatentEncoder
+    from pixdec.train.data.pack import CaptionEmbedder, LatentEncoder
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Pack:
     """Print one JSON object at the end."""
 
     def run(self) -> int:
-        from pixdec.train.pack import PackSettings, pack
-        from pixdec.train.sources import find_images
+        from pixdec.train.data.pack import PackSettings, pack
+        from pixdec.train.data.sources import find_images
 
         settings = PackSettings(self.min_side, self.shard_mb, self.near, not self.no_captions)
         total = len(find_images(self.inputs))  # before anything is loaded
@@ -83,8 +83,8 @@ class Pack:
             return None
         from pixdec.encoder import ImageEncoder
         from pixdec.latents import get_space
-        from pixdec.train.buckets import buckets
-        from pixdec.train.pack import LatentEncoder
+        from pixdec.train.data.buckets import buckets
+        from pixdec.train.data.pack import LatentEncoder
 
         factor = get_space(self.space).factor
         if self.scale < 1 or 64 % (self.scale * factor):
@@ -104,7 +104,7 @@ class Pack:
         if self.embeddings is None:
             return None
         from pixdec.text import CaptionEncoder
-        from pixdec.train.pack import CaptionEmbedder
+        from pixdec.train.data.pack import CaptionEmbedder
 
         check_device(self.device)
         encoder = CaptionEncoder.from_pretrained(self.embeddings, device=self.device or "cpu")
@@ -128,7 +128,7 @@ class IndexShards:
 
     def run(self) -> int:
         from pixdec.cli.plan import prepare
-        from pixdec.train.shards import Index, Shard, expand, index_shard, save_index
+        from pixdec.train.data.shards import Index, Shard, expand, index_shard, save_index
 
         if not self.output.endswith(".jsonl"):
             raise ValueError(f"{self.output}: expected the name of a file that ends in .jsonl, such as index.jsonl")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
-from pixdec.train.data import CropSettings, Photos, ahead
+from pixdec.train.data.photos import CropSettings, Photos, ahead
 from pixdec.train.loop import LoopSettings, Run, averaged_weights, mixed_precision, train_in
 
 M = TypeVar("M", bound=nn.Module)

@@ -23,8 +23,8 @@ from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.taef2 import load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
-from pixdec.train.data import CropSettings, Photos, ahead
-from pixdec.train.degrade import degrade
+from pixdec.train.data.degrade import degrade
+from pixdec.train.data.photos import CropSettings, Photos, ahead
 from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, train_in
 from pixdec.train.parallel import join
 

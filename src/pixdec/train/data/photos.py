@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixdec.images import read_image
-from pixdec.train.synthetic import draw_page
+from pixdec.train.data.synthetic import draw_page
 
 T = TypeVar("T")
 

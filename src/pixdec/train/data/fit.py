@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pixdec.train.buckets import Bucket
+from pixdec.train.data.buckets import Bucket
 
 
 @dataclass(frozen=True)

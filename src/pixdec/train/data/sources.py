@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from pixdec.images import READABLE
-from pixdec.train.captions import beside
-from pixdec.train.decode import decode_image, frames
-from pixdec.train.duplicates import Seen, look_hash, pixel_hash
+from pixdec.train.data.captions import beside
+from pixdec.train.data.duplicates import Seen, look_hash, pixel_hash
+from pixdec.train.data.reading import decode_image, frames
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PackSettings:
     Attributes:
         min_side: images with a shorter side below this many pixels are left out.
         shard_mb: a shard is closed when it holds so many megabytes.
-        near: images whose looks differ in at most so many of 63 bits are duplicates (`pixdec.train.duplicates`); None:
+        near: images whose looks differ in at most so many of 63 bits are duplicates (`pixdec.train.data.duplicates`); None:
             only those of the same pixels.
         captions: take captions from the .txt and .json beside an image.
     """

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixdec.train.degrade import DegradeSettings, add_noise, blur, degrade, degraded, jpeg
+from pixdec.train.data.degrade import DegradeSettings, add_noise, blur, degrade, degraded, jpeg
 
 ALL = DegradeSettings(scale=2, blur=1, noise=1, jpeg=1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pixdec.train.buckets import Bucket, assign, buckets
+from pixdec.train.data.buckets import Bucket, assign, buckets
 
 
 def test_at_2048_they_are_those_of_the_paper():

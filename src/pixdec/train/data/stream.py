@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pixdec.train.buckets import assign, buckets
-from pixdec.train.fit import CENTRE, FitSettings
-from pixdec.train.order import Planned, Rows, legs
-from pixdec.train.sample import Batch, Sample, SampleSettings, collate, make_page, make_sample
-from pixdec.train.shards import Index, Raw, ShardError, read_index, read_shard
+from pixdec.train.data.buckets import assign, buckets
+from pixdec.train.data.fit import CENTRE, FitSettings
+from pixdec.train.data.order import Planned, Rows, legs
+from pixdec.train.data.sample import Batch, Sample, SampleSettings, collate, make_page, make_sample
+from pixdec.train.data.shards import Index, Raw, ShardError, read_index, read_shard
 
 _CONTENT, _PAGE = 11, 12  # `order` has the other purposes of random numbers
 _ATTEMPTS = 3  # for a shard that is not on this machine
@@ -71,7 +71,9 @@ class StreamSettings:
         if self.pages and (self.latents or self.embeddings):
             raise ValueError(f"pages={self.pages}: pages have no precomputed tensors; encode while training instead")
         if self.latents and self.fit != CENTRE:
-            raise ValueError("latents are precomputed from the middle of each image; set fit=CENTRE (pixdec.train.fit)")
+            raise ValueError(
+                "latents are precomputed from the middle of each image; set fit=CENTRE (pixdec.train.data.fit)"
+            )
         if self.unreadable not in ("stop", "skip"):
             raise ValueError(f"unreadable={self.unreadable!r}: expected 'stop' or 'skip'")
 

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 
 from pixdec.images import read_image, to_tensor
-from pixdec.train.buckets import Bucket
-from pixdec.train.captions import inside
-from pixdec.train.degrade import degrade
-from pixdec.train.fit import CENTRE, FitSettings, fit
-from pixdec.train.pack import CaptionEmbedder, LatentEncoder, PackSettings
-from pixdec.train.shards import Index, ShardError, expand, index_shard, read_index, read_shard, save_index
-from pixdec.train.stream import Batch, StreamLoader, StreamSettings
+from pixdec.train.data.buckets import Bucket
+from pixdec.train.data.captions import inside
+from pixdec.train.data.degrade import degrade
+from pixdec.train.data.fit import CENTRE, FitSettings, fit
+from pixdec.train.data.pack import CaptionEmbedder, LatentEncoder, PackSettings
+from pixdec.train.data.shards import Index, ShardError, expand, index_shard, read_index, read_shard, save_index
+from pixdec.train.data.stream import Batch, StreamLoader, StreamSettings
 from shardset import folder_of, packed, photograph
 
 SIDES = ((40, 40), (64, 36), (40, 56), (72, 72), (20, 20))
@@ -282,7 +282,7 @@ def test_a_restart_reads_only_shards_with_images_to_come(shards: Path, monkeypat
         opened.append(url)
         return read_shard(url, wanted)
 
-    monkeypatch.setattr("pixdec.train.stream.read_shard", counted)
+    monkeypatch.setattr("pixdec.train.data.stream.read_shard", counted)
     settings = dataclasses.replace(SETTINGS, shuffle=0)
     source = loader(shards, settings)
     state = source.state_dict()
@@ -382,7 +382,7 @@ def test_a_transfer_that_breaks_off_is_taken_up_again(shards: Path, monkeypatch:
                 raise ShardError(f"{url}: connection reset")
             yield found
 
-    monkeypatch.setattr("pixdec.train.stream.read_shard", breaking)
+    monkeypatch.setattr("pixdec.train.data.stream.read_shard", breaking)
     index = read_index(shards)
     remote = Index(tuple(dataclasses.replace(s, url=f"http:{s.url}") for s in index.shards))
     assert all_same(take(loader(remote), 8), expected)

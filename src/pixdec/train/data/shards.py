@@ -5,7 +5,7 @@ A shard is a tar; the files of one image follow each other and share their name 
 webdataset's `gopen` reads: a path, file:, http:, https:, hf:, gs:, or pipe: and a shell command.
 
 The index, one `index.jsonl` beside the shards, holds the size of every image. With it the whole order of training is
-known before a shard is opened (`pixdec.train.order`).
+known before a shard is opened (`pixdec.train.data.order`).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pixdec.files import replacing
 from pixdec.images import READABLE
-from pixdec.train.decode import upright_size
+from pixdec.train.data.reading import upright_size
 
 INDEX = "index.jsonl"
 _KIND = "shards"

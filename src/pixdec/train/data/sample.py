@@ -12,12 +12,12 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pixdec.images import to_tensor
-from pixdec.train.buckets import Bucket
-from pixdec.train.captions import PLAIN, inside
-from pixdec.train.decode import decode_image
-from pixdec.train.fit import FitSettings, fit
-from pixdec.train.shards import Raw
-from pixdec.train.synthetic import draw_page
+from pixdec.train.data.buckets import Bucket
+from pixdec.train.data.captions import PLAIN, inside
+from pixdec.train.data.fit import FitSettings, fit
+from pixdec.train.data.reading import decode_image
+from pixdec.train.data.shards import Raw
+from pixdec.train.data.synthetic import draw_page
 
 
 @dataclass(frozen=True, eq=False)

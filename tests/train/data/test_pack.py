@@ -19,11 +19,11 @@ from PIL import Image
 from safetensors.torch import load
 
 from pixdec.images import read_image, to_tensor
-from pixdec.train.decode import decode_image, upright_size
-from pixdec.train.degrade import degrade
-from pixdec.train.duplicates import Seen, look_hash, pixel_hash
-from pixdec.train.pack import CaptionEmbedder, LatentEncoder, PackSettings, pack
-from pixdec.train.shards import read_index, read_shard
+from pixdec.train.data.degrade import degrade
+from pixdec.train.data.duplicates import Seen, look_hash, pixel_hash
+from pixdec.train.data.pack import CaptionEmbedder, LatentEncoder, PackSettings, pack
+from pixdec.train.data.reading import decode_image, upright_size
+from pixdec.train.data.shards import read_index, read_shard
 from shardset import contents, folder_of, packed, photograph
 
 SMALL = PackSettings(shard_mb=0.01)  # a few images each

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from pixdec.train.order import Leg, Planned, legs
+from pixdec.train.data.order import Leg, Planned, legs
 
 Place = tuple[int, ...]
 

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from pixdec.files import replacing
 from pixdec.images import to_tensor
-from pixdec.train.buckets import assign, buckets
-from pixdec.train.captions import PLAIN
-from pixdec.train.degrade import degrade
-from pixdec.train.duplicates import Seen
-from pixdec.train.fit import CENTRE, fit
-from pixdec.train.shards import INDEX, Index, Shard, read_index, save_index
-from pixdec.train.sources import Found, PackSettings, Skip, Source, checked, find_images, line
+from pixdec.train.data.buckets import assign, buckets
+from pixdec.train.data.captions import PLAIN
+from pixdec.train.data.degrade import degrade
+from pixdec.train.data.duplicates import Seen
+from pixdec.train.data.fit import CENTRE, fit
+from pixdec.train.data.shards import INDEX, Index, Shard, read_index, save_index
+from pixdec.train.data.sources import Found, PackSettings, Skip, Source, checked, find_images, line
 
 REPORT = "report.jsonl"
 _STATE = ".packing"  # a record for each whole shard; gone when all is done
