@@ -41,10 +41,13 @@ format: .venv/dev
 bundled-models: .venv/dev
 	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny-first
 	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny \
-	    --from-state $(RUNS)/tiny-first/state.pt
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec.train.decoder --photos $(PHOTOS) --taef2 $(TAEF2) \
-	    --autoencoder $(RUNS)/tiny/state.pt --folder $(RUNS)/nano
-	$(BIN)/python -m pixdec.train.export --autoencoder $(RUNS)/tiny/state.pt --decoder $(RUNS)/nano/state.pt
+	    --from-run $(RUNS)/tiny-first
+	$(BIN)/python -m pixdec.train.export --autoencoder $(RUNS)/tiny
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec train decoder nano --data $(PHOTOS) \
+	    -o $(RUNS)/nano --encoder tiny tiny tiny taef2:$(TAEF2)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec train student nano --data $(PHOTOS) \
+	    -o $(RUNS)/nano-student --teacher $(RUNS)/nano
+	$(BIN)/python -m pixdec.train.export --decoder $(RUNS)/nano-student
 
 # The quality table of docs/bundled-models.md.
 kodak: .venv/dev

@@ -39,11 +39,11 @@ def student(tmp_path: Path) -> PixelDecoder:
     return make(tmp_path, kind="student")
 
 
-def make(folder: Path, *, kind: str, settings: PiDSettings = SETTINGS) -> PixelDecoder:
+def make(folder: Path, *, kind: str, settings: PiDSettings = SETTINGS, version: str = "v1") -> PixelDecoder:
     network = randomised(PiD(settings).initialise())
     path = folder / f"{kind}.safetensors"
     extra = {} if kind == "student" else {"times": ()}
-    save_decoder(network, path, name="small", space="flux1", version="v1", licence="Apache-2.0", kind=kind, **extra)
+    save_decoder(network, path, name="small", space="flux1", version=version, licence="Apache-2.0", kind=kind, **extra)
     decoder = PixelDecoder.from_pretrained(path, device="cpu")
     decoder._captions = Captions()
     return decoder
@@ -155,6 +155,13 @@ def test_teacher(tmp_path: Path):
     asked = teacher._captions.asked
     assert asked[0] == ["a cat"]
     assert asked[1][0].startswith("low quality")
+
+
+def test_a_teacher_of_an_unknown_version_is_refused_before_anything_is_embedded(tmp_path: Path):
+    teacher = make(tmp_path, kind="teacher", version="v3")
+    with pytest.raises(ValueError, match=r"version 'v3'.*expected v1 or v1\.5"):
+        teacher.decode(latents(1))
+    assert teacher._captions.asked == []
 
 
 def test_prior_is_no_decoder(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""files.replacing: whole files or none."""
+"""files: whole files or none, found below a folder, and errors in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pixdec.files import replacing
+from pixdec.files import files_below, first_line_of, reason_of, replacing
 
 
 def names(folder: Path) -> list[str]:
@@ -108,3 +108,26 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
             temporary.write_bytes(b"new")
     finally:
         tmp_path.chmod(0o755)
+
+
+def test_files_below_are_those_with_a_suffix_that_nothing_hides(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a/c.png", "a-b/d.jpg", "a/notes.txt", ".e.png", "a/.cache/f.png", "g"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert files_below(tmp_path, {".png", ".jpg"}) == [Path("a/c.png"), Path("a-b/d.jpg"), Path("b.PNG")]
+    assert files_below(tmp_path / "a" / ".cache", {".png"}) == [Path("f.png")]  # asked for by name
+
+
+@pytest.mark.parametrize(
+    ("error", "whole", "first"),
+    [
+        (ValueError("two\n  lines"), "two lines", "two"),
+        (ValueError("\n one\n\nmore"), "one more", "one"),
+        (ValueError(), "ValueError", "ValueError"),
+        (OSError(28, "Disk full", "x"), "Disk full", "[Errno 28] Disk full: 'x'"),
+        (OSError("cut short"), "cut short", "cut short"),
+    ],
+)
+def test_errors_in_one_line(error: Exception, whole: str, first: str) -> None:
+    assert (reason_of(error), first_line_of(error)) == (whole, first)

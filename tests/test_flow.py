@@ -51,4 +51,6 @@ def test_shifts():
     assert resolution_shift(2048, 2048, "v1.5") == pytest.approx(6)
     assert resolution_shift(4096, 4096, "v1.5") == pytest.approx(6 * 2**0.5)
     assert resolution_shift(1024, 1024, "v1") == pytest.approx(4)
+    with pytest.raises(ValueError, match=r"^version 'nano' has no shift.*expected v1 or v1\.5$"):
+        resolution_shift(1024, 1024, "nano")
     assert shifted_times(2, 3.0) == pytest.approx([1.0, 0.75, 0.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import struct
@@ -209,6 +210,34 @@ def test_refused_files(tmp_path: Path, name: str, content: bytes | None, says: s
         with pytest.raises(ValueError, match=says) as caught:
             read(tmp_path / name)
         one_line(caught.value, names=name)
+
+
+def test_a_stream_is_read_as_the_file(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    stream = io.BytesIO(data)
+    assert np.array_equal(pixels(read_image(stream)), pixels(read_image(tmp_path / "a.png")))
+    assert not stream.closed
+    with (tmp_path / "a.png").open("rb") as opened:
+        assert np.array_equal(pixels(read_image(opened, name="a")), pixels(picture()))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "the file is empty"),
+        (b"plain text", "not an image, or of a format unknown here"),
+        (png(2, 2)[:20], "cannot be read as an image"),
+        (png(2, 2), "truncated or damaged"),
+        (png(2**15, 2), "the limit is"),
+    ],
+)
+def test_what_is_wrong_with_a_stream_is_said_of_its_name(data: bytes, says: str) -> None:
+    for name, called in (("shard-1/fox.png", "shard-1/fox.png"), (None, "the image")):
+        with pytest.raises(ValueError, match=f"^{called}: .*{says}|^{called}: {says}") as refused:
+            read_image(io.BytesIO(data), name=name)
+        assert "\n" not in str(refused.value)
+        assert "BytesIO" not in str(refused.value)
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ image = decoder.decode(latent)[0]
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
@@ -19,6 +21,7 @@ from pixdec.models.pid import Condition
 from pixdec.sampling import NoiseSource, Step, dpm_solver, guided, student
 from pixdec.tiling import Tiling, tiled_velocity
 from pixdec.weights.load import LoadedDecoder, load_decoder
+from pixdec.weights.lora import Lora, MergedLora, check_strength, read_lora
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +58,7 @@ class PixelDecoder:
         self.space: LatentSpace = get_space(model.spaces[0])
         self.tile: int | None = None
         self._captions = captions
+        self._merged: MergedLora | None = None
 
     @classmethod
     def from_pretrained(
@@ -97,6 +101,42 @@ class PixelDecoder:
     def is_distilled(self) -> bool:
         """Whether the network knows the noise levels of its own list only; ours has learnt all alike."""
         return self.model.kind == "student" and self.network.settings.prediction != "residual"
+
+    def load_lora(self, path: "str | Path", strength: float = 1.0) -> None:
+        """Adds a LoRA of `pixdec train` to the weights, in the place of one that was there: see `pixdec.weights.lora`.
+
+        Raises ValueError, and leaves all as it is, for a file that is no LoRA or one for another network or latent
+        space, or a strength that is not finite.
+        """
+        check_strength(strength)
+        lora = read_lora(path)
+        lora.check(self.network, self.model.name, self.model.spaces)
+        self.unload_lora()
+        self._merged = MergedLora(self.network, lora)
+        self._merged.strength = strength
+
+    def unload_lora(self) -> None:
+        """The network as it was, bit for bit; nothing without a LoRA."""
+        if self._merged is not None:
+            self._merged.strength = 0.0
+        self._merged = None
+
+    @property
+    def lora(self) -> Lora | None:
+        """The LoRA that is loaded."""
+        return None if self._merged is None else self._merged.lora
+
+    @property
+    def lora_strength(self) -> float:
+        """How much of the LoRA is in the weights: 1 as it was trained, 0 none, bit for bit; any number may be set at
+        any time between decodes. 0 without one."""
+        return 0.0 if self._merged is None else self._merged.strength
+
+    @lora_strength.setter
+    def lora_strength(self, strength: float) -> None:
+        if self._merged is None:
+            raise ValueError(f"lora_strength={strength}: no LoRA is loaded; load_lora comes first")
+        self._merged.strength = strength
 
     @overload
     def decode(
@@ -189,40 +229,25 @@ class PixelDecoder:
     ) -> Iterator[Step]:
         """As `decode`, but yields every step's estimate of the image: `Step.x0` (B,3,H,W) float32 in [-1,1]."""
         latent = self._accept(latent, sigma)
-        batch = latent.tensor.shape[0]
-        side = self.space.factor * self.scale
-        height, width = latent.tensor.shape[2] * side, latent.tensor.shape[3] * side
-        if size is not None and tuple(size) != (height, width):
-            raise ValueError(
-                f"size={tuple(size)}: this latent decodes to (height, width) = ({height}, {width}); "
-                "resize the image afterwards"
-            )
+        batch, (height, width) = latent.tensor.shape[0], self._image_size(latent, size)
+        captions, seeds = _captions_for(prompt, batch), _seeds_for(seed, batch)
+        times = self._times(steps, height, width)
         tiling = self._tiling(height, width)
         if tiling is None and (warning := self.model.size_warning(height, width)):
             warnings.warn(warning, stacklevel=2)
-        captions, seeds = _captions_for(prompt, batch), _seeds_for(seed, batch)
+
+        # What all steps share; the samplers know of x_t and t only.
         text = self._embed(captions)
         condition = self.network.condition(latent.tensor.to(self.device), tokens=tiling is None)
-        level = latent.sigma.to(self.device)
-
-        def denoise(x_t: Tensor, t: Tensor, text: Tensor | None = text) -> Tensor:
-            def velocity(x_t: Tensor, condition: Condition) -> Tensor:
-                return self.network.velocity(x_t, t, text, condition, level, PIXEL_CHUNK)
-
-            return velocity(x_t, condition) if tiling is None else tiled_velocity(velocity, x_t, condition, tiling)
-
+        velocity = partial(self._velocity, condition=condition, sigma=latent.sigma.to(self.device), tiling=tiling)
         noise, shape = NoiseSource(seeds, self.device), (batch, 3, height, width)
         if self.model.kind == "student":
-            count = len(self.model.times) - 1 if steps is None else steps
-            times = student_times(self.model.times, count, distilled=self.is_distilled)
-            yield from student(denoise, noise, shape, times)
+            yield from student(partial(velocity, text=text), noise, shape, times)
             return
-        without = self._embed([_negative_prompt()] * batch)
-        factor = resolution_shift(height, width, self.model.version)
-        times = shifted_times(TEACHER_STEPS if steps is None else steps, factor, TEACHER_START)
-        denoiser = guided(denoise, lambda x_t, t: denoise(x_t, t, without), TEACHER_GUIDANCE)
-        for step in dpm_solver(denoiser, noise(shape), times):
-            yield Step(step.index, step.total, step.t, step.x0.clamp(-1, 1))
+        negative = self._embed([_negative_prompt()] * batch)
+        denoise = guided(partial(velocity, text=text), partial(velocity, text=negative), TEACHER_GUIDANCE)
+        for step in dpm_solver(denoise, noise(shape), times):
+            yield replace(step, x0=step.x0.clamp(-1, 1))
 
     def attach(
         self,
@@ -259,6 +284,25 @@ class PixelDecoder:
             )
         return latent if sigma is None else Latent(latent.tensor, latent.space, sigma)
 
+    def _image_size(self, latent: Latent, expected: tuple[int, int] | None) -> tuple[int, int]:
+        """(height, width) of the output in pixels; ValueError if another is expected."""
+        side = self.space.factor * self.scale
+        height, width = latent.tensor.shape[2] * side, latent.tensor.shape[3] * side
+        if expected is not None and tuple(expected) != (height, width):
+            raise ValueError(
+                f"size={tuple(expected)}: this latent decodes to (height, width) = ({height}, {width}); "
+                "resize the image afterwards"
+            )
+        return height, width
+
+    def _times(self, steps: int | None, height: int, width: int) -> list[float]:
+        """The noise level of the image at each step, and 0 at the end."""
+        if self.model.kind == "student":
+            trained = self.model.times
+            return student_times(trained, len(trained) - 1 if steps is None else steps, distilled=self.is_distilled)
+        shift = resolution_shift(height, width, self.model.version)
+        return shifted_times(TEACHER_STEPS if steps is None else steps, shift, TEACHER_START)
+
     def _tiling(self, height: int, width: int) -> Tiling | None:
         """The tiles of an output of height x width pixels; None to decode it as a whole."""
         side, sizes = self.tile, self.model.sizes
@@ -269,6 +313,27 @@ class PixelDecoder:
             return None
         patch = self.network.settings.backbone.patch
         return Tiling(height, width, side, overlap=max(1, round(side / 8 / patch)) * patch, patch=patch)
+
+    def _velocity(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        text: Tensor | None,
+        condition: Condition,
+        sigma: Tensor,
+        tiling: Tiling | None,
+    ) -> Tensor:
+        """The network's velocity (B,3,H,W), in tiles if there are any. All but x_t and t stay as they are for a whole
+        decode."""
+        if tiling is None:
+            return self.network.velocity(x_t, t, text, condition, sigma, PIXEL_CHUNK)
+        return tiled_velocity(
+            lambda tile, cropped: self.network.velocity(tile, t, text, cropped, sigma, PIXEL_CHUNK),
+            x_t,
+            condition,
+            tiling,
+        )
 
     def _embed(self, captions: list[str]) -> Tensor | None:
         if self._captions is not None:

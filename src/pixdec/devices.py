@@ -1,4 +1,7 @@
-"""What the machine has: the device to take when none is named, and whether its processor computes in bfloat16."""
+"""What the machine has: the device to take when none is named, whether its processor computes in bfloat16, and its
+memory given back."""
+
+import gc
 
 import torch
 
@@ -14,3 +17,12 @@ def has_bfloat16_units() -> bool:
     """Whether this processor multiplies bfloat16 in hardware; one that emulates it is many times slower than in
     float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+
+
+def release_memory() -> None:
+    """Give back what models held that nothing refers to any more."""
+    gc.collect()  # a model may be part of reference cycles, and a pipeline with hooks is
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

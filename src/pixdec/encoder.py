@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from pixdec.files import first_line_of
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 from pixdec.models.tiny_vae import TinyVAE
 from pixdec.weights.load import load_autoencoder
@@ -88,8 +89,9 @@ def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype |
             str(name_or_path), subfolder=subfolder, torch_dtype=dtype or torch.float32
         )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{name_or_path}: cannot load a {VAE_CLASSES[space.name]} from here ({reason})") from error
+        raise ValueError(
+            f"{name_or_path}: cannot load a {VAE_CLASSES[space.name]} from here ({first_line_of(error)})"
+        ) from error
     config: Any = vae.config
     channels = config.get("latent_channels", config.get("z_dim"))
     if channels != space.raw_channels:

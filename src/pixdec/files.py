@@ -1,10 +1,13 @@
-"""Whole files or none: every file this package writes passes through `replacing`."""
+"""Files: written whole or not at all, found below a folder; and errors, of files or not, in one line.
+
+Every file this package writes passes through `replacing`.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,3 +43,27 @@ def replacing(path: str | Path) -> Generator[Path]:
         raise clear from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files below a folder, at any depth, with one of these suffixes (".png", lower case; theirs may be upper):
+    relative to the folder and in order, without those that are hidden or in hidden folders."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    return sorted(
+        path for path in found if not any(part.startswith(".") for part in path.parts) and (folder / path).is_file()
+    )
+
+
+def reason_of(error: object) -> str:
+    """All that an error (or a warning) says on one line, to stand in a message of ours; its class if it says nothing.
+
+    An `OSError` of the system gives its reason alone, without number and file.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line_of(error: BaseException) -> str:
+    """The first line of an error of a library that explains itself at length; its class if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 STUDENT_TIMES = (0.999, 0.866, 0.634, 0.342, 0.0)
+_SHIFTS = {"v1": (4.0, 1024.0), "v1.5": (6.0, 2048.0)}  # at the reference side, and that side in pixels
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
@@ -42,8 +43,13 @@ def shift(u: float, factor: float) -> float:
 
 
 def resolution_shift(height: int, width: int, version: str) -> float:
-    """Shift for an image size: v1 4·sqrt(sqrt(HW)/1024), v1.5 6·sqrt(sqrt(HW)/2048) (specification §6)."""
-    factor, reference = {"v1": (4.0, 1024.0), "v1.5": (6.0, 2048.0)}[version]
+    """Shift for an image size: v1 4·sqrt(sqrt(HW)/1024), v1.5 6·sqrt(sqrt(HW)/2048) (specification §6). ValueError for
+    another version."""
+    if version not in _SHIFTS:
+        raise ValueError(
+            f"version {version!r} has no shift of noise levels by image size; expected {' or '.join(_SHIFTS)}"
+        )
+    factor, reference = _SHIFTS[version]
     return factor * math.sqrt(math.sqrt(height * width) / reference)
 
 

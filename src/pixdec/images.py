@@ -11,7 +11,7 @@ import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from pixdec.files import replacing
+from pixdec.files import reason_of, replacing
 
 # Larger images are refused from their header alone: a small file can claim any size.
 MAX_SIDE = 2**14  # pixels
@@ -44,8 +44,10 @@ _ORIENTATIONS = {
 _NEVER_ANIMATED = frozenset({"MPO", "PSD"})
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Read a file as RGB, 8 bit, upright.
+def read_image(file: str | Path | BinaryIO, *, name: str | None = None) -> Image.Image:
+    """Read a file, or a stream that can seek, as RGB, 8 bit, upright.
+
+    `name` is what messages call it; None: its path, or "the image" for a stream.
 
     EXIF rotation is applied; transparency is composited on white; an embedded colour profile is converted to sRGB;
     CMYK, palette, grey and 16-bit images (value / 257, rounded) are converted. Of an animation the first frame is
@@ -55,19 +57,22 @@ def read_image(path: str | Path) -> Image.Image:
         ValueError: one line: missing, truncated, not an image, larger than MAX_SIDE a side or MAX_PIXELS in all (found
             from the header, before any pixel is decoded), or of a kind without an agreed range (floating point).
     """
-    with _open(path) as image:
+    name = name or (str(file) if isinstance(file, str | Path) else "the image")
+    with _open(file, name) as image:
         try:
             image.load()
         except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-            raise ValueError(f"{path}: the {image.format} image is truncated or damaged ({_line(error)})") from error
+            raise ValueError(
+                f"{name}: the {image.format} image is truncated or damaged ({reason_of(error)})"
+            ) from error
         frames = int(getattr(image, "n_frames", 1))
         if frames > 1 and image.format not in _NEVER_ANIMATED:
-            warnings.warn(f"{path}: animated, {frames} frames; the first one is used", UserWarning, stacklevel=2)
+            warnings.warn(f"{name}: animated, {frames} frames; the first one is used", UserWarning, stacklevel=2)
         turn = _ORIENTATIONS.get(_orientation(image))
         try:
             rgb = _to_rgb(image)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
         return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -77,7 +82,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ValueError: as `read_image`, as far as the header tells.
     """
-    with _open(path) as image:
+    with _open(path, str(path)) as image:
         return image.size
 
 
@@ -132,7 +137,7 @@ def read_settings(path: str | Path) -> dict[str, object]:
     Raises:
         ValueError: the file is missing or not an image.
     """
-    with _open(path) as image:
+    with _open(path, str(path)) as image:
         if image.format == "PNG":
             return _json_object(image.info.get("pixdec"))
         comment: object = _exif(image).get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
@@ -205,28 +210,28 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W), none of them 0")
 
 
-def _open(path: str | Path) -> Image.Image:
-    """Open a file lazily, no pixel decoded, within the limits; every failure is a ValueError of one line."""
+def _open(file: str | Path | BinaryIO, name: str) -> Image.Image:
+    """Open a file or stream lazily, no pixel decoded, within the limits; every failure is a ValueError of one line."""
     limit = f"the limit is {MAX_SIDE} a side and {MAX_PIXELS} in all"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are judged below, and of corrupt metadata
-            image = Image.open(path)
+            image = Image.open(file)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such file") from error
+        raise ValueError(f"{name}: there is no such file") from error
     except IsADirectoryError as error:
-        raise ValueError(f"{path}: it is a folder, not an image") from error
+        raise ValueError(f"{name}: it is a folder, not an image") from error
     except UnidentifiedImageError as error:
-        why = "the file is empty" if Path(path).stat().st_size == 0 else "not an image, or of a format unknown here"
-        raise ValueError(f"{path}: {why}") from error
+        size = Path(file).stat().st_size if isinstance(file, str | Path) else file.seek(0, io.SEEK_END)
+        why = "the file is empty" if size == 0 else "not an image, or of a format unknown here"
+        raise ValueError(f"{name}: {why}") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: too many pixels, {limit} ({_line(error)})") from error
+        raise ValueError(f"{name}: too many pixels, {limit} ({reason_of(error)})") from error
     except Exception as error:  # Pillow's parsers raise many kinds on damaged headers
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _line(error)
-        raise ValueError(f"{path}: cannot be read as an image ({reason})") from error
+        raise ValueError(f"{name}: cannot be read as an image ({reason_of(error)})") from error
     if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
         image.close()
-        raise ValueError(f"{path}: {_by(image.size)} pixels; {limit}")
+        raise ValueError(f"{name}: {_by(image.size)} pixels; {limit}")
     return image
 
 
@@ -301,10 +306,6 @@ def _json_object(text: object) -> dict[str, object]:
         except ValueError:
             return {}
     return cast("dict[str, object]", text) if isinstance(text, dict) else {}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _by(size: tuple[int, int]) -> str:

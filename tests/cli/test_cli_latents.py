@@ -18,6 +18,11 @@ from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
 from pixdec.images import read_image, read_settings, to_tensor
 from pixdec.latents import Latent, get_space
+from pixdec.models.adapter import AdapterSettings
+from pixdec.models.pid import PiD, PiDSettings
+from pixdec.models.pixdit import PixDiTSettings
+from pixdec.text import CaptionEmbeddings
+from pixdec.weights.load import save_decoder
 
 Run = Callable[..., Any]
 Photo = Callable[..., Path]
@@ -29,9 +34,25 @@ def latents(count: int = 1, height: int = 2, width: int = 3) -> Tensor:
     return 0.7 * torch.randn(count, 128, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def saved(path: Path, tensor: Tensor, sigma: float = 0.0) -> Path:
+def saved(path: Path, tensor: Tensor, sigma: float = 0.0, **settings: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Latent(tensor, get_space("flux2"), sigma).save(path)
+    Latent(tensor, get_space("flux2"), sigma).save(path, settings or None)
+    return path
+
+
+def pixels(path: Path) -> np.ndarray[Any, Any]:
+    return np.asarray(read_image(path))
+
+
+def reader(path: Path) -> Path:
+    """A decoder that reads text, with small random weights."""
+    backbone = PixDiTSettings(hidden=16, heads=2, depth=1, pixel_width=4, pixel_hidden=16, pixel_heads=2)
+    adapter = AdapterSettings(latent_channels=128, latent_factor=16, width=8, blocks=1)
+    torch.manual_seed(0)
+    network = PiD(PiDSettings(backbone, adapter)).initialise()
+    for parameter in network.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    save_decoder(network, path, name="reads-text", space="flux2", version="v1", licence="Apache-2.0")
     return path
 
 
@@ -122,6 +143,97 @@ def test_a_file_of_several_latents_gives_several_images(run: Run, names: Names, 
     assert run("decode", one, "-o", tmp_path / "one.png", "--steps", 1, "--seed", 1).code == 0
     second = np.asarray(read_image(tmp_path / "out" / "x-2.png"))
     assert np.array_equal(np.asarray(read_image(tmp_path / "one.png")), second)
+
+
+def test_a_latents_own_seed_is_taken_unless_another_is_given(run: Run, tmp_path: Path) -> None:
+    """And its prompt left, for this decoder reads no text."""
+    told = saved(tmp_path / "told.safetensors", latents(2), prompt="a red fox", seed=6)
+    silent = saved(tmp_path / "silent.safetensors", latents(2))
+
+    def decoded(source: Path, *arguments: object) -> list[np.ndarray[Any, Any]]:
+        assert run("decode", source, "-o", tmp_path / "x.png", "--steps", 2, *arguments).code == 0
+        paths = [tmp_path / "x-1.png", tmp_path / "x-2.png"]
+        assert [read_settings(path)["caption"] for path in paths] == ["", ""]
+        seeds.append([read_settings(path)["seed"] for path in paths])
+        return [pixels(path) for path in paths]
+
+    seeds: list[list[object]] = []
+    own, given, unnamed, zero = decoded(told), decoded(silent, "--seed", 6), decoded(silent), decoded(told, "--seed", 0)
+    assert seeds == [[6, 7], [6, 7], [0, 1], [0, 1]]
+    assert np.array_equal(own, given)
+    assert np.array_equal(unnamed, zero)
+    assert not np.array_equal(own, zero)
+
+
+def test_a_latents_own_prompt_is_taken_unless_a_caption_is_given(
+    run: Run, names: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXDEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment on import
+    embeddings = CaptionEmbeddings()
+    for seed, caption in enumerate(("a red fox", "snow", "")):
+        embedding = torch.randn(300, 2304, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        embeddings.cache.store(embeddings.key(caption), embedding)
+    for name, settings in (("fox", {"prompt": "a red fox"}), ("boat", {"prompt": "a boat"}), ("none", {})):
+        saved(tmp_path / "z" / f"{name}.safetensors", latents(), **settings)
+    model = ("--model", reader(tmp_path / "reads-text.safetensors"), "--steps", 1, "--device", "cpu")
+
+    outcome = run("decode", tmp_path / "z", "-o", tmp_path / "own", *model)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "boat.safetensors" in outcome.err
+    assert "'a boat' has no embedding" in outcome.err
+    assert names(tmp_path / "own") == ["fox.png", "none.png"]
+    assert [read_settings(tmp_path / "own" / f"{name}.png")["caption"] for name in ("fox", "none")] == ["a red fox", ""]
+    expected = PixelDecoder.from_pretrained(tmp_path / "reads-text.safetensors", device="cpu")
+    (image,) = expected.decode(Latent.load(tmp_path / "z" / "fox.safetensors"), "a red fox", steps=1)
+    assert np.array_equal(pixels(tmp_path / "own" / "fox.png"), np.asarray(image))
+
+    assert run("decode", tmp_path / "z", "-o", tmp_path / "given", "--caption", "snow", *model).code == 0
+    assert not np.array_equal(pixels(tmp_path / "given" / "fox.png"), pixels(tmp_path / "own" / "fox.png"))
+    assert run("decode", tmp_path / "z", "-o", tmp_path / "empty", "--caption", "", *model).code == 0
+    for folder, caption in (("given", "snow"), ("empty", "")):
+        assert names(tmp_path / folder) == ["boat.png", "fox.png", "none.png"]
+        assert {read_settings(path)["caption"] for path in (tmp_path / folder).iterdir()} == {caption}
+    assert np.array_equal(pixels(tmp_path / "empty" / "none.png"), pixels(tmp_path / "own" / "none.png"))
+
+
+def test_all_prompts_are_embedded_at_one_loading(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXDEC_CACHE", str(tmp_path / "cache"))
+    loads: list[list[str]] = []
+
+    def load(*_: object, **__: object) -> Callable[[list[str]], Tensor]:
+        loads.append([])
+
+        def encode(captions: list[str]) -> Tensor:
+            loads[-1] += captions
+            return torch.zeros(len(captions), 300, 2304, dtype=torch.bfloat16)
+
+        return encode
+
+    monkeypatch.setattr("pixdec.text.CaptionEncoder.from_pretrained", load)
+    for name in ("fox", "boat"):
+        saved(tmp_path / "z" / f"{name}.safetensors", latents(), prompt=name)
+    model = ("--model", reader(tmp_path / "reads-text.safetensors"), "--steps", 1, "--device", "cpu")
+    assert run("decode", tmp_path / "z", "-o", tmp_path / "out", *model).code == 0
+    assert loads == [["boat", "fox"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seed": "7"}, ["its seed is '7'", "--seed"]),
+        ({"seed": True}, ["its seed is True", "--seed"]),
+        ({"seed": 2**70}, ["its seed is 1180591620717411303424", "--seed"]),
+        ({"prompt": ["a", "b"]}, ["its prompt is ['a', 'b']", "--caption"]),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_refused_unless_the_options_say(
+    run: Run, names: Names, tmp_path: Path, settings: dict[str, object], words: list[str]
+) -> None:
+    source = saved(tmp_path / "z.safetensors", latents(), **settings)
+    run("decode", source, "-o", tmp_path / "x.png").refused("z.safetensors", *words)
+    assert names(tmp_path) == ["z.safetensors"]
+    assert run("decode", source, "-o", tmp_path / "x.png", "--steps", 1, "--seed", 3, "--caption", "").code == 0
 
 
 def test_images_of_several_files_do_not_meet(run: Run, names: Names, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pixdec.latents import SPACES, Latent, get_space
+from pixdec.latents import SPACES, Latent, get_space, latent_settings
 
 FLUX1 = get_space("flux1")
 
@@ -68,6 +69,32 @@ def test_the_file_is_as_documented(tmp_path: Path) -> None:
     assert (metadata["pixdec"], metadata["space"]) == ("latent", "flux1")
     assert json.loads(metadata["sigma"]) == [0.0, 0.5, 1.0]
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_settings_lie_beside_the_latent(tmp_path: Path) -> None:
+    settings: dict[str, object] = {"prompt": 'Zürich\n"雪"', "seed": 7, "guidance": None}
+    latent = Latent(values(), FLUX1, 0.25)
+    latent.save(tmp_path / "told.safetensors", settings)
+    latent.save(tmp_path / "silent.safetensors")
+    assert latent_settings(tmp_path / "told.safetensors") == settings
+    assert latent_settings(tmp_path / "silent.safetensors") == {}
+    told, silent = (Latent.load(tmp_path / f"{name}.safetensors") for name in ("told", "silent"))
+    assert torch.equal(told.tensor, silent.tensor)
+    assert torch.equal(told.sigma, silent.sigma)
+
+
+@pytest.mark.parametrize("text", ["seven", "[7]", "null"])
+def test_settings_that_are_no_object(tmp_path: Path, text: str) -> None:
+    save_file({"latent": values()}, tmp_path / "a.safetensors", {"settings": text})
+    with pytest.raises(ValueError, match=rf"a\.safetensors: its metadata has settings '{re.escape(text)}'"):
+        latent_settings(tmp_path / "a.safetensors")
+
+
+def test_settings_of_what_is_no_latent(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_text("no latent")
+    for name in ("a.safetensors", "absent.safetensors"):
+        with pytest.raises(ValueError, match=f"{name}: not a readable latent file"):
+            latent_settings(tmp_path / name)
 
 
 def test_save_names_a_path_that_cannot_be_written(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from pixdec.models.discriminator import Discriminator
 from pixdec.train.losses import (
     alignment,
     approximate_r1,
+    charbonnier,
     discriminator_loss,
     distribution_matching,
     flow_matching,
     generator_loss,
+    velocity_errors,
 )
 
 
@@ -67,10 +69,35 @@ def test_no_gradient_where_teacher_and_fake_score_agree():
     assert torch.autograd.grad(loss, student)[0].abs().max() == 0
 
 
-def test_a_broken_teacher_is_told():
-    student = torch.randn(1, 3, 4, 4, requires_grad=True)
-    with pytest.raises(FloatingPointError, match="skip this step"):
-        distribution_matching(student, torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), math.nan))
+def test_a_broken_teacher_reaches_the_gradient():
+    """The loop looks at the gradient's norm, on all processes alike."""
+    student = torch.randn(2, 3, 4, 4, requires_grad=True)
+    teacher = torch.zeros(2, 3, 4, 4)
+    teacher[0, 0, 0, 0] = math.nan
+    loss = distribution_matching(student, teacher, torch.ones(2, 3, 4, 4))
+    gradient = torch.autograd.grad(loss, student)[0]
+    assert loss.isnan()
+    assert gradient[0].isnan().any()
+    assert gradient[1].isfinite().all()
+
+
+def test_velocity_errors_by_hand():
+    """Errors of 2 on one half of an image of 16 x 8 pixels and −1 on the other; of 1 and −1 side by side, whose mean
+    is 0."""
+    error = torch.zeros(2, 3, 16, 8)
+    error[0, :, :8], error[0, :, 8:] = 2.0, -1.0
+    error[1, :, :, ::2], error[1, :, :, 1::2] = 1.0, -1.0
+    weight = torch.tensor([1.0, 4.0])
+    assert velocity_errors(error, weight).tolist() == pytest.approx([2.5, 4.0])
+    assert velocity_errors(error, weight, coarse=0.5).tolist() == pytest.approx([3.75, 4.0])
+    even = velocity_errors(error, weight, difficulty=torch.tensor([0.75, 1.75]))
+    assert even.tolist() == pytest.approx([2.5, 2.0])
+
+
+def test_charbonnier_is_round_at_zero():
+    assert charbonnier(torch.tensor([0.0, 1e-3, 3.0])).tolist() == pytest.approx(
+        [0.0, (math.sqrt(2) - 1) * 1e-3, 3.0 - 1e-3], rel=1e-3
+    )
 
 
 def test_adversarial_losses_by_hand():

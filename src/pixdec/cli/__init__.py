@@ -22,10 +22,13 @@ from pixdec.cli.convert import Convert
 from pixdec.cli.data import Data
 from pixdec.cli.decode import Decode
 from pixdec.cli.encode import Encode
+from pixdec.cli.eval import Eval
 from pixdec.cli.generate import Generate
 from pixdec.cli.inspect import Inspect
 from pixdec.cli.models import Models
 from pixdec.cli.report import one_line, tell
+from pixdec.cli.train import Train
+from pixdec.cli.train import parse as parse_train
 from pixdec.cli.upscale import Upscale
 
 
@@ -41,11 +44,13 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "upscale": Upscale,
     "decode": Decode,
     "encode": Encode,
+    "eval": Eval,
     "generate": Generate,
     "models": Models,
     "convert": Convert,
     "inspect": Inspect,
     "data": Data,
+    "train": Train,
 }
 DESCRIPTION = "Decode latents into images four times larger with a pixel-diffusion decoder."
 
@@ -59,7 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"pixdec {__version__}")
         return 0
-    verb = _parse(arguments)
+    try:
+        verb = _parse(arguments)
+    except ValueError as error:
+        tell(one_line(error))
+        return 2
     if not sys.stderr.isatty():  # before it is imported: downloads draw progress bars into pipes too
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():
@@ -84,6 +93,8 @@ def _parse(arguments: list[str]) -> Verb:
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
+            if arguments[:1] == ["train"] and arguments[1:2] not in ([], ["--help"], ["-h"]):
+                return parse_train(arguments[1:])
             return tyro.extras.subcommand_cli_from_dict(
                 VERBS, prog="pixdec", description=DESCRIPTION, args=arguments, config=(tyro.conf.DisallowNone,)
             )

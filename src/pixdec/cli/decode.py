@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,24 +20,48 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class _Image:
+    """One image to make: of latent number `index` of the file `job.source`."""
+
+    job: Job
+    index: int
+    caption: str
+    seed: int
+
+    def latent(self) -> Latent:
+        """The latent alone, a batch of one; its statistics are not judged again."""
+        from pixdec.latents import Latent
+
+        file, here = Latent.load(self.job.source, statistics=False), slice(self.index, self.index + 1)
+        return Latent(file.tensor[here], file.space, file.sigma[here], statistics=False)
+
+
+@dataclass(frozen=True)
 class Decode:
     """Decode latents: .safetensors files of `pixdec encode` or `Latent.save` into images.
 
-    A file that holds N latents gives NAME-1 to NAME-N.
+    A file that holds N latents gives NAME-1 to NAME-N. Latents that `pixdec generate` saved are decoded with their own
+    prompt and seed, unless others are given.
     """
 
     inputs: Inputs
     """Latent files, or folders of them."""
     output: Output
     """An image file (.png, .webp, .jpg) for one input, else a folder: it is created, and mirrors input folders."""
-    caption: str = ""
-    """What the images show, for models that read text."""
+    caption: str | None = None
+    """What the images show, for models that read text; without it each latent's own prompt, if it was saved with one.
+    "" is no caption."""
     model: str = "pixdec-nano"
     """The decoder: a name that `pixdec models` lists, or a file or folder of weights."""
+    lora: str | None = None
+    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
+    lora_strength: float = 1.0
+    """How much of the LoRA is added: 1 as trained, 0 nothing."""
     space: str | None = None
     """The latent space, where the model's file does not tell: those of FLUX.1, SD3 and Qwen-Image look alike."""
-    seed: int = 0
-    """The same seed gives the same image, on every device; of a file's N latents the second draws from seed + 1."""
+    seed: int | None = None
+    """The same seed gives the same image, on every device; of a file's N latents the second draws from seed + 1.
+    Without it each latent's own seed, if it was saved with one, else 0."""
     steps: int | None = None
     """Decoding steps; without it as many as the model is made for."""
     trust: Flag = False
@@ -63,54 +88,72 @@ class Decode:
             suffix=f".{self.format or 'png'}",
         )
         report = Report(json_lines=self.json)
-        images: list[tuple[Job, int]] = []  # and which latent of the file
+        images: list[_Image] = []
         for job in jobs:  # all are read before the decoder is, which may be large, and again when their turn comes
             with report.attempt(job.source):
                 latent = Latent.load(job.source, statistics=not self.trust)
-                images += [(image, i) for i, image in enumerate(_images(job, latent.tensor.shape[0]))]
-        check_targets(image for image, _ in images)
+                images += self._images(job, latent.tensor.shape[0])
+        check_targets(image.job for image in images)
         if not images:
             return report.exit_code
-        prepare(image.target for image, _ in images)
+        prepare(image.job.target for image in images)
 
-        from pixdec.cli.pictures import open_decoder
+        from pixdec.cli.pictures import embed_captions, open_decoder
+        from pixdec.text import EncoderUnavailableError
 
-        decoder = open_decoder(self.model, self.device, self.dtype, self.space, caption=self.caption, steps=self.steps)
+        decoder = open_decoder(
+            self.model,
+            self.device,
+            self.dtype,
+            self.space,
+            caption=self.caption or "",
+            steps=self.steps,
+            lora=self.lora,
+            lora_strength=self.lora_strength,
+        )
+        with contextlib.suppress(EncoderUnavailableError):  # images that want it say so themselves
+            embed_captions(decoder, [image.caption for image in images], decoder.device)
         with progress(len(images), "step") as bar:
-            for image, index in images:
-                with report.attempt(image.source):
-                    whole = Latent.load(image.source, statistics=False)
-                    tensor, sigma = whole.tensor[index : index + 1], whole.sigma[index : index + 1]
-                    latent = Latent(tensor, whole.space, sigma, statistics=False)
-                    self._decode(image, latent, self.seed + index, decoder, report, bar, len(images))
+            for image in images:
+                with report.attempt(image.job.source):
+                    self._decode(image, decoder, report, bar, len(images))
         return report.exit_code
 
-    def _decode(
-        self,
-        job: Job,
-        latent: Latent,
-        seed: int,
-        decoder: PixelDecoder,
-        report: Report,
-        bar: tqdm[None],
-        images: int,
-    ) -> None:
-        from pixdec.cli.pictures import check_output, decode_one
+    def _images(self, job: Job, count: int) -> list[_Image]:
+        """The images of a file of `count` latents: caption and seed as the options say, else as its settings say."""
+        from pixdec.latents import latent_settings
+
+        path, settings = job.source, latent_settings(job.source)
+        caption = settings.get("prompt", "") if self.caption is None else self.caption
+        seed = settings.get("seed", 0) if self.seed is None else self.seed
+        if not isinstance(caption, str):
+            raise ValueError(f"{path}: its prompt is {caption!r}, expected a text; give --caption")
+        if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= 2**63:
+            raise ValueError(f"{path}: its seed is {seed!r}, expected a whole number below 2^63; give --seed")
+        if count == 1:
+            return [_Image(job, 0, caption, seed)]
+        stem, suffix = job.target.stem, job.target.suffix
+        targets = [job.target.with_name(f"{stem}-{i + 1}{suffix}") for i in range(count)]
+        return [_Image(Job(path, target), i, caption, seed + i) for i, target in enumerate(targets)]
+
+    def _decode(self, image: _Image, decoder: PixelDecoder, report: Report, bar: tqdm[None], images: int) -> None:
+        from pixdec.cli.pictures import check_output, decode_one, lora_settings
         from pixdec.images import save_image, to_pil
 
-        started = time.perf_counter()
+        started, job, latent = time.perf_counter(), image.job, image.latent()
+        caption = image.caption if decoder.model.needs_text else ""
         each = latent.space.factor * decoder.scale
         check_output(job.target, latent.tensor.shape[3] * each, latent.tensor.shape[2] * each)
         decoded, steps = decode_one(
             decoder,
             latent,
-            caption=self.caption,
-            seed=seed,
+            caption=caption,
+            seed=image.seed,
             steps=self.steps,
             bar=bar,
             images=images,
         )
-        image = to_pil(decoded)[0]
+        picture = to_pil(decoded)[0]
         settings: dict[str, object] = {
             "pixdec": __version__,
             "verb": "decode",
@@ -118,22 +161,15 @@ class Decode:
             "space": latent.space.name,
             "scale": decoder.scale,
             "sigma": round(float(latent.sigma[0]), 6),
-            "caption": self.caption,
-            "seed": seed,
+            "caption": caption,
+            "seed": image.seed,
             "steps": steps,
+            **lora_settings(decoder),
         }
-        save_image(image, job.target, settings=settings)
+        save_image(picture, job.target, settings=settings)
         seconds = round(time.perf_counter() - started, 3)
         files = {"input": str(job.source), "output": str(job.target)}
         report.done(
-            {**files, "width": image.width, "height": image.height, "seconds": seconds, "settings": settings},
-            f"{job.target}  {image.width}x{image.height}  {seconds:.1f} s",
+            {**files, "width": picture.width, "height": picture.height, "seconds": seconds, "settings": settings},
+            f"{job.target}  {picture.width}x{picture.height}  {seconds:.1f} s",
         )
-
-
-def _images(job: Job, count: int) -> list[Job]:
-    """The images of a file of `count` latents."""
-    if count == 1:
-        return [job]
-    stem, suffix = job.target.stem, job.target.suffix
-    return [Job(job.source, job.target.with_name(f"{stem}-{i + 1}{suffix}")) for i in range(count)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pixdec.cli.making import Maker, Plan
+from pixdec.cli.making import Maker, MakeSettings, Plan
 from pixdec.cli.options import Dtype, Flag, Format, Output
 from pixdec.cli.processes import Process
 from pixdec.cli.prompts import SEED_LIMIT, Prompt, read_prompts
@@ -38,6 +38,10 @@ class Generate:
     """End the generator after so many of its steps; "auto" picks the step, and runs few-step models to their end."""
     decoder: str = "pixdec-nano"
     """A name that `pixdec models` lists, or a file or folder of weights."""
+    lora: str | None = None
+    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
+    lora_strength: float = 1.0
+    """How much of the LoRA is added: 1 as trained, 0 nothing."""
     space: str | None = None
     """The latent space, where the decoder's file or a pipeline without a VAE does not tell."""
     steps: int | None = None
@@ -57,7 +61,7 @@ class Generate:
     negative: str | None = None
     """The negative prompt, for pipelines that take one."""
     save_latents: Flag = False
-    """Keep each latent beside its image as NAME.safetensors, for `pixdec decode` with the image's seed."""
+    """Keep each latent beside its image as NAME.safetensors; `pixdec decode` makes the same image of it."""
     latents_only: Flag = False
     """Make latents and no images: the decoder is not needed. The same command without this decodes them."""
     offload: Flag = False
@@ -120,11 +124,27 @@ class Generate:
             blueprint = find_pipeline(self.pipeline)
         self._check_pipeline(blueprint, decoder, prompts)
         arguments = {shot: self._arguments(blueprint, shot.prompt) for shot in shots}
-        plan = Plan(self, blueprint, decoder, arguments)
+        plan = Plan(blueprint, decoder, arguments, self._want(), self._make_settings())
         if not self.again:
             check_earlier(shots, plan.want, plan.image_asked, plan.latent_asked)
         prepare(path for shot in shots for path in plan.want.files(shot))
         return plan
+
+    def _want(self) -> Want:
+        return Want(images=not self.latents_only, latents=self.latents_only or self.save_latents)
+
+    def _make_settings(self) -> MakeSettings:
+        return MakeSettings(
+            stop_after=self.stop_after,
+            space=self.space,
+            trust=self.trust,
+            decoder=self.decoder,
+            decoder_steps=self.decoder_steps,
+            lora=self.lora,
+            lora_strength=self.lora_strength,
+            offload=self.offload,
+            dtype=self.dtype,
+        )
 
     def _prompts(self) -> list[Prompt]:
         if (self.prompt is None) == (self.prompts is None):
@@ -157,7 +177,16 @@ class Generate:
         """What the decoder is, without memory for its weights."""
         from pixdec.cli.pictures import open_decoder
 
-        return open_decoder(self.decoder, "meta", self.dtype, self.space, caption="", steps=self.decoder_steps)
+        return open_decoder(
+            self.decoder,
+            "meta",
+            self.dtype,
+            self.space,
+            caption="",
+            steps=self.decoder_steps,
+            lora=self.lora,
+            lora_strength=self.lora_strength,
+        )
 
     def _check_pipeline(self, blueprint: Blueprint, decoder: PixelDecoder | None, prompts: Sequence[Prompt]) -> None:
         """That the pipeline takes these arguments, reaches the stop, and makes what the decoder takes."""

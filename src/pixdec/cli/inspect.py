@@ -18,14 +18,14 @@ Facts = dict[str, object]
 
 @dataclass(frozen=True)
 class Inspect:
-    """Say what a file is: a checkpoint (version, latent space, parameters, settings), a latent (space, noise level,
-    statistics), or an image and the settings it was made with.
+    """Say what a file is: a checkpoint (version, latent space, parameters, settings), a LoRA (of which model), a latent
+    (space, noise level, statistics), or an image and the settings it was made with.
 
     A file with a defect is described as far as possible, its defect is named on stderr, and the exit code is 2.
     """
 
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """A checkpoint or the folder that holds one, a latent, or an image."""
+    """A checkpoint or the folder that holds one, a LoRA, a latent, or an image."""
     json: Flag = False
     """Print one JSON object."""
 
@@ -61,6 +61,7 @@ def _tensors(path: Path) -> Facts:
         "file": str(found.path),
         "kind": found.kind,
         "name": found.name,
+        "base": found.base,
         "role": found.role,
         "version": found.version,
         "space": found.space,
@@ -74,7 +75,7 @@ def _tensors(path: Path) -> Facts:
     }
     if found.kind == "latent":
         return _latent(found.path, facts)
-    if found.problem is None and found.kind in ("decoder", "autoencoder"):
+    if found.problem is None and found.kind in ("decoder", "autoencoder", "lora"):
         facts["settings"] = _settings(found.path)
     return facts
 
@@ -104,12 +105,12 @@ def _latent(path: Path, facts: Facts) -> Facts:
 
 
 def _settings(path: Path) -> object:
-    """The settings of a network; None where its space, on which they depend, is not known."""
+    """The settings of a network or LoRA; None where its space, on which they depend, is not known."""
     from pixdec.weights.checkpoint import open_checkpoint
     from pixdec.weights.identify import AmbiguousSpaceError, identify, network_tensors
 
     checkpoint = open_checkpoint(path)
-    if checkpoint.metadata.get("pixdec") == "autoencoder":
+    if checkpoint.metadata.get("pixdec") in ("autoencoder", "lora"):
         return json.loads(checkpoint.metadata["settings"])
     try:
         return asdict(identify(checkpoint, network_tensors(checkpoint.tensors)).settings)

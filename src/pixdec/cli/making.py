@@ -9,22 +9,45 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pixdec import __version__
-from pixdec.cli.latent_files import save_latent
+from pixdec.cli.options import Dtype, torch_dtype
 from pixdec.cli.processes import Process
 from pixdec.cli.report import Report
 from pixdec.cli.shots import Shot, Todo, Want
 from pixdec.cli.upscale import MAX_STRENGTH
 
 if TYPE_CHECKING:
-    from pixdec.cli.generate import Generate
     from pixdec.cli.pipelines import Blueprint
     from pixdec.decoder import PixelDecoder
     from pixdec.latents import Latent
 
-_CAPTIONS_AT_ONCE = 64  # an embedding of one takes 1.4 MB
+
+@dataclass(frozen=True)
+class MakeSettings:
+    """How all images of a run are made.
+
+    Attributes:
+        stop_after: the step at which the pipeline is stopped (`pixdec.integrations.diffusers.capture`).
+        space: the latent space, where neither pipeline nor decoder tells.
+        trust: accept latents also whose statistics look wrong.
+        decoder: a name or path of weights.
+        decoder_steps: None: as many as the decoder is made for.
+        lora: a file for the decoder, and how much of it.
+        offload: never hold generator and decoder in memory together.
+        dtype: of both; None: what suits the device.
+    """
+
+    stop_after: int | Literal["auto"]
+    space: str | None
+    trust: bool
+    decoder: str
+    decoder_steps: int | None
+    lora: str | None
+    lora_strength: float
+    offload: bool
+    dtype: Dtype | None
 
 
 @dataclass(frozen=True)
@@ -32,41 +55,37 @@ class Plan:
     """What is to be made, and by what. `decoder` has no weights, and is None where latents only are wanted;
     `arguments` are those of the pipeline's call for each shot."""
 
-    options: Generate
     blueprint: Blueprint
     decoder: PixelDecoder | None
     arguments: Mapping[Shot, dict[str, Any]]
+    want: Want
+    settings: MakeSettings
 
     @property
     def shots(self) -> list[Shot]:
         return list(self.arguments)
 
-    @property
-    def want(self) -> Want:
-        only = self.options.latents_only
-        return Want(images=not only, latents=only or self.options.save_latents)
-
     def latent_asked(self, shot: Shot) -> dict[str, object]:
         """The settings that a latent depends on; None stands for the pipeline's own."""
-        options, given = self.options, self.arguments[shot]
+        given = self.arguments[shot]
         return {
             "pipeline": self.blueprint.name,
             "prompt": shot.prompt.text,
             "negative": given.get("negative_prompt"),
             "seed": shot.seed,
-            "generator_steps": options.steps,
-            "stop_after": options.stop_after,
-            "guidance": options.guidance,
+            "generator_steps": given.get("num_inference_steps"),
+            "stop_after": self.settings.stop_after,
+            "guidance": given.get(self.blueprint.guidance or "guidance_scale"),
             "height": given.get("height"),
             "width": given.get("width"),
-            "dtype": options.dtype,
+            "dtype": self.settings.dtype,
         }
 
     def image_asked(self, shot: Shot) -> dict[str, object]:
         """The settings that an image depends on."""
         from pixdec.decoder import TEACHER_STEPS
 
-        decoder, steps = self._decoder, self.options.decoder_steps
+        decoder, steps = self._decoder, self.settings.decoder_steps
         if steps is None:
             steps = len(decoder.model.times) - 1 if decoder.model.kind == "student" else TEACHER_STEPS
         return {
@@ -75,20 +94,13 @@ class Plan:
             "scale": decoder.scale,
             "caption": self.caption(shot),
             "steps": steps,
+            "lora": None if decoder.lora is None else decoder.lora.name,
+            "lora_strength": decoder.lora_strength,
         }
 
     def caption(self, shot: Shot) -> str:
         """What the decoder is told: the prompt, if it reads text."""
         return shot.prompt.text if self._decoder.model.needs_text else ""
-
-    def captions(self, shots: Sequence[Shot]) -> list[str]:
-        """All texts that decoding these asks the caption encoder for."""
-        if not self._decoder.model.needs_text:
-            return []
-        from pixdec.text import NEGATIVE_PROMPT
-
-        guided = [NEGATIVE_PROMPT] if self._decoder.model.kind == "teacher" else []
-        return [*dict.fromkeys(self.caption(shot) for shot in shots), *guided]
 
     @property
     def _decoder(self) -> PixelDecoder:
@@ -115,7 +127,7 @@ class Maker:
 
         with quiet_libraries(bars=self._bars):
             self._embed_captions([each.shot for each in todo if each.image])
-            if self.plan.options.offload:
+            if self.plan.settings.offload:
                 self._make_apart(todo)
             else:
                 self._make_together(todo)
@@ -135,7 +147,7 @@ class Maker:
 
     def _make_apart(self, todo: Sequence[Todo]) -> None:
         """All latents first, and when the generator is gone, all images."""
-        from pixdec.cli.pipelines import release_memory
+        from pixdec.devices import release_memory
 
         to_capture = [each for each in todo if each.source is None]
         made = self._make_latents(to_capture) if to_capture else set[Shot]()
@@ -174,7 +186,7 @@ class Maker:
                 "sigma": round(float(latent.sigma[0]), 6),
             }
             if keep:
-                save_latent(latent, self._place(shot), settings=settings)
+                latent.save(self._place(shot), settings)
         else:
             from pixdec.latents import Latent
 
@@ -202,17 +214,17 @@ class Maker:
         from pixdec.integrations.diffusers import capture
         from pixdec.latents import check_latent
 
-        options = self.plan.options
+        settings = self.plan.settings
         noise = torch.Generator().manual_seed(shot.seed)  # of the CPU, so that it is the same on every device
         with pipeline_errors(self.device):
             latent = capture(
                 pipe,
-                stop_after=options.stop_after,
-                space=options.space,
+                stop_after=settings.stop_after,
+                space=settings.space,
                 generator=noise,
                 **self.plan.arguments[shot],
             )
-        check_latent(latent.tensor, latent.space, sigma=latent.sigma, statistics=not options.trust)
+        check_latent(latent.tensor, latent.space, sigma=latent.sigma, statistics=not settings.trust)
         return latent
 
     def _decode(self, latent: Latent, shot: Shot, decoder: PixelDecoder) -> dict[str, object]:
@@ -229,7 +241,7 @@ class Maker:
             )
         side = latent.space.factor * decoder.scale
         check_output(shot.image, latent.tensor.shape[3] * side, latent.tensor.shape[2] * side)
-        caption, steps = self.plan.caption(shot), self.plan.options.decoder_steps
+        caption, steps = self.plan.caption(shot), self.plan.settings.decoder_steps
         with self.process.progress(1, "step") as bar, short_of_memory(self.device):
             decoded, _ = decode_one(decoder, latent, caption=caption, seed=shot.seed, steps=steps, bar=bar, images=1)
         settings: dict[str, object] = {
@@ -248,12 +260,11 @@ class Maker:
         return shot.latent if self.plan.want.latents else shot.hidden
 
     def _load_pipeline(self) -> Any:
-        from pixdec.cli.options import torch_dtype
         from pixdec.cli.pipelines import load_pipeline
 
-        options = self.plan.options
-        dtype = torch_dtype(options.dtype)
-        pipe = load_pipeline(self.plan.blueprint, self.device, dtype, offload=options.offload, bars=self._bars)
+        settings = self.plan.settings
+        dtype = torch_dtype(settings.dtype)
+        pipe = load_pipeline(self.plan.blueprint, self.device, dtype, offload=settings.offload, bars=self._bars)
         if getattr(pipe, "safety_checker", None) is not None:
             raise ValueError(
                 f"{self.plan.blueprint.name}: its safety_checker looks at its VAE's image, which is never made; save "
@@ -262,29 +273,28 @@ class Maker:
         return pipe
 
     def _load_decoder(self) -> PixelDecoder:
-        from pixdec.cli.options import torch_dtype
         from pixdec.cli.pipelines import short_of_memory
         from pixdec.decoder import PixelDecoder
 
-        options = self.plan.options
+        settings = self.plan.settings
         with short_of_memory(self.device):
-            return PixelDecoder.from_pretrained(
-                options.decoder, self.device, torch_dtype(options.dtype), space=options.space
+            decoder = PixelDecoder.from_pretrained(
+                settings.decoder, self.device, torch_dtype(settings.dtype), space=settings.space
             )
+            if settings.lora is not None:
+                decoder.load_lora(settings.lora, settings.lora_strength)
+            return decoder
 
     def _embed_captions(self, shots: Sequence[Shot]) -> None:
-        """Into the cache, all at once: otherwise every decode would load the caption encoder for itself."""
-        captions = self.plan.captions(shots) if shots else []
-        if not captions:
+        """Before anything is loaded, for the decoder's weights are not needed for it."""
+        if not shots:
             return
+        from pixdec.cli.pictures import embed_captions
         from pixdec.cli.pipelines import short_of_memory
-        from pixdec.text import CaptionEmbeddings
 
-        embeddings = CaptionEmbeddings()
-        missing = embeddings.missing(captions)
+        assert self.plan.decoder is not None, "without a decoder there are no images"
         with short_of_memory(self.device):
-            for start in range(0, len(missing), _CAPTIONS_AT_ONCE):
-                embeddings(missing[start : start + _CAPTIONS_AT_ONCE], self.device)
+            embed_captions(self.plan.decoder, [self.plan.caption(shot) for shot in shots], self.device)
 
     @property
     def _bars(self) -> bool:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from pixdec.files import first_line_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,5 +40,4 @@ def check_device(name: str | None) -> None:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch has no one kind for this
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"--device {name}: not available here ({reason})") from error
+        raise ValueError(f"--device {name}: not available here ({first_line_of(error)})") from error

@@ -1,18 +1,22 @@
-"""What `upscale` and `decode` have in common: one latent into one image file."""
+"""What the verbs that decode have in common: one latent into one image file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixdec.cli.options import Dtype, check_device, torch_dtype
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from tqdm import tqdm
 
     from pixdec.decoder import PixelDecoder
     from pixdec.latents import Latent
+
+_CAPTIONS_AT_ONCE = 64  # an embedding of one takes 1.4 MB
 
 
 def check_output(target: Path, width: int, height: int) -> None:
@@ -30,9 +34,18 @@ def check_output(target: Path, width: int, height: int) -> None:
 
 
 def open_decoder(
-    model: str, device: str | None, dtype: Dtype | None, space: str | None, *, caption: str, steps: int | None
+    model: str,
+    device: str | None,
+    dtype: Dtype | None,
+    space: str | None,
+    *,
+    caption: str,
+    steps: int | None,
+    lora: str | None = None,
+    lora_strength: float = 1.0,
 ) -> PixelDecoder:
-    """Load a decoder and see that it takes this caption and so many steps, once for all images.
+    """Load a decoder, with a LoRA if one is named, and see that it takes this caption and so many steps, once for all
+    images.
 
     Raises:
         ValueError: it does not, or as `PixelDecoder.from_pretrained`.
@@ -49,7 +62,36 @@ def open_decoder(
         student_times(decoder.model.times, steps, distilled=decoder.is_distilled)
     if caption and not decoder.model.needs_text:
         raise ValueError(f"--caption {caption!r}: {decoder.model.name} takes no text; leave it out")
+    if lora is not None:
+        decoder.load_lora(lora, lora_strength)
+    elif lora_strength != 1:
+        raise ValueError(f"--lora-strength {lora_strength}: of which LoRA? Name its file with --lora")
     return decoder
+
+
+def lora_settings(decoder: PixelDecoder) -> dict[str, object]:
+    """What an image records of the LoRA it was made with; nothing without one."""
+    return {} if decoder.lora is None else {"lora": decoder.lora.name, "lora_strength": decoder.lora_strength}
+
+
+def embed_captions(decoder: PixelDecoder, captions: Iterable[str], device: str | torch.device) -> None:
+    """Embed into the cache, all at once, the texts that decoding with these captions asks for, if the decoder reads
+    text: otherwise every decode would load the caption encoder for itself.
+
+    Raises:
+        ValueError: as `CaptionEmbeddings`.
+    """
+    texts = list(dict.fromkeys(captions))
+    if not texts or not decoder.model.needs_text:
+        return
+    from pixdec.text import NEGATIVE_PROMPT, CaptionEmbeddings
+
+    if decoder.model.kind == "teacher":  # which is guided away from it
+        texts.append(NEGATIVE_PROMPT)
+    embeddings = CaptionEmbeddings()
+    missing = embeddings.missing(texts)
+    for start in range(0, len(missing), _CAPTIONS_AT_ONCE):
+        embeddings(missing[start : start + _CAPTIONS_AT_ONCE], device)
 
 
 def decode_one(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import json
 import warnings
@@ -11,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from pixdec.files import first_line_of
 
 if TYPE_CHECKING:
     import torch
@@ -196,17 +197,6 @@ def quiet_libraries(*, bars: bool) -> Generator[None]:
         yield
 
 
-def release_memory() -> None:
-    """Give back what models held that nothing refers to any more."""
-    import torch
-
-    gc.collect()  # a pipeline with hooks is part of reference cycles
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
-
-
 def _index(name: str) -> dict[str, Any]:
     """The components of a pipeline, by name: (library, class)."""
     from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
@@ -267,5 +257,5 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _brief(error: BaseException) -> str:
     """Kind and first line of an error of someone else's code."""
-    line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    kind, line = type(error).__name__, first_line_of(error)
+    return kind if line == kind else f"{kind}: {line}"

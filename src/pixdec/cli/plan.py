@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixdec.files import files_below
+
 
 @dataclass(frozen=True)
 class Job:
@@ -92,14 +94,8 @@ def _files(given: Path, output: Path, what: str, readable: Collection[str]) -> l
     """The files an input stands for, each with its name relative to the output folder."""
     if not given.is_dir():
         return [(given, Path(given.name))]
-    found = sorted(file for file in given.rglob("*") if file.suffix.lower() in readable and file.is_file())
-    names = [file.relative_to(given) for file in found]
     earlier = output.resolve() if given.resolve() in output.resolve().parents else None  # what other runs wrote
-    kept = [
-        (file, name)
-        for file, name in zip(found, names, strict=True)
-        if not any(part.startswith(".") for part in name.parts) and earlier not in file.resolve().parents
-    ]
-    if not kept:
+    names = [name for name in files_below(given, readable) if earlier not in (given / name).resolve().parents]
+    if not names:
         raise ValueError(f"{given}: no {what} in this folder; looked for {', '.join(sorted(readable))}")
-    return kept
+    return [(given / name, name) for name in names]

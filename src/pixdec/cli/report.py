@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from pixdec.files import reason_of
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -63,9 +65,9 @@ def tell(message: str) -> None:
 
 def one_line(message: object) -> str:
     """An error, warning or text on one line. An OSError of the system reads "file: reason", without its number."""
-    if isinstance(message, OSError) and message.strerror:
-        return message.strerror if message.filename is None else f"{message.filename}: {message.strerror}"
-    return " ".join(str(message).split()) or type(message).__name__
+    if isinstance(message, OSError) and message.strerror and message.filename is not None:
+        return f"{message.filename}: {message.strerror}"
+    return reason_of(message)
 
 
 def _tqdm_write(line: str, *, to_stdout: bool) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixdec.cli.latent_files import latent_settings
 from pixdec.cli.prompts import Prompt, slug
 
 HIDDEN = ".pixdec-latents"  # the folder, beside the images, of latents that only wait to be decoded
@@ -133,6 +132,7 @@ def difference(path: Path, asked: Asked) -> str | None:
     if not path.exists():
         return None
     from pixdec.images import read_settings
+    from pixdec.latents import latent_settings
 
     try:
         made = latent_settings(path) if path.suffix == ".safetensors" else read_settings(path)

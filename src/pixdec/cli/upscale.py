@@ -39,6 +39,10 @@ class Upscale:
     """What the images show, for models that read text."""
     model: str = "pixdec-nano"
     """The decoder: a name that `pixdec models` lists, or a file or folder of weights."""
+    lora: str | None = None
+    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
+    lora_strength: float = 1.0
+    """How much of the LoRA is added: 1 as trained, 0 nothing."""
     space: str | None = None
     """The latent space, where the model's file does not tell: those of FLUX.1, SD3 and Qwen-Image look alike."""
     vae: str | None = None
@@ -81,7 +85,16 @@ class Upscale:
         from pixdec.cli.pictures import check_output, open_decoder
         from pixdec.encoder import ImageEncoder
 
-        decoder = open_decoder(self.model, self.device, self.dtype, self.space, caption=self.caption, steps=self.steps)
+        decoder = open_decoder(
+            self.model,
+            self.device,
+            self.dtype,
+            self.space,
+            caption=self.caption,
+            steps=self.steps,
+            lora=self.lora,
+            lora_strength=self.lora_strength,
+        )
         encoder = ImageEncoder.from_pretrained(decoder.space.name, self.vae, decoder.device)
         with progress(len(sizes), "step") as bar:
             for job, (width, height) in sizes.items():
@@ -93,7 +106,7 @@ class Upscale:
     def _upscale(
         self, job: Job, decoder: PixelDecoder, encoder: ImageEncoder, report: Report, bar: tqdm[None], images: int
     ) -> None:
-        from pixdec.cli.pictures import decode_one
+        from pixdec.cli.pictures import decode_one, lora_settings
         from pixdec.images import read_image, save_image, to_pil, to_tensor
 
         started = time.perf_counter()
@@ -122,6 +135,7 @@ class Upscale:
             "caption": self.caption,
             "seed": self.seed,
             "steps": steps,
+            **lora_settings(decoder),
         }
         save_image(large, job.target, settings=settings)
         seconds = round(time.perf_counter() - started, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,24 +35,31 @@ COLUMNS: Mapping[str, Column] = {
 }
 
 
-def measure(image: Picture, reference: Picture, *, low: Picture | None = None, scale: int = 4) -> dict[str, float]:
+def measure(
+    image: Picture,
+    reference: Picture,
+    *,
+    low: Picture | None = None,
+    scale: int = 4,
+    only: Collection[str] | None = None,
+) -> dict[str, float]:
     """All figures of one decoded image (H, W, 3) against its reference, 8-bit RGB both; keys as in COLUMNS.
 
     With `low` (H/scale, W/scale, 3), what the decoder should agree with when downscaled, also the consistency. `scale`
-    sets the band of "spectrum_error_high", the part of the spectrum that a small image does not hold. ValueError when
-    sizes do not fit.
+    sets the band of "spectrum_error_high", the part of the spectrum that a small image does not hold. `only`: these
+    keys and no others. ValueError when sizes do not fit.
     """
-    figures = {
-        "psnr": psnr(image, reference),
-        "ssim": ssim(image, reference),
-        "niqe": niqe(image),
-        "spectrum_error": spectrum_error(image, reference),
-        "spectrum_error_high": spectrum_error(image, reference, band=(1 / scale, 1.0)),
-        "colour_drift": colour_drift(image, reference),
+    functions: dict[str, Callable[[], float]] = {
+        "psnr": lambda: psnr(image, reference),
+        "ssim": lambda: ssim(image, reference),
+        "niqe": lambda: niqe(image),
+        "spectrum_error": lambda: spectrum_error(image, reference),
+        "spectrum_error_high": lambda: spectrum_error(image, reference, band=(1 / scale, 1.0)),
+        "colour_drift": lambda: colour_drift(image, reference),
     }
     if low is not None:
-        figures["consistency"] = consistency(image, low, scale=scale)
-    return figures
+        functions["consistency"] = lambda: consistency(image, low, scale=scale)
+    return {metric: function() for metric, function in functions.items() if only is None or metric in only}
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,14 @@ class Report:
 
     rows: method -> one dict of figures for each image, in the order of `images`; all images of a method have the same
     metrics, and a method may lack metrics that others have. facts: what a reader needs to judge and repeat it: command,
-    data, hardware.
+    data, hardware. columns: how metrics are shown that COLUMNS does not have; they come after those, in this order.
     """
 
     title: str
     images: Sequence[str]
     rows: Mapping[str, Sequence[Figures]]
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
+    columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
 
     def __post_init__(self) -> None:
         if not self.images or not self.rows:
@@ -91,10 +99,22 @@ class Report:
             for method, values in self.rows.items()
         }
 
+    def plain_means(self) -> dict[str, dict[str, float | str]]:
+        """As `means`, for JSON: it has no infinity, so that of a perfect PSNR is the string "inf"."""
+        return {method: _plain(figures) for method, figures in self.means().items()}
+
     def metrics(self) -> list[str]:
-        """All metrics that any method has: those of COLUMNS in their order, then others as they come."""
+        """All metrics that any method has: those of COLUMNS and of `columns` in their order, then others as they
+        come."""
         found = list(dict.fromkeys(metric for values in self.rows.values() for metric in values[0]))
-        return [metric for metric in COLUMNS if metric in found] + [metric for metric in found if metric not in COLUMNS]
+        known = [metric for metric in (*COLUMNS, *self.columns) if metric in found]
+        return list(dict.fromkeys([*known, *found]))
+
+    def table(self) -> list[str]:
+        """The means as lines of Markdown, a line for each method."""
+        metrics = self.metrics()
+        means = [[method, *self._cells(figures, metrics)] for method, figures in self.means().items()]
+        return _table(["method", *(self._column(metric).heading for metric in metrics)], means)
 
     def markdown(self) -> str:
         """Title, facts, a table of means with a line for each method, notes, and a table of each image's figures."""
@@ -102,16 +122,15 @@ class Report:
         lines = [f"# {self.title}", ""]
         lines += [f"- {name}: {fact}" for name, fact in self.facts.items()]
         lines += [f"- mean over {len(self.images)} image{'s' if len(self.images) > 1 else ''}", ""]
-        means = [[method, *_cells(figures, metrics)] for method, figures in self.means().items()]
-        lines += _table(["method", *(_column(metric).heading for metric in metrics)], means)
-        notes = [f"\\* {_column(metric).note}." for metric in metrics if _column(metric).note]
+        lines += self.table()
+        notes = [f"\\* {self._column(metric).note}." for metric in metrics if self._column(metric).note]
         lines += ["", *notes, "", "## Each image", ""]
         each = [
-            [image, method, *_cells(values[index], metrics)]
+            [image, method, *self._cells(values[index], metrics)]
             for index, image in enumerate(self.images)
             for method, values in self.rows.items()
         ]
-        lines += _table(["image", "method", *(_column(metric).heading for metric in metrics)], each)
+        lines += _table(["image", "method", *(self._column(metric).heading for metric in metrics)], each)
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> str:
@@ -119,9 +138,9 @@ class Report:
         document = {
             "title": self.title,
             "facts": dict(self.facts),
-            "notes": {metric: _column(metric).note for metric in self.metrics() if _column(metric).note},
+            "notes": {metric: note for metric in self.metrics() if (note := self._column(metric).note)},
             "images": list(self.images),
-            "means": {method: _plain(figures) for method, figures in self.means().items()},
+            "means": self.plain_means(),
             "rows": {method: [_plain(figures) for figures in values] for method, values in self.rows.items()},
         }
         return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -135,13 +154,13 @@ class Report:
                 temporary.write_text(text, encoding="utf-8")
         return written
 
+    def _column(self, metric: str) -> Column:
+        return COLUMNS.get(metric) or self.columns.get(metric) or Column(metric, 3)
 
-def _column(metric: str) -> Column:
-    return COLUMNS.get(metric, Column(metric, 3))
-
-
-def _cells(figures: Figures, metrics: Sequence[str]) -> list[str]:
-    return [f"{figures[metric]:.{_column(metric).digits}f}" if metric in figures else "–" for metric in metrics]
+    def _cells(self, figures: Figures, metrics: Sequence[str]) -> list[str]:
+        return [
+            f"{figures[metric]:.{self._column(metric).digits}f}" if metric in figures else "–" for metric in metrics
+        ]
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

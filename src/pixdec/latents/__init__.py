@@ -1,7 +1,16 @@
 """What a latent is: its space, its noise level, its file, and how to recognise one that is not in the right form."""
 
 from pixdec.latents.check import check_latent
-from pixdec.latents.latent import Latent
+from pixdec.latents.latent import Latent, latent_settings
 from pixdec.latents.space import SPACES, LatentSpace, Statistics, get_space, noise_levels
 
-__all__ = ["SPACES", "Latent", "LatentSpace", "Statistics", "check_latent", "get_space", "noise_levels"]
+__all__ = [
+    "SPACES",
+    "Latent",
+    "LatentSpace",
+    "Statistics",
+    "check_latent",
+    "get_space",
+    "latent_settings",
+    "noise_levels",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.files import replacing
+from pixdec.files import first_line_of, replacing
 from pixdec.latents.check import check_form, check_statistics
 from pixdec.latents.space import LatentSpace, get_space, noise_levels
 
@@ -53,16 +53,19 @@ class Latent:
         object.__setattr__(self, "space", space)
         object.__setattr__(self, "sigma", levels)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, settings: Mapping[str, object] | None = None) -> None:
         """Write one safetensors file: the tensor `latent`; metadata "pixdec" = "latent", "space", "sigma" (JSON list).
 
-        Whole or not at all (`files.replacing`).
+        `settings`: how the latent was made, a JSON object in the metadata, for `latent_settings`. `pixdec decode` takes
+        its "prompt" and "seed". Whole or not at all (`files.replacing`).
 
         Raises:
             OSError: `path` cannot be written.
         """
         sigma = json.dumps([float(level) for level in self.sigma])
         metadata = {"pixdec": "latent", "space": self.space.name, "sigma": sigma}
+        if settings is not None:
+            metadata["settings"] = json.dumps(settings)
         data = save({"latent": self.tensor.detach().cpu().contiguous()}, metadata)
         with replacing(path) as temporary:
             temporary.write_bytes(data)
@@ -94,6 +97,26 @@ class Latent:
             return cls(tensor, get_space(metadata.get("space", "")), _sigma(metadata), statistics=statistics)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def latent_settings(path: str | Path) -> dict[str, object]:
+    """The settings that a latent was saved with; empty if there are none.
+
+    Raises:
+        ValueError: not a readable safetensors file, or its settings are no JSON object.
+    """
+    try:
+        with cast("Any", safe_open(path, framework="pt")) as opened:  # as above
+            text: str = (opened.metadata() or {}).get("settings", "{}")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable latent file ({first_line_of(error)})") from error
+    try:
+        settings: object = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: its metadata has settings {text[:60]!r}; expected a JSON object")
+    return cast("dict[str, object]", settings)
 
 
 def _sigma(metadata: dict[str, str]) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pixdec.models.adapter import GATE_BIAS, AdapterSettings, LatentAdapter, SigmaGate
 from pixdec.models.pixdit import PixDiT, PixDiTSettings
-from pixdec.models.tiny_vae import TinyDecoder, TinyVAESettings, unpack
+from pixdec.models.tiny_vae import TinyDecoder, TinyVAESettings
 
 MIN_T = 0.05
 
@@ -40,12 +40,15 @@ class PiDSettings:
                 f"prediction={self.prediction!r} with base={self.base}: "
                 "a residual needs a base decoder, and no other prediction has one"
             )
-        if self.base is not None and (
-            self.adapter is None or self.adapter.unpack != 2 or self.backbone.in_channels != 6
-        ):
-            raise ValueError(
-                "a base decoder needs an adapter with unpack=2 (FLUX.2 latents) and a backbone with in_channels=6"
-            )
+        if self.base is not None:
+            adapter, channels = self.adapter, self.base.latent_channels
+            if adapter is None or self.backbone.in_channels != 6:
+                raise ValueError("a base decoder needs an adapter, and a backbone with in_channels=6")
+            if adapter.latent_factor != 8 * adapter.unpack or adapter.latent_channels != channels * adapter.unpack**2:
+                raise ValueError(
+                    f"a base decoder of {channels} channels at 1/8 does not fit latents of {adapter.latent_channels} "
+                    f"channels at 1/{adapter.latent_factor} with unpack={adapter.unpack}"
+                )
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,17 @@ class PiD(nn.Module):
         assert self.adapter is not None, "a prior takes no latent"
         base = None
         if self.base is not None:
-            low = self.base(unpack(latent.to(self.base.conv_in.weight.dtype)))
-            scale = self.adapter.settings.scale
-            base = F.interpolate(low.float(), scale_factor=scale, mode="bicubic", align_corners=False)
+            base = F.interpolate(
+                self.preview(latent), scale_factor=self.adapter.settings.scale, mode="bicubic", align_corners=False
+            )
         features = self.adapter.features(latent)
         return Condition(features, self.adapter.tokens(features) if tokens else None, base)
+
+    def preview(self, latent: Tensor) -> Tensor:
+        """What the base decoder makes of a normalised latent (B,C,h,w): the image (B,3,h·factor,w·factor), float32."""
+        assert self.base is not None and self.adapter is not None
+        latent = F.pixel_shuffle(latent.to(self.base.conv_in.weight.dtype), self.adapter.settings.unpack)
+        return self.base(latent).float()
 
     def forward(
         self, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor | None, sigma: Tensor | None
@@ -126,7 +135,10 @@ class PiD(nn.Module):
 
         text None for a network without text, latent and sigma None for one without an adapter.
         """
-        return self.velocity(x_t, t, text, None if latent is None else self.condition(latent), sigma)
+        # Where an image is shared by processes, each makes the tokens of its own band.
+        whole = self.backbone.context is None
+        condition = None if latent is None else self.condition(latent, tokens=whole)
+        return self.velocity(x_t, t, text, condition, sigma)
 
     def velocity(
         self,
@@ -139,9 +151,10 @@ class PiD(nn.Module):
     ) -> Tensor:
         """As `forward`, from a condition that was computed before; the pixel blocks take `chunk` patches at a time."""
         t4 = t.float()[:, None, None, None]
+        here = condition if condition is None or self.backbone.context is None else self._band(condition, x_t)
 
         def inject(i: int, tokens: Tensor) -> Tensor:
-            if condition is None or sigma is None:
+            if here is None or sigma is None:
                 return tokens
             assert self.adapter is not None and self.gates is not None
             last = i == self.settings.backbone.depth
@@ -150,9 +163,7 @@ class PiD(nn.Module):
                 return tokens
             gate = self.pixel_gate if last else self.gates[point]
             assert gate is not None
-            given = (
-                self.adapter.token(condition.features, point) if condition.tokens is None else condition.tokens[point]
-            )
+            given = self.adapter.token(here.features, point) if here.tokens is None else here.tokens[point]
             return gate(tokens, given, sigma)
 
         if self.settings.prediction == "residual":
@@ -163,6 +174,12 @@ class PiD(nn.Module):
         if self.settings.prediction == "x0":
             return (x_t - output) / t4.clamp_min(MIN_T)
         return output
+
+    def _band(self, condition: Condition, x_t: Tensor) -> Condition:
+        """The part of a condition that belongs to the rows of patches that the backbone computes here."""
+        patch, (height, width) = self.settings.backbone.patch, x_t.shape[-2:]
+        rows = self.backbone.band(height // patch)
+        return condition.crop(rows.start * patch, 0, len(rows) * patch, width, patch)
 
     def loss_weight(self, t: Tensor) -> Tensor:
         """Weight (B,) of the squared velocity error that makes the target of the backbone of unit variance at every

@@ -7,7 +7,8 @@ P = p² pixels of a patch · c pixel width · A width of the pixel blocks' atten
 Source: PixelDiT as used by PiD (arXiv 2605.23902) and its released checkpoints.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -69,14 +70,52 @@ class PixDiTSettings:
 
 
 @dataclass(frozen=True)
+class Context:
+    """Processes that share every image: number `rank` of `count` computes a band of its rows of patches, whose queries
+    see the keys and values of all bands. The text is computed by each of them.
+
+    `gather(band, axis, sizes)` puts the bands of all processes together along an axis, where they have `sizes`; its
+    backward pass adds up what the processes found for each band.
+    """
+
+    rank: int
+    count: int
+    gather: Callable[[Tensor, int, Sequence[int]], Tensor]
+
+    def bands(self, rows: int) -> list[range]:
+        """The rows of patches of each process, as even as can be. ValueError for fewer rows than processes."""
+        if rows < self.count:
+            raise ValueError(
+                f"{rows} rows of patches cannot be shared by {self.count} processes; take larger images, or a smaller "
+                "machine.context"
+            )
+        edges = [rows * i // self.count for i in range(self.count + 1)]
+        return [range(first, last) for first, last in itertools.pairwise(edges)]
+
+
+@dataclass(frozen=True)
 class Grid:
     """What attention must know of the tokens' places: rotary tables, and windows where attention is windowed. Then the
-    tokens may be only some of all, a band of whole windows at `tokens`, for no window sees another."""
+    tokens may be only some of all, a band of whole windows at `tokens`, for no window sees another. With a `context`
+    they are the band of this process; all bands have `sizes` tokens."""
 
     image: Tensor  # (2, L, d/2) rotary table
     text: Tensor | None = None  # (2, T, d/2)
     windows: Windows | None = None
     tokens: slice = field(default_factory=lambda: slice(None))
+    context: Context | None = None
+    sizes: tuple[int, ...] = ()
+
+    def whole(self, band: Tensor, axis: int) -> Tensor:
+        """What lies along `axis` for the tokens that are computed here -> the same for all tokens of the image."""
+        return band if self.context is None else self.context.gather(band, axis, self.sizes)
+
+    def keys_and_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the tokens that are computed here, (B, heads, l, d) -> those that they see."""
+        if self.context is None:
+            return k, v
+        k, v = self.whole(torch.stack((k, v)), 3).unbind()
+        return k, v
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows | None) -> Tensor:
@@ -148,6 +187,7 @@ class PatchBlock(nn.Module):
     def forward(self, x: Tensor, text: Tensor | None, c: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
         image_modulation = self.image.modulation(c).chunk(6, -1)  # six of (B,1,D)
         q, k, v = self.image.project(x, image_modulation, grid.image)
+        k, v = grid.keys_and_values(k, v)
         if self.text is None or text is None or grid.text is None:
             return self.image.finish(x, windowed_attention(q, k, v, grid.windows), image_modulation), None
 
@@ -223,6 +263,7 @@ class PixelBlock(nn.Module):
     def _attend(self, tokens: Tensor, grid: Grid) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(tokens).chunk(3, -1))
         q, k = rotate(self.q_norm(q), grid.image), rotate(self.k_norm(k), grid.image)
+        k, v = grid.keys_and_values(k, v)
         return self.proj(merge_heads(windowed_attention(q, k, v, grid.windows)))
 
     def _mix(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
@@ -246,11 +287,16 @@ class TextEmbedding(nn.Module):
 
 class PixDiT(nn.Module):
     """The backbone. `inject` lets a latent in: it is called with (i, tokens) before patch block i, and with i = depth
-    on the condition of the pixel blocks, and returns what takes the tokens' place."""
+    on the condition of the pixel blocks, and returns what takes the tokens' place.
+
+    `context` is None unless something outside shares each image out over processes; then tokens, also those that
+    `inject` sees, are the rows of patches in `band`, and only what comes out is a whole image.
+    """
 
     def __init__(self, settings: PixDiTSettings):
         super().__init__()
         self.settings = settings
+        self.context: Context | None = None
         width = settings.hidden
         self.patch_embed = nn.Linear(settings.in_channels * settings.patch**2, width)
         self.time_in = nn.Linear(TIME_WIDTH, width)
@@ -279,10 +325,12 @@ class PixDiT(nn.Module):
         `chunk` is the number of patches that the pixel blocks, and blocks whose attention is windowed, work on at a
         time; all at once if None.
         """
-        rows, columns = images.shape[-2] // self.settings.patch, images.shape[-1] // self.settings.patch
-        dtype = self.patch_embed.weight.dtype
+        side = self.settings.patch
+        rows, columns = images.shape[-2] // side, images.shape[-1] // side
+        band, dtype = self.band(rows), self.patch_embed.weight.dtype
+        images = images[:, :, band.start * side : band.stop * side]  # all of them, without a context
         time = self.time_out(F.silu(self.time_in(time_sinusoid(t).to(dtype))))[:, None]  # (B,1,D)
-        x = self.patch_embed(patch_vectors(images.to(dtype), self.settings.patch))  # (B,L,D)
+        x = self.patch_embed(patch_vectors(images.to(dtype), side))  # (B,L,D)
         text = self.text_embed(text.to(dtype)) if self.text_embed is not None and text is not None else None
 
         grids = self._grids(rows, columns, self.settings.hidden // self.settings.heads, images.device, chunk, text)
@@ -293,14 +341,21 @@ class PixDiT(nn.Module):
         s = F.silu(time + x)  # (B,L,D)
         s = s if inject is None else inject(len(self.patch_blocks), s)
 
-        pixels = self._embed_pixels(images.to(dtype))  # (B,L,P,c)
+        pixels = self._embed_pixels(images.to(dtype), band.start * side)  # (B,L,P,c)
         grids = self._grids(
             rows, columns, self.settings.pixel_hidden // self.settings.pixel_heads, images.device, chunk
         )
         for i, block in enumerate(self.pixel_blocks):
             bands = grids[i % 2]
             pixels = _joined([block(pixels[:, g.tokens], s[:, g.tokens], g, chunk or s.shape[1]) for g in bands])
-        return pixels_to_image(self.final_linear(self.final_norm(pixels)), rows, columns)
+        made = pixels_to_image(self.final_linear(self.final_norm(pixels)), len(band), columns)
+        if self.context is None:
+            return made
+        return self.context.gather(made, 2, [len(each) * side for each in self.context.bands(rows)])
+
+    def band(self, rows: int) -> range:
+        """Which of an image's rows of patches are computed here: all of them, without a context."""
+        return range(rows) if self.context is None else self.context.bands(rows)[self.context.rank]
 
     def _grids(
         self,
@@ -322,7 +377,13 @@ class PixDiT(nn.Module):
         side = settings.window
         if side is None:
             words = None if text is None else text_table(text.shape[1], width, TEXT_THETA, device)
-            return [Grid(image, words)], [Grid(image, words)]
+            if self.context is None:
+                return [Grid(image, words)], [Grid(image, words)]
+            here, sizes = self.band(rows), tuple(len(each) * columns for each in self.context.bands(rows))
+            image = image[:, here.start * columns : here.stop * columns]
+            shared = Grid(image, words, context=self.context, sizes=sizes)
+            return [shared], [shared]
+        assert self.context is None, "windows and a context do not go together"
 
         def bands(shift: int) -> list[Grid]:
             windows = Windows(rows, columns, side, shift, shift)
@@ -332,10 +393,12 @@ class PixDiT(nn.Module):
 
         return bands(0), bands(side // 2)
 
-    def _embed_pixels(self, images: Tensor) -> Tensor:
-        """(B,in_channels,H,W) -> (B,L,P,c): a Linear for each pixel plus the fixed position table."""
+    def _embed_pixels(self, images: Tensor, top: int) -> Tensor:
+        """(B,in_channels,H,W), rows of pixels from `top` on -> (B,L,P,c): a Linear for each pixel plus the fixed
+        position table."""
         side, width = self.settings.patch, self.settings.pixel_width
         whole = self.settings.pixel_positions == "image"
         height, breadth = (images.shape[-2], images.shape[-1]) if whole else (side, side)
-        table = pixel_table(height, breadth, width, images.device)[None]  # (1,c,H,W) or (1,c,p,p)
+        top = top if whole else 0
+        table = pixel_table(height, breadth, width, images.device, top=top)[None]  # (1,c,H,W) or (1,c,p,p)
         return self.pixel_embed(patch_pixels(images, side)) + patch_pixels(table, side).to(images.dtype)

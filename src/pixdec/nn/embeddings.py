@@ -20,16 +20,16 @@ def time_sinusoid(t: Tensor, width: int = 256, max_period: float = 10.0) -> Tens
     return torch.cat((angles.cos(), angles.sin()), -1)
 
 
-def pixel_table(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
-    """Fixed position table (channels, height, width), float32: the first half of the channels from x, the second from
-    y, each [sin, cos] of position · 10000^(−i/(channels/4))."""
+def pixel_table(height: int, width: int, channels: int, device: torch.device | None = None, *, top: int = 0) -> Tensor:
+    """Fixed position table (channels, height, width), float32, of the rows from `top` on: the first half of the
+    channels from x, the second from y, each [sin, cos] of position · 10000^(−i/(channels/4))."""
     quarter = channels // 4
     frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
 
-    def encode(count: int) -> Tensor:  # (channels/2, count), made on the CPU: not every device has float64
-        angles = torch.outer(frequencies, torch.arange(count, dtype=torch.float64))
+    def encode(first: int, count: int) -> Tensor:  # (channels/2, count), made on the CPU: not every device has float64
+        angles = torch.outer(frequencies, torch.arange(first, first + count, dtype=torch.float64))
         return torch.cat((angles.sin(), angles.cos())).float().to(device)
 
-    x = encode(width)[:, None, :].expand(-1, height, -1)
-    y = encode(height)[:, :, None].expand(-1, -1, width)
+    x = encode(0, width)[:, None, :].expand(-1, height, -1)
+    y = encode(top, height)[:, :, None].expand(-1, -1, width)
     return torch.cat((x, y))

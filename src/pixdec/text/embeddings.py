@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pixdec.devices import release_memory
 from pixdec.text.cache import EmbeddingCache
 from pixdec.text.encoder import CaptionEncoder, CaptionSettings, shorten
 from pixdec.text.source import GEMMA, EncoderUnavailableError, identity
@@ -110,7 +110,7 @@ class CaptionEmbeddings:
                     yield caption, embedding
         finally:
             del encoder
-            _release_memory()
+            release_memory()
 
 
 def _check(captions: Sequence[str]) -> None:
@@ -121,11 +121,3 @@ def _check(captions: Sequence[str]) -> None:
     for caption in captions:
         if not isinstance(caption, str):  # pyright: ignore[reportUnnecessaryIsInstance]  a public border
             raise ValueError(f"a caption is {caption!r}: expected a string")
-
-
-def _release_memory() -> None:
-    gc.collect()  # a model may be part of a reference cycle
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()

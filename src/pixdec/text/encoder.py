@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pixdec.files import first_line_of
 from pixdec.text.prompts import CHI_PROMPT
-from pixdec.text.source import GEMMA, EncoderUnavailableError, fetch, first_line
+from pixdec.text.source import GEMMA, EncoderUnavailableError, fetch
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _load(library: Any, folder: Path) -> tuple[Tokenizer, Any]:
             )
     except Exception as error:  # transformers, tokenizers and safetensors each fail with classes of their own
         raise EncoderUnavailableError(
-            f"the caption encoder in {folder} cannot be loaded: {first_line(error)}"
+            f"the caption encoder in {folder} cannot be loaded: {first_line_of(error)}"
         ) from error
     if report["missing_keys"]:  # transformers would go on with random weights in their place
         missing = sorted(report["missing_keys"])

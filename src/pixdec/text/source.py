@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from pixdec.files import first_line_of
+
 GEMMA: Final = "google/gemma-2-2b-it"
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -82,9 +84,9 @@ def _download(repository: str, revision: str) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
     except Exception as error:  # the hub client's errors have no common class, and it has changed its HTTP library once
         raise EncoderUnavailableError(
-            f"cannot fetch the caption encoder {repository!r} ({first_line(error)}): the Gemma repositories are gated, "
-            "so accept the terms on the repository's hub page and run `hf auth login` (formerly `huggingface-cli "
-            "login`), or name a local folder that holds it"
+            f"cannot fetch the caption encoder {repository!r} ({first_line_of(error)}): the Gemma repositories are "
+            "gated, so accept the terms on the repository's hub page and run `hf auth login` (formerly "
+            "`huggingface-cli login`), or name a local folder that holds it"
         ) from error
 
 
@@ -98,7 +100,9 @@ def _check_gemma2(folder: Path) -> None:
         settings: Any = json.loads(config.read_bytes())
         kind = settings["model_type"]
     except (ValueError, KeyError, TypeError) as error:
-        raise EncoderUnavailableError(f"{config} is not the configuration of a model ({first_line(error)})") from error
+        raise EncoderUnavailableError(
+            f"{config} is not the configuration of a model ({first_line_of(error)})"
+        ) from error
     if kind != "gemma2":
         raise EncoderUnavailableError(
             f"the caption encoder in {folder} is a {kind!r} model; expected 'gemma2' ({GEMMA})"
@@ -107,8 +111,3 @@ def _check_gemma2(folder: Path) -> None:
 
 def _matching(folder: Path) -> Iterable[Path]:
     return (file for pattern in _FILES for file in folder.glob(pattern) if file.is_file())
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, to quote inside a one-line message; its class when it has no text."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

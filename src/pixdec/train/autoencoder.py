@@ -1,7 +1,7 @@
 """Trains the tiny autoencoder of the FLUX.2 latent space, with TAEF2 as teacher.
 
     python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --folder RUN
-    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --folder OTHER --from-state RUN/state.pt
+    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --folder OTHER --from-run RUN
 
 The first finds the teacher's latent space; the second, from the first's average, lets go of it a little for the sake of
 the round trip.
@@ -10,6 +10,7 @@ Three losses, each on half a batch: the decoder gives back the image from our la
 our latents approach the teacher's (mean squared error).
 """
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,9 +22,14 @@ from torch.nn import functional as F
 from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.train.data.photos import CropSettings, Photos, ahead
-from pixdec.train.loop import LoopSettings, Run, averaged_weights, mixed_precision, train_in
+from pixdec.train.log import Log
+from pixdec.train.loop import LoopSettings, mixed_precision, new_state, train
+from pixdec.train.state import checkpoints
+from pixdec.weights.load import load_autoencoder, save_autoencoder
 
 M = TypeVar("M", bound=nn.Module)
+
+NAME = "autoencoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -77,29 +83,39 @@ def main(
     photos: Path,
     teacher: Path,
     folder: Path,
-    from_state: Path | None = None,
+    from_run: Path | None = None,
     recipe: AutoencoderRecipe | None = None,
     save_every: int = 200,
 ) -> None:
-    """Trains, or resumes, the run in `folder`; ends with its `state.pt` at the last step. With `from_state`, the state
-    of another run, it begins with that run's average, and `tuning` is its recipe."""
-    recipe = recipe or (AutoencoderRecipe() if from_state is None else tuning())
+    """Trains, or resumes, the run in `folder`; ends with the averaged weights in `autoencoder.safetensors` there. With
+    `from_run`, the folder of another run, it begins with that run's weights, and `tuning` is its recipe."""
+    recipe = recipe or (AutoencoderRecipe() if from_run is None else tuning())
     torch.manual_seed(recipe.loop.seed)
     network = TinyVAE(recipe.network)
-    if from_state is not None:
-        network.load_state_dict(averaged_weights(from_state))
+    if from_run is not None:
+        network.load_state_dict(load_autoencoder(from_run / NAME).state_dict())
     network = _channels_last(network)
     source, taef2 = Photos(photos), _channels_last(load_taef2(teacher))
-    state = Run(network, recipe.loop)
-
+    state = new_state({"autoencoder": network}, recipe.loop)
+    folder.mkdir(parents=True, exist_ok=True)
+    if saved := checkpoints(folder):
+        state.load(saved[-1])
     batch = ahead(lambda step: source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch))
 
-    def losses_at(step: int) -> dict[str, Tensor]:
+    def losses_at(step: int, part: int) -> dict[str, Tensor]:
         images = batch(step).contiguous(memory_format=torch.channels_last)
         with mixed_precision():
             return losses(network, taef2, images, recipe.match)
 
-    train_in(folder, state, losses_at, recipe.loop, save_every)
+    with Log(folder, state.step) as log:
+        for progress in train(state, losses_at, recipe.loop):
+            log.write(progress)
+            if progress.step % save_every == 0 or progress.step == recipe.loop.steps:
+                state.save(folder / f"step-{state.step:08d}")
+                for old in checkpoints(folder)[:-1]:
+                    shutil.rmtree(old)
+    with state.averaged():
+        save_autoencoder(network, folder / NAME, name="pixdec-tiny", licence="Apache-2.0")
 
 
 def _channels_last(network: M) -> M:

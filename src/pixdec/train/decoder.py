@@ -1,140 +1,102 @@
-"""Trains a small decoder: flow matching on pixels, conditioned on the latent of the image shrunk by the decoder's
-scale.
+"""Stage 2, the decoder: flow matching on pixels, conditioned on the noised latent of the image shrunk by the decoder's
+scale (specification §9).
 
-    python -m pixdec.train.decoder --photos FOLDER --taef2 FOLDER --autoencoder RUN/state.pt --folder RUN
-
-High-resolution crop x0 -> bicubic antialiased ÷ scale -> encoder (ours, and TAEF2's for one crop in four, so that
-real FLUX.2 latents are met as well) -> latent, noised to sigma -> velocity of the network at x_t, against eps − x0
-(specification §9).
+High-resolution image x0 -> bicubic antialiased ÷ scale -> frozen encoder -> latent, noised to sigma -> velocity of the
+network at x_t = (1−t)·x0 + t·eps, against eps − x0.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Literal
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.flow import expand, interpolate, velocity_of
-from pixdec.models.adapter import AdapterSettings
-from pixdec.models.pid import PiD, PiDSettings
-from pixdec.models.pixdit import PixDiTSettings
-from pixdec.models.taef2 import load_taef2
-from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
-from pixdec.train.data.degrade import degrade
-from pixdec.train.data.photos import CropSettings, Photos, ahead
-from pixdec.train.loop import LoopSettings, Run, averaged_weights, generator_at, train_in
-from pixdec.train.parallel import join
-
-Encoder = Callable[[Tensor], Tensor]
-
-EASE = 0.25  # keeps crops without detail from weighing without bound
-
-
-def nano_settings() -> PiDSettings:
-    """The bundled decoder's network: 5.5 M parameters besides its base decoder."""
-    return PiDSettings(
-        backbone=PixDiTSettings(
-            patch=8,
-            hidden=192,
-            heads=6,
-            depth=6,
-            pixel_width=8,
-            pixel_hidden=192,
-            pixel_heads=6,
-            pixel_depth=1,
-            text_width=None,
-            in_channels=6,
-            rope_stride=1.0,
-            pixel_positions="patch",
-            window=8,
-        ),
-        adapter=AdapterSettings(
-            latent_channels=128,
-            latent_factor=16,
-            scale=4,
-            width=64,
-            unpack=2,
-            padding="replicate",
-            gate="token",
-            pixel_head=True,
-        ),
-        prediction="residual",
-        base=TinyVAESettings(),
-        residual_std=0.2,
-    )
+from pixdec.flow import interpolate, velocity_of
+from pixdec.models.pid import PiD
+from pixdec.train.draws import Draws, LevelSettings, noise_levels
+from pixdec.train.losses import alignment, velocity_errors
+from pixdec.train.stages import Conditioner, ConditionSettings, Examples
 
 
 @dataclass(frozen=True)
-class DecoderRecipe:
-    """Everything that decides the result, but the photographs and the encoders.
+class DecoderSettings:
+    """How a decoder learns.
 
-    Noise levels t: with t/(1−t) = d·exp(m + s·n), n normal and d the residual's standard deviation (EDM's distribution
-    in this frame), but a share `t_high` of each batch is uniform in [0.5, 1], where the first step of a decode works.
-    Latent noise: sigma = 0 for a share `clean_latents`, else uniform in [0, `sigma_max`].
-    `coarse` weighs the error of 8 x 8 means beside that of pixels, against drifts of colour.
+    Attributes:
+        levels: noise of the images.
+        conditions: how latents are made, noised and dropped.
+        learns: "everything", or the "adapter" with its gates alone, as for vision encoders' latents and v1.5.
+        alignment: weight of v1.5's RGB alignment loss, for networks with the auxiliary head.
+        coarse: weight of the error of 8 x 8 means beside that of pixels, against drifts of colour.
+        even: divides each image's error by how much detail it has (`difficulty`).
+        base: weight of the base decoder's own error, mean log(MSE) against the low-resolution image; 0 leaves it as it
+            is. For a network that begins without one that fits its latents.
     """
 
-    network: PiDSettings = field(default_factory=nano_settings)
-    loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=3300, batch=4, learning_rate=1e-3, warmup=200, weight_decay=0.01)
-    )
-    crops: CropSettings = field(default_factory=lambda: CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12))
-    t_mean: float = -0.2
-    t_std: float = 1.3
-    t_high: float = 0.25
-    coarse: float = 0.5
-    clean_latents: float = 0.6
-    sigma_max: float = 0.8
+    levels: LevelSettings = field(default_factory=lambda: LevelSettings(shift=6.0))
+    conditions: ConditionSettings = field(default_factory=ConditionSettings)
+    learns: Literal["everything", "adapter"] = "everything"
+    alignment: float = 0.0
+    coarse: float = 0.0
+    even: bool = False
+    base: float = 0.0
 
 
-def noise_levels(recipe: DecoderRecipe, generator: torch.Generator) -> Tensor:
-    """t (B,) for one batch, stratified so that every batch covers the whole distribution."""
-    batch = recipe.loop.batch
-    u = (torch.rand(1, generator=generator) + torch.arange(batch) / batch) % 1
-    v = torch.rand(batch, generator=generator).clamp(1e-4, 1 - 1e-4)
-    normal = math.sqrt(2) * torch.erfinv(2 * u.clamp(1e-4, 1 - 1e-4) - 1)
-    ratio = recipe.network.residual_std * torch.exp(recipe.t_mean + recipe.t_std * normal)
-    high = torch.rand(batch, generator=generator) < recipe.t_high
-    return torch.where(high, 0.5 + 0.499 * v, ratio / (1 + ratio))
+class DecoderStage:
+    """`network` learns to decode what `conditioner` makes."""
 
+    def __init__(self, network: PiD, settings: DecoderSettings, conditioner: Conditioner):
+        adapter = network.adapter
+        if adapter is None:
+            raise ValueError("this network has no latent adapter; train it as a prior, or give it one")
+        if settings.alignment and adapter.aux_rgb is None:
+            raise ValueError(f"alignment={settings.alignment}: this network has no auxiliary head; set aux_rgb, or 0")
+        if adapter.settings.scale != settings.conditions.degrade.scale:
+            raise ValueError(
+                f"conditions.degrade.scale={settings.conditions.degrade.scale}: this network decodes "
+                f"{adapter.settings.scale}x; set it to that"
+            )
+        network.requires_grad_(settings.learns == "everything")
+        for part in (adapter, network.gates, network.pixel_gate):
+            if part is not None:
+                part.requires_grad_(True)
+        if settings.base and network.base is None:
+            raise ValueError(f"base={settings.base}: this network has no base decoder; set it to 0")
+        if network.base is not None:
+            network.base.requires_grad_(settings.base > 0)
+        self.network, self.settings, self.conditioner = network, settings, conditioner
+        self.networks: Mapping[str, nn.Module] = {"decoder": network}
 
-def losses(
-    network: PiD,
-    encoders: Sequence[Encoder],
-    images: Tensor,
-    recipe: DecoderRecipe,
-    generator: torch.Generator,
-    places: Sequence[int] | None = None,
-) -> dict[str, Tensor]:
-    """Weighted velocity error on images (B,3,H,W) in [-1,1]; the encoders take turns over the batch.
+    def turn(self, step: int) -> tuple[str, ...]:
+        """The decoder, always."""
+        return ("decoder",)
 
-    `places` says where in the batch these images stand, if they are not all of it: random numbers are drawn for the
-    whole batch, so that it does not matter how many processes share it.
-    """
-    adapter, batch = recipe.network.adapter, recipe.loop.batch
-    assert adapter is not None
-    places = list(range(batch) if places is None else places)
-    with torch.no_grad():
-        low = degrade(images, adapter.scale)
-        latent = torch.cat(
-            [pack(encoders[p % len(encoders)](each[None])).float() for p, each in zip(places, low, strict=True)]
-        )
-        sigma = recipe.sigma_max * torch.rand(batch, generator=generator)
-        sigma *= torch.rand(batch, generator=generator) >= recipe.clean_latents
-        sigma = sigma[places]
-        latent = interpolate(latent, torch.randn(batch, *latent.shape[1:], generator=generator)[places], sigma)
-    t = noise_levels(recipe, generator)[places]
-    noise = torch.randn(batch, *images.shape[1:], generator=generator)[places]
-    velocity = network(interpolate(images, noise, t), t, None, latent, sigma)
-    error = (velocity - velocity_of(images, noise)) * expand(network.loss_weight(t).sqrt(), images)
-    means = F.avg_pool2d(error, 8)
-    each = error.square().mean((1, 2, 3)) + recipe.coarse * means.square().mean((1, 2, 3))
-    each = each / (difficulty(images, low, recipe.network.residual_std) + EASE)
-    parts = {"total": each, "high": each[t > 0.5], "clean": each[sigma == 0]}
-    return {name: part.mean() for name, part in parts.items() if len(part)}
+    def losses(self, step: int, examples: Examples, draws: Draws) -> dict[str, Tensor]:
+        """flow: the weighted squared velocity error; high, clean: that of images with t > 0.5, and with sigma = 0;
+        alignment; total."""
+        settings, images = self.settings, examples.images
+        conditions = self.conditioner(examples, draws)
+        t = noise_levels(settings.levels, draws, *images.shape[-2:])
+        noise = draws.normal(*images.shape[1:])
+        x_t = interpolate(images, noise, t)
+        velocity = self.network(x_t, t, conditions.text, conditions.latent, conditions.sigma)
+        error = velocity - velocity_of(images, noise)
+        even = difficulty(images, conditions.low, self.network.settings.residual_std) if settings.even else None
+        each = velocity_errors(error, self.network.loss_weight(t), coarse=settings.coarse, difficulty=even)
+        parts = {"flow": each, "high": each[t > 0.5], "clean": each[conditions.sigma == 0]}
+        losses = {name: part.mean() for name, part in parts.items() if len(part)}
+        total = losses["flow"]
+        if settings.alignment:
+            assert self.network.adapter is not None
+            seen = self.network.adapter.low_resolution(conditions.latent)
+            target = _to_size(conditions.low, seen)
+            losses["alignment"] = alignment(seen, target, conditions.sigma, conditions.kept)
+            total = total + settings.alignment * losses["alignment"]
+        if settings.base:
+            losses["base"] = log_error(self.network.preview(conditions.latent), conditions.low, conditions.sigma == 0)
+            total = total + settings.base * losses["base"]
+        return {"total": total, **losses}
 
 
 def difficulty(images: Tensor, low: Tensor, std: float) -> Tensor:
@@ -144,40 +106,14 @@ def difficulty(images: Tensor, low: Tensor, std: float) -> Tensor:
     return (images - enlarged).square().mean((1, 2, 3)) / std**2
 
 
-def main(
-    photos: Path,
-    taef2: Path,
-    autoencoder: Path,
-    folder: Path,
-    recipe: DecoderRecipe | None = None,
-    save_every: int = 100,
-) -> None:
-    """Trains, or resumes, the run in `folder`; ends with its `state.pt` at the last step."""
-    recipe = recipe or DecoderRecipe()
-    assert recipe.network.base is not None
-    tiny = TinyVAE(recipe.network.base)
-    tiny.load_state_dict(averaged_weights(autoencoder))
-    tiny.requires_grad_(False)
-    network = PiD(recipe.network).initialise(recipe.loop.seed)
-    assert network.base is not None
-    network.base.load_state_dict(tiny.decoder.state_dict())
-    network.base.requires_grad_(False)
-    source, teacher = Photos(photos), load_taef2(taef2)
-    state = Run(network, recipe.loop)
-
-    share = join()
-    places = share.places(recipe.loop.batch)
-    batch = ahead(lambda step: source.batch(recipe.crops, recipe.loop.seed, step, recipe.loop.batch, places))
-
-    def losses_at(step: int) -> dict[str, Tensor]:
-        images = batch(step)
-        generator = generator_at(recipe.loop.seed, step)
-        return losses(network, [*[tiny.encoder] * 3, teacher.encode], images, recipe, generator, places)
-
-    train_in(folder, state, losses_at, recipe.loop, save_every, share)
+def log_error(images: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Mean over the batch of log(MSE), which is what PSNR averages, 0 for images that are not `counted` (B,)."""
+    each = ((images - targets).square().mean((1, 2, 3)) + 4e-4).log() * counted
+    return each.mean()
 
 
-if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
+def _to_size(low: Tensor, like: Tensor) -> Tensor:
+    """The low-resolution images at the auxiliary head's size: the same where 4 scale = patch."""
+    if low.shape == like.shape:
+        return low
+    return F.interpolate(low, like.shape[2:], mode="bicubic", antialias=True, align_corners=False)

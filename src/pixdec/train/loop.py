@@ -1,35 +1,44 @@
-"""The training loop, as a generator: it yields after every step; the caller logs, saves, evaluates and stops.
+"""The training loop, as a generator: it yields after every step; the caller logs, saves, shows and stops.
 
-Every step's batch and noise follow from (seed, step) alone, so a run that stops at any moment and resumes from its last
-checkpoint takes the same trajectory as one that never stopped.
+Every step's examples and noise follow from (seed, step) alone, so a run that stops at any moment and resumes from its
+last checkpoint takes the same trajectory as one that never stopped.
 """
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from pixdec.devices import has_bfloat16_units
-from pixdec.files import replacing
-from pixdec.train.parallel import Share, average_gradients
+from pixdec.train.parallel import average_gradients, norm_of, synchronising
+from pixdec.train.state import State
 
-# gamma of the power-function average for a relative width of 0.1 (Karras et al. 2024, EDM2, section 3.1).
-EMA_GAMMA = 6.94
+MOST_SKIPPED = 20  # steps in a row, after which a run that may skip stops after all
+
+Losses = Callable[[int, int], Mapping[str, Tensor]]  # (step, part) -> named scalars, "total" among them
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Optimisation of one run. The rate rises linearly over `warmup` steps, stays, and falls to zero along a half
-    cosine over the last `decay` of the steps."""
+    """Optimisation of one run.
+
+    Attributes:
+        steps: of the optimizers.
+        batch: images of one step, of all processes together.
+        parts: passes that a process makes for one step, one after the other (gradient accumulation).
+        learning_rate: rises linearly over `warmup` steps, stays, and falls to zero along a half cosine over the last
+            `decay` of the steps.
+        clip: largest norm of each network's gradient.
+        nonfinite: what becomes of a step whose gradient is not finite: "stop" the run, or "skip" the step.
+    """
 
     steps: int
     batch: int
+    parts: int = 1
     learning_rate: float = 1e-3
     warmup: int = 50
     decay: float = 0.5
@@ -37,16 +46,37 @@ class LoopSettings:
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
     seed: int = 0
+    nonfinite: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "parts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.batch % self.parts:
+            raise ValueError(f"batch={self.batch}, parts={self.parts}: expected a number of parts that divides it")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one step did. `losses` are plain floats, "total" among them."""
+    """What one step did. `losses` are plain floats, "total" among them, means over the parts of this process;
+    `gradient_norm` is that of the first network that learnt, before clipping."""
 
     step: int
     losses: Mapping[str, float]
     gradient_norm: float
+    learning_rate: float
+    skipped: bool
     seconds: float
+
+
+def new_state(networks: Mapping[str, nn.Module], settings: LoopSettings) -> State:
+    """The state of a run at its first step."""
+    return State(
+        networks,
+        learning_rate=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
@@ -56,105 +86,67 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     return settings.learning_rate * rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
 
 
-def power_average(average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-    """One update of the power-function average: beta_n = (1 - 1/n)^(gamma+1) (EDM2, eq. 127)."""
-    beta = (1 - 1 / (int(count) + 1)) ** (EMA_GAMMA + 1)
-    return torch.lerp(new, average, beta)
+def train(
+    state: State,
+    losses_at: Losses,
+    settings: LoopSettings,
+    turn: Callable[[int], Sequence[str]] | None = None,
+) -> Iterator[Progress]:
+    """Runs steps until `settings.steps`; `losses_at(step, part)` gives the losses of one part of a step's examples,
+    `turn(step)` says which networks learn in it (all of them without it).
 
-
-class Run:
-    """All that training changes: the network, its average, the optimizer, the step. Saved and restored as one."""
-
-    def __init__(self, network: nn.Module, settings: LoopSettings):
-        self.network = network
-        self.average = AveragedModel(network, avg_fn=power_average)
-        self.optimizer = torch.optim.AdamW(
-            [p for p in network.parameters() if p.requires_grad],
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
-        self.step = 0
-
-    def save(self, path: str | Path) -> None:
-        """Writes the state beside `path` and renames it into place."""
-        state = {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-
-    def resume(self, path: str | Path) -> bool:
-        """Restores the state if `path` exists; says whether it did."""
-        if not Path(path).exists():
-            return False
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        return True
-
-
-def train(run: Run, losses_at: Callable[[int], dict[str, Tensor]], settings: LoopSettings) -> Iterator[Progress]:
-    """Runs steps until `settings.steps`; `losses_at(step)` gives named scalar losses, "total" is minimised.
-
-    Raises FloatingPointError on a non-finite loss or gradient, before the weights are touched.
+    Raises FloatingPointError on a gradient that is not finite, before any weight is touched, unless it may be skipped.
     """
-    parameters = [p for p in run.network.parameters() if p.requires_grad]
-    while run.step < settings.steps:
-        start = time.perf_counter()
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, run.step)
-        losses = losses_at(run.step)
-        run.optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        average_gradients(parameters)
-        norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"step {run.step}: gradient norm {norm}; lower the learning rate and resume")
-        run.optimizer.step()
-        run.average.update_parameters(run.network)
-        run.step += 1
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        yield Progress(run.step, values, norm, time.perf_counter() - start)
+    skipped = 0
+    while state.step < settings.steps:
+        start, step = time.perf_counter(), state.step
+        learning = list(state.networks) if turn is None else list(turn(step))
+        rate = learning_rate(settings, step)
+        for network in state.networks.values():
+            network.zero_grad(set_to_none=True)
+        sums = dict[str, float]()
+        for part in range(settings.parts):
+            with synchronising(state.networks.values(), part == settings.parts - 1):
+                losses = losses_at(step, part)
+                (losses["total"] / settings.parts).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / settings.parts
+        norms = [_clip(state.networks[name], settings.clip) for name in learning]
+        finite = all(math.isfinite(norm) for norm in norms)
+        if finite:
+            _update(state, learning, rate)
+        skipped = 0 if finite else skipped + 1
+        if not finite and (settings.nonfinite == "stop" or skipped > MOST_SKIPPED):
+            raise FloatingPointError(
+                f"step {step}: gradient norm {max(norms)}; lower the learning rate and resume, "
+                "or set loop.nonfinite=skip if it is a rare example"
+            )
+        state.step += 1
+        yield Progress(state.step, sums, norms[0], rate, not finite, time.perf_counter() - start)
+
+
+def _clip(network: nn.Module, most: float) -> float:
+    """Averages the gradients over the processes, scales them to a norm of at most `most`, and returns what it was."""
+    parameters = [p for p in network.parameters() if p.grad is not None]
+    average_gradients(parameters)
+    norm = norm_of(parameters)
+    if math.isfinite(norm) and norm > most:
+        scale = most / (norm + 1e-6)
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.mul_(scale)
+    return norm
+
+
+def _update(state: State, learning: Sequence[str], rate: float) -> None:
+    for name in learning:
+        for group in state.optimizers[name].param_groups:
+            group["lr"] = rate
+        state.optimizers[name].step()
+    if next(iter(state.networks)) in learning:
+        state.average.update(state.first)
 
 
 def mixed_precision() -> torch.autocast:
     """bfloat16 matrix products and convolutions over float32 weights, where the processor has units for them."""
     return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16_units())
-
-
-def generator_at(seed: int, step: int) -> torch.Generator:
-    """The noise source of one step. PyTorch's CPU generator reads 32 bits of a seed, so both must fit into them."""
-    return torch.Generator().manual_seed((1_000_003 * seed + step) % 2**32)
-
-
-def train_in(
-    folder: Path,
-    run: Run,
-    losses_at: Callable[[int], dict[str, Tensor]],
-    settings: LoopSettings,
-    save_every: int,
-    share: Share = Share(),  # noqa: B008  it is frozen
-) -> None:
-    """Trains, or resumes, the run of a folder: `state.pt` every `save_every` steps and at the end, `metrics.jsonl` with
-    one line for each step, both written by the first process alone and its losses those of its share."""
-    folder.mkdir(parents=True, exist_ok=True)
-    run.resume(folder / "state.pt")
-    for progress in train(run, losses_at, settings):
-        if share.rank > 0:
-            continue
-        with (folder / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps(asdict(progress)) + "\n")
-        if progress.step % save_every == 0 or progress.step == settings.steps:
-            run.save(folder / "state.pt")
-
-
-def averaged_weights(path: str | Path) -> dict[str, Tensor]:
-    """The averaged network of a saved state, under its own keys: what is evaluated and exported."""
-    average = torch.load(path, map_location="cpu", weights_only=True)["average"]
-    return {key.removeprefix("module."): value for key, value in average.items() if key != "n_averaged"}

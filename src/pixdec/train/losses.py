@@ -7,16 +7,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixdec.flow import expand
+
 # Y, Cb, Cr of full-range RGB (JFIF 1.02), and how much a difference in each counts in `alignment`.
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 YCBCR_WEIGHTS = (0.25, 1.0, 1.0)
 CHARBONNIER = 1e-3
+EASE = 0.25  # keeps crops without detail from weighing without bound
 
 
 def flow_matching(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
     """mean ‖v̂ − (eps − x0)‖²: a scalar. Networks that predict x0 are compared as velocities too, so that every noise
     level weighs as the sampler uses it (specification §9)."""
     return (velocity.float() - (noise - x0).float()).square().mean()
+
+
+def velocity_errors(error: Tensor, weight: Tensor, *, coarse: float = 0.0, difficulty: Tensor | None = None) -> Tensor:
+    """w·(mean e² + coarse·mean ē²) (B,) of velocity errors e (B,3,H,W), where ē are their means over 8 x 8 pixels and
+    w (B,) weights; divided by `difficulty` (B,) + 0.25 if that is given."""
+    error = error.float() * expand(weight.sqrt(), error)
+    each = error.square().mean((1, 2, 3))
+    if coarse:
+        each = each + coarse * F.avg_pool2d(error, 8).square().mean((1, 2, 3))
+    return each if difficulty is None else each / (difficulty + EASE)
 
 
 def distribution_matching(student: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
@@ -28,16 +41,15 @@ def distribution_matching(student: Tensor, teacher: Tensor, fake: Tensor) -> Ten
     mean g²·N²/2.
 
     student (B,3,H,W): what the student made. teacher, fake: what the teacher and the fake score make, without gradient,
-    of the same noised version of it. Zero where they agree. Raises FloatingPointError for a gradient that is not
-    finite.
+    of the same noised version of it. Zero where they agree. What is not finite stays so. In float64, on devices without
+    it in float32.
     """
+    precise = torch.float32 if student.device.type == "mps" else torch.float64
     with torch.no_grad():
-        x, real = student.double(), teacher.double()
+        x, real = student.to(precise), teacher.to(precise)
         scale = (x - real).abs().mean((1, 2, 3), keepdim=True)
-        direction = (fake.double() - real) / scale.clamp_min(1e-12)
-        if not direction.isfinite().all():
-            raise FloatingPointError("the distribution-matching gradient is not finite; skip this step")
-    return (0.5 * F.mse_loss(student.double(), x - direction)).to(student.dtype)
+        direction = (fake.to(precise) - real) / scale.clamp_min(1e-12)
+    return (0.5 * F.mse_loss(student.to(precise), x - direction)).to(student.dtype)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -55,17 +67,22 @@ def approximate_r1(real: Tensor, perturbed: Tensor) -> Tensor:
     return (real - perturbed).square().mean()
 
 
+def charbonnier(difference: Tensor) -> Tensor:
+    """sqrt(d² + eps²) − eps, eps 1e-3: |d| with a round bottom, value by value."""
+    return (difference.square() + CHARBONNIER**2).sqrt() - CHARBONNIER
+
+
 def alignment(prediction: Tensor, target: Tensor, sigma: Tensor, keep: Tensor) -> Tensor:
     """How far the adapter's auxiliary image is from the low-resolution image it should be: a scalar.
 
-    Charbonnier distance sqrt(d² + eps²) − eps, eps 1e-3, of the weighted differences in YCbCr of images in [0,1], mean
-    over channels and pixels; mean over the batch with weights (1 − sigma)·keep. prediction, target (B,3,h,w) in [-1,1];
-    keep (B,) is 0 where the latent was dropped. Zero if nothing is kept. (Specification §9.)
+    `charbonnier` of the weighted differences in YCbCr of images in [0,1], mean over channels and pixels; mean over the
+    batch with weights (1 − sigma)·keep. prediction, target (B,3,h,w) in [-1,1]; keep (B,) is 0 where the latent was
+    dropped. Zero if nothing is kept. (Specification §9.)
     """
     rgb_to_ycbcr = (
         torch.tensor(YCBCR, device=target.device) * torch.tensor(YCBCR_WEIGHTS, device=target.device)[:, None]
     )
     difference = torch.einsum("cr,brhw->bchw", rgb_to_ycbcr, (prediction.float() - target.float()) / 2)
-    distance = ((difference.square() + CHARBONNIER**2).sqrt() - CHARBONNIER).mean((1, 2, 3))
+    distance = charbonnier(difference).mean((1, 2, 3))
     weight = (1 - sigma.float()) * keep.float()
     return (distance * weight).sum() / weight.sum().clamp_min(1e-8)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pixdec.files import first_line_of
+
 Kind = Literal["student", "teacher", "prior", "autoencoder"]
 
 REPOSITORY = "nvidia/PiD"
@@ -220,8 +222,7 @@ def fetch(card: Card) -> Path:
     try:
         return Path(hf_hub_download(card.repository, card.file))
     except Exception as error:  # of the hub's client, of the HTTP library beneath it, or of the disk
-        reason = str(error).strip().partition("\n")[0]
         raise OSError(
-            f"{card.name}: cannot fetch {card.file} of {card.repository} ({reason}); "
+            f"{card.name}: cannot fetch {card.file} of {card.repository} ({first_line_of(error)}); "
             "or download it elsewhere and name the file"
         ) from error

@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pixdec.files import first_line_of
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _DTYPE_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 FLOATS = tuple(_DTYPE_NAMES)
@@ -92,7 +94,7 @@ def _open_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with cast("Any", safe_open(file, framework="pt", device="cpu")) as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{file}: safetensors that are damaged or cut short ({_first_line(error)})") from error
+        raise ValueError(f"{file}: safetensors that are damaged or cut short ({first_line_of(error)})") from error
 
 
 def _open_archive(file: Path) -> dict[str, Tensor]:
@@ -104,7 +106,7 @@ def _open_archive(file: Path) -> dict[str, Tensor]:
             "Save its state dict alone, or ask for safetensors"
         ) from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{file}: a torch archive that is damaged or cut short ({_first_line(error)})") from error
+        raise ValueError(f"{file}: a torch archive that is damaged or cut short ({first_line_of(error)})") from error
     entries = _entries(content)
     for wrapper in ("state_dict", "model"):  # as training loops commonly save it
         entries = _entries(entries.get(wrapper)) or entries
@@ -118,10 +120,6 @@ def _open_archive(file: Path) -> dict[str, Tensor]:
 
 def _entries(content: object) -> Mapping[object, object]:
     return cast("Mapping[object, object]", content) if isinstance(content, Mapping) else {}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _refused(error: Exception) -> str:

@@ -31,6 +31,7 @@ from pixdec.weights.identify import (
     to_metadata,
 )
 from pixdec.weights.keymap import settings_from_original
+from pixdec.weights.lora import lora_in
 from pixdec.weights.settings import settings_from_json, settings_to_json
 
 M = TypeVar("M", bound=nn.Module)
@@ -195,17 +196,19 @@ class Description:
     """What a file is, without loading it. None where it does not apply or is not known.
 
     `space`: a name, or "ambiguous: flux1, sd3 or qwen-image" (then `settings`, which depend on it, are None). `role`:
-    what kind of decoder. For decoders `tensors`, `parameters` and `dtypes` are those of the network that would be
-    loaded, else of the whole file. `size` in bytes. `problem`: why it cannot be loaded, if it cannot.
+    what kind of decoder. `base`: the decoder that a LoRA is for. For decoders `tensors`, `parameters` and `dtypes` are
+    those of the network that would be loaded, else of the whole file. `size` in bytes. `problem`: why it cannot be
+    loaded, if it cannot.
     """
 
     path: Path
-    kind: Literal["decoder", "autoencoder", "latent", "unknown"]
+    kind: Literal["decoder", "autoencoder", "latent", "lora", "unknown"]
     size: int
     tensors: int
     parameters: int
     dtypes: tuple[str, ...]
     name: str | None = None
+    base: str | None = None
     role: DecoderKind | None = None
     version: str | None = None
     space: str | None = None
@@ -216,7 +219,7 @@ class Description:
 
 
 def describe(path: str | Path) -> Description:
-    """What a checkpoint, latent or autoencoder is. Reads no weights.
+    """What a checkpoint, LoRA, latent or autoencoder is. Reads no weights but a LoRA's.
 
     Raises:
         ValueError: the file is missing, empty, damaged, no file of tensors, or would run code.
@@ -234,6 +237,9 @@ def describe(path: str | Path) -> Description:
             _check(network, _as_they_are(checkpoint))
         elif what == "latent":
             file = replace(stated, kind="latent")
+        elif what == "lora":
+            file = replace(stated, kind="lora", base=metadata.get("base"))
+            lora_in(checkpoint)
         elif what == "decoder":
             return _described_decoder(checkpoint)
     except ValueError as error:
@@ -302,7 +308,9 @@ def _about(path: Path) -> Generator[None]:
 def _read(checkpoint: Checkpoint, space: str | None) -> tuple[NetworkTensors, Identity]:
     what = checkpoint.metadata.get("pixdec", "decoder")
     if what != "decoder":
-        raise ValueError(f"no decoder but {what!r}; open it with load_autoencoder or Latent.load")
+        raise ValueError(
+            f"no decoder but {what!r}; open it with load_autoencoder, PixelDecoder.load_lora or Latent.load"
+        )
     tensors = network_tensors(checkpoint.tensors)
     return tensors, identify(checkpoint, tensors, space)
 

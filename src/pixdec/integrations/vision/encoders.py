@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixdec.files import first_line_of
 from pixdec.images import resize, to_tensor
 from pixdec.integrations.vision.recipes import PATCH, Recipe, nominal_side, recipe_of
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
@@ -172,7 +173,9 @@ def _load(space: LatentSpace, recipe: Recipe, name: str | Path, dtype: torch.dty
         # First, for a class that is given another one's weights only warns about those it lacks.
         config: Any = transformers.AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: cannot load an encoder of {space.name} from here ({_line(error)})") from error
+        raise ValueError(
+            f"{name}: cannot load an encoder of {space.name} from here ({first_line_of(error)})"
+        ) from error
     try:
         _check_config(config, space, recipe)
     except ValueError as error:
@@ -180,12 +183,10 @@ def _load(space: LatentSpace, recipe: Recipe, name: str | Path, dtype: torch.dty
     try:
         model, report = model_class.from_pretrained(str(name), dtype=dtype or torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}: cannot load an encoder of {space.name} from here ({_line(error)})") from error
+        raise ValueError(
+            f"{name}: cannot load an encoder of {space.name} from here ({first_line_of(error)})"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"{name}: {len(missing)} of the encoder's weights are missing, {missing[0]} among them")
     return model
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

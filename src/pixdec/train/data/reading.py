@@ -1,7 +1,6 @@
 """Images out of memory: what a shard holds is bytes, not files."""
 
 import io
-from typing import Any, cast
 
 from PIL import ExifTags, Image
 
@@ -11,29 +10,13 @@ from pixdec.images import read_image
 _STILL = frozenset({"MPO", "PSD"})
 
 
-class _Named(io.BytesIO):
-    """Bytes that `read_image` takes for a file; its messages show `name`."""
-
-    def __init__(self, data: bytes, name: str):
-        super().__init__(data)
-        self._name = name
-
-    def __str__(self) -> str:
-        return self._name
-
-
 def decode_image(data: bytes, name: str) -> Image.Image:
     """The whole image as `pixdec.images.read_image` gives it: RGB, 8 bit, upright, sRGB.
 
     Raises:
         ValueError: one line that begins with `name`: empty, truncated, not an image, too large.
     """
-    if not data:
-        raise ValueError(f"{name}: the file is empty")
-    try:
-        return read_image(cast(Any, _Named(data, name)))
-    except TypeError as error:  # `read_image` asks for the size of a file whose format it does not know
-        raise ValueError(f"{name}: not an image, or of a format unknown here") from error
+    return read_image(io.BytesIO(data), name=name)
 
 
 def upright_size(data: bytes) -> tuple[int, int]:

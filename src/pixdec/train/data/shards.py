@@ -24,7 +24,7 @@ from urllib.request import url2pathname
 import numpy as np
 from numpy.typing import NDArray
 
-from pixdec.files import replacing
+from pixdec.files import reason_of, replacing
 from pixdec.images import READABLE
 from pixdec.train.data.reading import upright_size
 
@@ -271,8 +271,7 @@ def _webdataset(module: str, url: str) -> object:
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    code = re.search(r"exit (\d+) \(read\)", text)  # of the command that webdataset reads through
+    """As `reason_of`; where a command failed that webdataset reads through, its exit code."""
+    text = reason_of(error)
+    code = re.search(r"exit (\d+) \(read\)", text)
     return f"the transfer ended with exit code {code[1]}" if code else text

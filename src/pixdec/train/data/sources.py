@@ -9,10 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from pixdec.files import files_below, reason_of
 from pixdec.images import READABLE
 from pixdec.train.data.captions import beside
 from pixdec.train.data.duplicates import Seen, look_hash, pixel_hash
 from pixdec.train.data.reading import decode_image, frames
+
+line = reason_of  # as `pack` calls it
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class PackSettings:
     Attributes:
         min_side: images with a shorter side below this many pixels are left out.
         shard_mb: a shard is closed when it holds so many megabytes.
-        near: images whose looks differ in at most so many of 63 bits are duplicates (`pixdec.train.data.duplicates`); None:
-            only those of the same pixels.
+        near: images whose looks differ in at most so many of 63 bits are duplicates (`pixdec.train.data.duplicates`);
+            None: only those of the same pixels.
         captions: take captions from the .txt and .json beside an image.
     """
 
@@ -83,9 +86,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[Source]:
             continue
         if not given.is_dir():
             raise ValueError(f"{given}: there is no such file or folder")
-        below = [path.relative_to(given) for path in given.rglob("*") if path.suffix.lower() in READABLE]
-        names = sorted(p.as_posix() for p in below if not any(part.startswith(".") for part in p.parts))
-        names = [name for name in names if (given / name).is_file()]
+        names = sorted(path.as_posix() for path in files_below(given, READABLE))
         if not names:
             raise ValueError(f"{given}: no images in this folder; looked for {', '.join(sorted(READABLE))}")
         found += [Source(given / name, name) for name in names]
@@ -121,18 +122,11 @@ def _check(source: Source, settings: PackSettings) -> Found | Skip:
             return Skip("animated", f"{count} frames")
         image = decode_image(data, source.name)
     except (ValueError, OSError) as error:
-        return Skip("broken", line(error).removeprefix(f"{source.name}: "))
+        return Skip("broken", reason_of(error).removeprefix(f"{source.name}: "))
     if min(image.size) < settings.min_side:
         return Skip("small", f"{image.width}x{image.height} pixels, below {settings.min_side}")
     try:
         captions = beside(source.path) if settings.captions else {}
     except (ValueError, OSError) as error:
-        return Skip("caption", line(error))
+        return Skip("caption", reason_of(error))
     return Found(data, image, captions, pixel_hash(image), None if settings.near is None else look_hash(image))
-
-
-def line(error: Exception) -> str:
-    """An error on one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,71 @@
+"""What a run says as it goes: metrics.jsonl, one line for each step, and the same as curves in TensorBoard."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pixdec.files import replacing
+from pixdec.train.loop import Progress
+
+
+class Log:
+    """metrics.jsonl and TensorBoard. Lines of steps that are taken again, after a stop between two checkpoints, are
+    dropped."""
+
+    def __init__(self, folder: Path, step: int, *, active: bool = True):
+        self.active, self.path = active, folder / "metrics.jsonl"
+        self.board: Any = None
+        if not active:
+            return
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            return
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.board is not None:
+            self.board.close()
+
+    def write(self, progress: Progress) -> None:
+        """One step."""
+        if not self.active:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps(_finite(asdict(progress))) + "\n")
+        if self.board is not None:
+            values = {**{f"loss/{k}": v for k, v in progress.losses.items()}, "gradient_norm": progress.gradient_norm}
+            for name, value in {**values, "learning_rate": progress.learning_rate}.items():
+                self.board.add_scalar(name, value, progress.step)
+
+    def picture(self, path: Path, step: int) -> None:
+        """A sheet that was written."""
+        if self.board is not None:
+            self.board.add_image("sheet", np.asarray(Image.open(path)), step, dataformats="HWC")
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; endless for half a line, which a killed process may leave."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _finite(values: Any) -> Any:
+    """JSON has no NaN: null takes its place."""
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -1,0 +1,179 @@
+"""A run and its folder. The same command begins it and, after any kind of stop, goes on with it.
+
+settings.json    the recipe, and what it began from
+metrics.jsonl    one line for each step
+tensorboard/     the same as curves, if tensorboard is installed
+sheets/          fixed inputs decoded with the averaged weights, every so many steps
+step-00000100/   checkpoints, the last few
+decoder.safetensors (prior, student)    the averaged weights at the end, which PixelDecoder.from_pretrained opens
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixdec.files import replacing
+from pixdec.models.pid import PiD
+from pixdec.train.draws import Draws
+from pixdec.train.examples import Place, Source
+from pixdec.train.log import Log
+from pixdec.train.loop import Progress, new_state, train
+from pixdec.train.lora import lora_of
+from pixdec.train.parallel import World, precision
+from pixdec.train.recipes import Recipe
+from pixdec.train.sheets import Sheets
+from pixdec.train.stages import Examples, Stage
+from pixdec.train.state import State, checkpoints
+from pixdec.weights.load import save_decoder
+from pixdec.weights.lora import save_lora
+from pixdec.weights.settings import settings_to_json
+
+# What may differ between the commands that begin a run and go on with it.
+FREE = ("machine", "folder")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stage, its examples and the folder of its run; `began` says what it starts from and is fed, for the record;
+    `base` is the name of the network it begins with, "" for none."""
+
+    recipe: Recipe
+    stage: Stage
+    source: Source
+    folder: Path
+    world: World
+    began: Mapping[str, str]
+    base: str = ""
+    licence: str = "Apache-2.0"
+    sheets: Sheets | None = None
+
+    def go(self) -> Iterator[Progress]:
+        """Begins or resumes, and trains to the end; writes the folder. Yields after every step.
+
+        Raises:
+            ValueError: the folder holds a run of other settings.
+            FloatingPointError: a gradient was not finite.
+            OSError: something could not be written; the last checkpoint is whole.
+        """
+        recipe, first = self.recipe, self.world.is_first
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._settle()
+        state = new_state(self.stage.networks, recipe.loop)
+        saved = checkpoints(self.folder)
+        if saved:
+            state.load(saved[-1])
+        with Log(self.folder, state.step, active=first) as log:
+            for progress in train(state, self._losses(state.step), recipe.loop, self.stage.turn):
+                log.write(progress)
+                last = progress.step == recipe.loop.steps
+                if last or progress.step % recipe.folder.save_every == 0:
+                    self._save(state)
+                every = recipe.folder.sheet_every
+                if self.sheets is not None and every and (last or progress.step % every == 0):
+                    with state.averaged(), precision(recipe.machine, self.world.device):
+                        sheet = self.sheets.draw(self.stage.network)
+                    if first:
+                        log.picture(self.sheets.save(sheet, self.folder / "sheets", progress.step), progress.step)
+                yield progress
+        weights = state.full_average()
+        if first:
+            self._export(weights)
+
+    @property
+    def file_name(self) -> str:
+        """Of what is exported: the name of what is trained."""
+        return "lora.safetensors" if self.recipe.lora.rank else f"{next(iter(self.stage.networks))}.safetensors"
+
+    def _export(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Writes the averaged weights as one safetensors file with all that opening it needs in its metadata."""
+        recipe, path, name = self.recipe, self.folder / self.file_name, self.folder.resolve().name
+        if recipe.lora.rank:
+            save_lora(
+                lora_of(weights),
+                path,
+                alpha=recipe.lora.factor,
+                layers=recipe.lora.layers,
+                network=recipe.network,
+                name=name,
+                base=self.base,
+                space=recipe.space,
+                licence=self.licence,
+            )
+            return
+        with torch.device("meta"):
+            network = PiD(recipe.network)
+        network.load_state_dict(weights, assign=True)
+        save_decoder(
+            network,
+            path,
+            name=name,
+            space=recipe.space,
+            version=recipe.version,
+            licence=self.licence,
+            kind="prior" if recipe.network.adapter is None else "student" if recipe.times else "teacher",
+            times=recipe.times,
+        )
+
+    def _losses(self, start: int) -> Callable[[int, int], Mapping[str, torch.Tensor]]:
+        coming = self.source.begin(start)
+
+        def losses_at(step: int, part: int) -> Mapping[str, torch.Tensor]:
+            place, examples = next(coming)
+            assert (place.step, place.part) == (step, part)
+            draws = draws_for(self.recipe, place, self.world.device)
+            with precision(self.recipe.machine, self.world.device):
+                return self.stage.losses(step, to_device(examples, self.world.device), draws)
+
+        return losses_at
+
+    def _settle(self) -> None:
+        """Writes the settings of a new run; compares with those of one that is there."""
+        path = self.folder / "settings.json"
+        mine = {"recipe": json.loads(settings_to_json(self.recipe)), **self.began}
+        if path.exists():
+            theirs = json.loads(path.read_text())
+            for where, now, then in _differences(mine, theirs):
+                raise ValueError(
+                    f"{self.folder} holds a run with {where}={then!r}, not {now!r}: "
+                    "take another folder, or the settings it began with"
+                )
+        if self.world.is_first:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(mine, indent=1) + "\n")
+
+    def _save(self, state: State) -> None:
+        state.save(self.folder / f"step-{state.step:08d}")
+        if self.world.is_first:
+            for old in checkpoints(self.folder)[: -self.recipe.folder.keep]:
+                shutil.rmtree(old)
+
+
+def draws_for(recipe: Recipe, place: Place, device: torch.device) -> Draws:
+    """The random numbers of one part of a step."""
+    return Draws(recipe.loop.seed, place.step, place.places, recipe.loop.batch, device)
+
+
+def to_device(examples: Examples, device: torch.device) -> Examples:
+    """The same examples with their tensors on `device`."""
+    latents, embeddings = examples.latents, examples.embeddings
+    return Examples(
+        examples.images.to(device),
+        examples.captions,
+        None if latents is None else latents.to(device),
+        None if embeddings is None else embeddings.to(device),
+    )
+
+
+def _differences(mine: Any, theirs: Any, where: Sequence[str] = ()) -> Iterator[tuple[str, object, object]]:
+    """Where two settings differ, leaving out what may."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in {**mine, **theirs}:
+            if not (len(where) == 1 and where[0] == "recipe" and key in FREE):
+                yield from _differences(mine.get(key), theirs.get(key), (*where, key))
+    elif mine != theirs:
+        yield ".".join(where), mine, theirs

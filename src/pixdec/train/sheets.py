@@ -1,0 +1,79 @@
+"""Sample sheets: what the network makes of a few fixed inputs as it learns.
+
+One row for each input: the low-resolution image enlarged, the network's image, the original.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixdec.files import replacing
+from pixdec.flow import resolution_shift, shifted_times, student_times
+from pixdec.images import to_pil
+from pixdec.models.pid import PiD
+from pixdec.sampling import NoiseSource, dpm_solver, student
+
+PRIOR_START = 0.999
+
+
+@dataclass(frozen=True, eq=False)
+class SheetInputs:
+    """Images (B,3,H,W) in [-1,1]; for a decoder their low-resolution images and clean latents (B,C,h,w); text (B,T,E)
+    for a network that reads it."""
+
+    images: Tensor
+    low: Tensor | None
+    latent: Tensor | None
+    text: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Sheets:
+    """Decodes fixed inputs in `steps` steps: by the list `times` if there is one, else by the solver with the shift of
+    `version`."""
+
+    inputs: SheetInputs
+    steps: int
+    times: Sequence[float]
+    version: str
+
+    @torch.no_grad()
+    def draw(self, network: PiD) -> Tensor:
+        """The images (B,3,H,W) in [-1,1]; all processes call it together."""
+        inputs, shape = self.inputs, self.inputs.images.shape
+        device = inputs.images.device
+        condition = None if inputs.latent is None else network.condition(inputs.latent)
+        sigma = None if inputs.latent is None else torch.zeros(shape[0], device=device)
+        noise = NoiseSource(range(shape[0]), device)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return network.velocity(x_t, t, inputs.text, condition, sigma)
+
+        x0 = inputs.images
+        if self.times:
+            steps = min(self.steps, len(self.times) - 1)
+            for step in student(denoise, noise, shape, student_times(self.times, steps)):
+                x0 = step.x0
+        else:
+            shift = resolution_shift(shape[2], shape[3], self.version)
+            for step in dpm_solver(denoise, noise(shape), shifted_times(self.steps, shift, PRIOR_START)):
+                x0 = step.x0
+        return x0.clamp(-1, 1)
+
+    def save(self, made: Tensor, folder: Path, step: int) -> Path:
+        """Writes the sheet of a step as WebP."""
+        columns = [made, self.inputs.images]
+        if self.inputs.low is not None:
+            columns.insert(0, F.interpolate(self.inputs.low, made.shape[2:], mode="bicubic").clamp(-1, 1))
+        rows = torch.cat([torch.cat(list(column.cpu()), 1) for column in columns], 2)
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{step:08d}.webp"
+        picture: Image.Image = to_pil(rows[None])[0]
+        with replacing(path) as temporary:
+            picture.save(temporary, quality=90)
+        return path

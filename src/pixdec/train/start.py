@@ -1,0 +1,159 @@
+"""Where a run begins: any decoder or prior that can be loaded, or another run's checkpoint, into a network to train.
+
+A decoder that begins with a prior's weights keeps its fresh adapter, whose heads are zero: it begins as the prior.
+"""
+
+import json
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from pixdec.models.pid import PiD, PiDSettings
+from pixdec.train.state import checkpoints, read_average, read_network
+from pixdec.weights.catalog import CARDS
+from pixdec.weights.identify import UNKNOWN_LICENCE, AmbiguousSpaceError
+from pixdec.weights.load import load_decoder
+from pixdec.weights.settings import settings_from_json
+
+EXPORTED = ("student.safetensors", "decoder.safetensors", "prior.safetensors")  # what a run that ended has left
+_STAGES = ("student", "decoder", "prior")
+_OWN = ("adapter.", "gates.", "pixel_gate.")  # what a decoder has and a prior has not
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a network began with, for the record: its name, and the licence that goes over to what is made of it."""
+
+    name: str
+    licence: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Weights by our names. `settings` None: not known, for a checkpoint that lies outside the folder of its run."""
+
+    start: Start
+    tensors: Mapping[str, Tensor]
+    settings: PiDSettings | None
+
+
+def start_from(network: PiD, path_or_name: str | Path) -> Start:
+    """Fills `network`, freshly initialised, with the weights of `path_or_name`, all or none, whatever their dtype.
+
+    A name of `pixdec models`, a file or folder that `load_decoder` reads, the folder of a run (its exported weights, or
+    the averaged ones of its last checkpoint if it has not ended), or one checkpoint of a run. Checkpoints are opened by
+    torch.distributed.checkpoint, which trusts them: open your own only.
+
+    Tensors must be exactly the network's, but for the adapter of a decoder that begins with a prior. Settings that
+    leave no trace in tensors must agree too; another rotary reference, as for a step to larger images, is a warning.
+
+    Raises:
+        ValueError: a tensor or setting that does not fit, the first one named; or as `load_decoder`.
+        OSError: as `load_decoder`.
+    """
+    found = _find(path_or_name, network.state_dict().keys())
+    try:
+        _check_tensors(network, found)
+        if found.settings is not None:
+            _check_settings(network.settings, found.settings)
+    except ValueError as error:
+        raise ValueError(f"{path_or_name}: {error}") from error
+    with torch.no_grad():
+        for key, tensor in network.state_dict().items():
+            if key in found.tensors:
+                tensor.copy_(found.tensors[key])
+    return found.start
+
+
+def _find(path_or_name: str | Path, wanted: Set[str]) -> _Found:
+    path = Path(path_or_name)
+    if path.is_dir() and not any(card.name == str(path_or_name) for card in CARDS):
+        if (path / ".metadata").exists():
+            return _of_checkpoint(path, wanted)
+        exported = next((path / name for name in EXPORTED if (path / name).exists()), None)
+        if exported is not None:
+            return _of_decoder(exported)
+        if saved := checkpoints(path):
+            return _of_checkpoint(saved[-1], wanted)
+    return _of_decoder(path_or_name)
+
+
+def _of_decoder(path_or_name: str | Path) -> _Found:
+    try:
+        loaded = load_decoder(path_or_name)
+    except ValueError as error:
+        if not isinstance(error.__cause__, AmbiguousSpaceError):
+            raise
+        loaded = load_decoder(path_or_name, space=error.__cause__.possible[0])  # shapes and settings are the same
+    return _Found(Start(loaded.name, loaded.licence), loaded.network.state_dict(), loaded.network.settings)
+
+
+def _of_checkpoint(folder: Path, wanted: Set[str]) -> _Found:
+    """The averaged weights; those that did not learn, which have no average, as they are."""
+    record, settings = folder.parent / "settings.json", None
+    try:
+        tensors = read_average(folder)
+        if not wanted <= tensors.keys():
+            for stage in _STAGES:
+                tensors = {**read_network(folder, stage), **tensors}
+        if record.exists():
+            recipe = json.loads(record.read_text())["recipe"]
+            settings = settings_from_json(json.dumps(recipe["network"]), PiDSettings)
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, CheckpointException) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{folder}: not a checkpoint that can be read ({reason})") from error
+    if any(".lora_A." in key for key in tensors):
+        raise ValueError(f"{folder}: a run that trains a LoRA; begin with what it began with")
+    return _Found(Start(folder.resolve().parent.name, UNKNOWN_LICENCE), tensors, settings)
+
+
+def _check_tensors(network: PiD, found: _Found) -> None:
+    ours, theirs = network.state_dict(), found.tensors
+    from_prior = network.adapter is not None and not any(key.startswith(_OWN) for key in theirs)
+    problem = ""
+    for key, tensor in ours.items():
+        if key not in theirs:
+            if from_prior and key.startswith(_OWN):
+                continue
+            problem = f"{key} is missing there"
+        elif theirs[key].shape != tensor.shape:
+            problem = f"{key} is {list(theirs[key].shape)} there and {list(tensor.shape)} in this recipe's network"
+        if problem:
+            break
+    else:
+        more = next((key for key in theirs if key not in ours), None)
+        problem = "" if more is None else f"this recipe's network has no {more}"
+    if problem:
+        raise ValueError(f"{problem}; take the recipe it was made with, or set --network.… to its settings")
+
+
+def _check_settings(ours: PiDSettings, theirs: PiDSettings) -> None:
+    """What the same tensors would mean something else by."""
+    mine, other = asdict(ours), asdict(theirs)
+    if theirs.adapter is None:
+        del mine["adapter"]
+    for where, here, there in _differences(mine, other):
+        if where == "backbone.reference":
+            warnings.warn(
+                f"begins with weights for the rotary reference {there} and goes on with {here}, where positions turn "
+                f"at other rates; set --network.{where} to keep them",
+                UserWarning,
+                stacklevel=4,
+            )
+        else:
+            raise ValueError(f"its network has {where}={there!r}, this recipe's {here!r}; set --network.{where}")
+
+
+def _differences(mine: object, other: object, where: str = "") -> Iterator[tuple[str, object, object]]:
+    """The fields of `mine` that `other` has otherwise."""
+    if isinstance(mine, dict) and isinstance(other, dict):
+        for key, value in mine.items():
+            yield from _differences(value, other.get(key), f"{where}.{key}" if where else str(key))
+    elif mine != other:
+        yield where, mine, other

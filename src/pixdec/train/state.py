@@ -1,0 +1,269 @@
+"""All that training changes, and its checkpoints: saved whole or not at all, read back by any number of processes.
+
+A checkpoint is a folder that PyTorch's distributed checkpointing writes: every process its own part. A run with another
+number of processes reads the parts it needs. Tensors in it are named
+
+    networks.NETWORK.PARAMETER   optimizers.NETWORK.PARAMETER.MOMENT   average.PARAMETER   step   averaged
+"""
+
+import shutil
+import warnings
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from pixdec.train.parallel import reshard, together, whole_tensor
+
+# gamma of the power-function average for a relative width of 0.1 (Karras et al. 2024, EDM2, section 3.1).
+EMA_GAMMA = 6.94
+
+
+class PowerAverage:
+    """The power-function average of a network's weights: beta_n = (1 − 1/n)^(gamma+1) (EDM2, eq. 127). Weights that do
+    not learn are not averaged; sharded ones are, shard by shard."""
+
+    def __init__(self, network: nn.Module):
+        self.count = 0
+        self.weights = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Takes in the present weights."""
+        self.count += 1
+        beta = (1 - 1 / (self.count + 1)) ** (EMA_GAMMA + 1)
+        for name, parameter in network.named_parameters():
+            if name in self.weights:
+                self.weights[name].lerp_(parameter.detach(), 1 - beta)
+
+
+class State:
+    """Networks that learn, an AdamW for each, the average of the first, and the number of steps taken. Made after the
+    networks were laid on their devices (`parallel.prepare`); what wants no gradient by then does not learn."""
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        *,
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ):
+        self.networks = dict(networks)
+        self.learning = {
+            name: {key: p for key, p in network.named_parameters() if p.requires_grad}
+            for name, network in self.networks.items()
+        }
+        self.optimizers = {
+            name: torch.optim.AdamW(
+                _groups(parameters.values()), lr=learning_rate, betas=betas, weight_decay=weight_decay
+            )
+            for name, parameters in self.learning.items()
+        }
+        self.first = next(iter(self.networks.values()))
+        self.average = PowerAverage(self.first)
+        self.step = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint holds. Tensors of networks and of the average are the live ones."""
+        values = dict[str, Tensor]()
+        for name, network in self.networks.items():
+            values |= {f"networks.{name}.{key}": value for key, value in network.state_dict().items()}
+            for key, parameter in self.learning[name].items():
+                moments = _moments(self.optimizers[name], parameter)
+                values |= {f"optimizers.{name}.{key}.{moment}": value for moment, value in moments.items()}
+        values |= {f"average.{key}": value for key, value in self.average.weights.items()}
+        return values | {"step": torch.tensor(self.step), "averaged": torch.tensor(self.average.count)}
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint beside `folder` and renames it into place; all processes call it together.
+
+        Raises OSError, on all of them, if it cannot be written; what stood there before is untouched.
+        """
+        temporary, first = _beside(folder, "partial"), not together() or distributed.get_rank() == 0
+        if first:  # also what a killed process left of an older one
+            for left in folder.parent.glob(_beside(Path("*"), "partial").name):
+                shutil.rmtree(left, ignore_errors=True)
+        problem = ""
+        try:
+            _wait()
+            with _quietly():
+                save(self.state_dict(), checkpoint_id=str(temporary), no_dist=not together())
+        except (OSError, RuntimeError, CheckpointException) as error:
+            problem = _cause(error)
+        problem = _first_of(problem)
+        if first:
+            try:
+                _settle(temporary, folder, whole=not problem)
+            except OSError as error:
+                problem = _cause(error)
+        problem = _first_of(problem)
+        if problem:
+            raise OSError(f"cannot write {folder}: {problem}")
+
+    def load(self, folder: Path) -> None:
+        """Reads a checkpoint, whichever number of processes wrote it; all call it together.
+
+        Raises ValueError if it is of other networks, before any weight is touched, or if it is damaged.
+        """
+        values = self.state_dict()
+        _compare(folder, values)
+        try:
+            with _quietly():
+                load(values, checkpoint_id=str(folder), no_dist=not together())  # into the tensors themselves
+        except (OSError, RuntimeError, ValueError, CheckpointException) as error:
+            raise ValueError(f"{folder}: cannot be read, resume from an older one ({_cause(error)})") from error
+        for name, parameters in self.learning.items():
+            for key, parameter in parameters.items():
+                stem, state = f"optimizers.{name}.{key}.", self.optimizers[name].state
+                moments = {key.removeprefix(stem): value for key, value in values.items() if key.startswith(stem)}
+                state.pop(parameter, None)
+                if moments["step"] > 0:
+                    state[parameter] = moments
+        self.average.count, self.step = int(values["averaged"]), int(values["step"])
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """Inside, the first network has the average's weights; afterwards, whatever happened, those it had, to the
+        bit. It is to be looked at only: no training, no checkpoint."""
+        own = {name: p for name, p in self.first.named_parameters() if name in self.average.weights}
+        live = {name: p.detach().clone() for name, p in own.items()}
+        try:
+            _put(self.first, own, self.average.weights)
+            yield
+        finally:
+            _put(self.first, own, live)
+
+    def full_average(self) -> dict[str, Tensor]:
+        """The first network's whole state dict on the CPU, averaged weights where there are, the present ones of what
+        does not learn. All processes call it together; only the first gets something, the others {}."""
+        first, values = not together() or distributed.get_rank() == 0, dict[str, Tensor]()
+        for name, present in cast("dict[str, Tensor]", self.first.state_dict()).items():
+            value = whole_tensor(self.average.weights.get(name, present).detach())
+            if first:
+                values[name] = value.to("cpu", copy=True)
+        return values
+
+
+def _groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Sharded and other parameters apart, for no operation on many tensors at once takes both."""
+    groups = dict[type, list[nn.Parameter]]()
+    for parameter in parameters:
+        groups.setdefault(type(parameter.data), []).append(parameter)
+    return [{"params": group} for group in groups.values()]
+
+
+def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """AdamW's state of a parameter. Before its first gradient, which some never get, it has none: zeros then, which are
+    what it begins with."""
+    if optimizer.state.get(parameter):
+        return dict(optimizer.state[parameter])
+    zeros = torch.zeros_like(parameter.detach())
+    return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+
+
+@torch.no_grad()
+def _put(network: nn.Module, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    reshard(network)
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+def read_average(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint, whole, on the CPU, without the networks they belong to."""
+    return _read_part(folder, "average.")
+
+
+def read_network(folder: Path, name: str) -> dict[str, Tensor]:
+    """The present weights of one network of a checkpoint, whole, on the CPU."""
+    return _read_part(folder, f"networks.{name}.")
+
+
+def _read_part(folder: Path, prefix: str) -> dict[str, Tensor]:
+    reader = FileSystemReader(str(folder))
+    wanted = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in _entries(reader).items()
+        if key.startswith(prefix)
+    }
+    with _quietly():
+        load(cast("dict[str, Any]", wanted), storage_reader=reader, no_dist=True)
+    return {key.removeprefix(prefix): value for key, value in wanted.items()}
+
+
+def checkpoints(folder: Path) -> Sequence[Path]:
+    """The whole checkpoints of a run's folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / ".metadata").exists())
+
+
+def _entries(reader: FileSystemReader) -> dict[str, Any]:
+    return dict(reader.read_metadata().state_dict_metadata)
+
+
+def _compare(folder: Path, values: Mapping[str, Tensor]) -> None:
+    """ValueError if a checkpoint is not of these tensors, by name and shape."""
+    saved = _entries(FileSystemReader(str(folder)))
+    for what, names in (("lacks", values.keys() - saved.keys()), ("has unknown", saved.keys() - values.keys())):
+        if names:
+            raise ValueError(f"{folder}: not a checkpoint of this run's networks, it {what} {min(names)}")
+    for name, value in values.items():
+        if tuple(value.shape) != tuple(saved[name].size):
+            raise ValueError(
+                f"{folder}: not a checkpoint of this run's networks, {name} is {list(saved[name].size)} there and "
+                f"{list(value.shape)} here"
+            )
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def _settle(temporary: Path, folder: Path, *, whole: bool) -> None:
+    """Puts a new checkpoint in its place, or clears what there is of it. At no moment is there neither old nor new."""
+    if not whole:
+        shutil.rmtree(temporary, ignore_errors=True)
+        return
+    old = _beside(folder, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _quietly() -> Generator[None]:
+    """That there is one process alone is nothing to be warned of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
+        yield
+
+
+def _wait() -> None:
+    if together():
+        distributed.barrier()
+
+
+def _first_of(problem: str) -> str:
+    """The first process's problem, or another's if it has none."""
+    if not together():
+        return problem
+    problems: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(problems, problem)
+    return next((each for each in problems if each), "")
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first, in one line."""
+    failures: Mapping[int, Any] = getattr(error, "failures", {})
+    if failures:
+        error = next(iter(failures.values()))[0]
+    text = getattr(error, "strerror", None) or str(error)
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,269 @@
+"""Methods, autoencoders and metrics by name: what each name stands for, and what is refused in one line."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixdec.evaluate.autoencoders import fingerprint, open_autoencoder
+from pixdec.evaluate.methods import BaselineName, DecoderName, Sample, open_lineup, parse_method
+from pixdec.evaluate.metrics import psnr
+from pixdec.evaluate.report import COLUMNS
+from pixdec.evaluate.scores import Metrics, open_metrics
+from pixdec.latents import Latent, get_space
+from pixdec.models.adapter import AdapterSettings
+from pixdec.models.pid import PiD, PiDSettings
+from pixdec.models.pixdit import PixDiTSettings
+from pixdec.models.taef2 import TAEF2
+from pixdec.weights.load import load_autoencoder, save_decoder
+
+CPU = torch.device("cpu")
+BACKBONE = PixDiTSettings(
+    patch=8,
+    hidden=16,
+    heads=2,
+    depth=1,
+    pixel_width=4,
+    pixel_hidden=16,
+    pixel_heads=2,
+    pixel_depth=1,
+    text_width=None,
+    reference=None,
+)
+
+
+def small_decoder(path: Path, space: str, *, scale: int = 4, seed: int = 0) -> str:
+    """A file with a random decoder of a space."""
+    channels, factor = get_space(space).channels, get_space(space).factor
+    adapter = AdapterSettings(latent_channels=channels, latent_factor=factor, scale=scale, width=8, blocks=1)
+    torch.manual_seed(seed)
+    network = PiD(PiDSettings(BACKBONE, adapter)).initialise(seed=seed)
+    save_decoder(network, path, name=path.stem, space=space, version="small", licence="Apache-2.0", times=(0.9, 0.0))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pixdec-nano", DecoderName("pixdec-nano", None)),
+        ("pixdec-nano:12", DecoderName("pixdec-nano", 12)),
+        ("runs/x/decoder.safetensors:1", DecoderName("runs/x/decoder.safetensors", 1)),
+        ("C:/a.safetensors", DecoderName("C:/a.safetensors", None)),
+        ("tiny+lanczos", BaselineName("tiny", "lanczos")),
+        ("taef2:/some/folder+bicubic", BaselineName("taef2:/some/folder", "bicubic")),
+        ("vae:black-forest-labs/FLUX.2-dev+lanczos", BaselineName("vae:black-forest-labs/FLUX.2-dev", "lanczos")),
+        ("lanczos", BaselineName(None, "lanczos")),
+    ],
+)
+def test_names(name: str, expected: DecoderName | BaselineName) -> None:
+    assert parse_method(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no method"),
+        (["bicubic", "bicubic"], "'bicubic': named twice"),
+        ([""], "method '': expected a decoder"),
+        (["pixdec-nano:0"], "expected at least 1 step"),
+        (["pixdec-mano"], "pixdec-nano"),
+        (["pixdec-tiny"], "autoencoder"),
+        (["no/such.safetensors:1"], "no such file"),
+        (["tinny+lanczos"], "autoencoder 'tinny': expected tiny, taef2:FOLDER, or vae:NAME"),
+        (["tiny:x+lanczos"], "autoencoder 'tiny:x'"),
+        (["taef2+lanczos"], "autoencoder 'taef2'"),
+        (["taef2:/none+lanczos"], "taef2_encoder.pth"),
+    ],
+)
+def test_methods_that_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        open_lineup(names, device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_decoders_must_take_the_same_latents(tmp_path: Path) -> None:
+    sdxl = small_decoder(tmp_path / "sdxl.safetensors", "sdxl")
+    with pytest.raises(ValueError, match=r"pixdec-nano decodes flux2 latents 4x, .*sdxl\.safetensors sdxl latents 4x"):
+        open_lineup(["pixdec-nano", sdxl], device="cpu")
+    with pytest.raises(ValueError, match="no bundled encoder for sdxl"):
+        open_lineup([sdxl], device="cpu")
+    with pytest.raises(ValueError, match=r"sdxl\.safetensors:3': steps=3: this decoder takes 1 to 1 steps"):
+        open_lineup([f"{sdxl}:3"], device="cpu", encoder="taef2:anywhere")
+
+
+def test_a_decoder_is_known_by_its_weights(tmp_path: Path) -> None:
+    first = small_decoder(tmp_path / "a.safetensors", "flux2")
+    same = small_decoder(tmp_path / "b.safetensors", "flux2")
+    other = small_decoder(tmp_path / "c.safetensors", "flux2", seed=1)
+    methods = open_lineup([first, f"{first}:1", same, other], device="cpu").methods
+    settings = [dict(method.settings) for method in methods]
+    assert settings[0] == settings[1] == settings[2] != settings[3]
+    assert settings[0]["steps"] == 1
+
+
+def test_fingerprint() -> None:
+    network = load_autoencoder()
+    before = fingerprint(network)
+    assert fingerprint(load_autoencoder()) == before
+    assert fingerprint(network.bfloat16()) != before
+    network = load_autoencoder()
+    next(iter(network.parameters())).data.view(-1)[0] += 1e-6
+    assert fingerprint(network) != before
+
+
+def diffusers_vae(space: str) -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    if space == "qwen-image":
+        return diffusers.AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    small: dict[str, Any] = {
+        "block_out_channels": (8, 8, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "mid_block_add_attention": False,
+    }
+    if space == "flux2":
+        vae = diffusers.AutoencoderKLFlux2(**small)
+        vae.bn.running_mean.copy_(0.2 * torch.randn(128))
+        vae.bn.running_var.copy_(3.2 * (0.5 + torch.rand(128)))
+        return vae
+    return diffusers.AutoencoderKL(latent_channels=4, scaling_factor=0.13025, **small)
+
+
+@pytest.mark.parametrize("space", ["sdxl", "flux2", "qwen-image"])
+def test_a_diffusers_vae_decodes_what_its_space_holds(space: str, tmp_path: Path) -> None:
+    vae = diffusers_vae(space).eval()
+    vae.save_pretrained(tmp_path)
+    autoencoder = open_autoencoder(f"vae:{tmp_path}", get_space(space), CPU)
+    assert autoencoder.label == str(tmp_path)
+    channels = 32 if space == "flux2" else 16 if space == "qwen-image" else 4
+    raw = torch.randn((1, channels, 1, 4, 6) if space == "qwen-image" else (1, channels, 4, 6))
+    statistics = None
+    if space == "flux2":
+        from pixdec.latents import Statistics
+
+        statistics = Statistics.from_vae(vae)
+    latent = Latent(get_space(space).normalize(raw, statistics), get_space(space), statistics=False)
+    with torch.no_grad():
+        expected = vae.decode(raw).sample
+    decoded = autoencoder.decode(latent)
+    assert decoded.shape == (1, 3, 32, 48)
+    torch.testing.assert_close(decoded, expected.reshape(decoded.shape), atol=1e-4, rtol=1e-4)
+
+
+def taef2_folder(folder: Path) -> tuple[Path, TAEF2]:
+    torch.manual_seed(0)
+    teacher = TAEF2().eval()
+    torch.save(teacher.encoder_layers.state_dict(), folder / "taef2_encoder.pth")
+    torch.save(teacher.decoder_layers.state_dict(), folder / "taef2_decoder.pth")
+    return folder, teacher
+
+
+@torch.no_grad()
+def test_taef2_encodes_and_decodes(tmp_path: Path) -> None:
+    folder, teacher = taef2_folder(tmp_path)
+    space = get_space("flux2")
+    autoencoder = open_autoencoder(f"taef2:{folder}", space, CPU)
+    cells = torch.randn(1, 32, 4, 6)
+    decoded = autoencoder.decode(Latent(space.patchify(cells), space, statistics=False))
+    assert torch.equal(decoded, teacher.decode(cells))
+    with pytest.raises(ValueError, match="TAEF2 is of the flux2 space, the latents are of sdxl"):
+        open_autoencoder(f"taef2:{folder}", get_space("sdxl"), CPU)
+    lineup = open_lineup([f"taef2:{folder}+lanczos", "tiny+bicubic"], encoder=f"taef2:{folder}", device="cpu")
+    low = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 6) - 0.5, (32, 48), mode="bicubic")
+    latent = Latent(space.patchify(teacher.encode(low)), space, statistics=False)
+    taef2, tiny = (method.enlarge(Sample(Image.new("RGB", (192, 128)), low, latent), 0) for method in lineup.methods)
+    assert taef2.shape == tiny.shape == (1, 3, 128, 192)
+    assert not torch.equal(taef2, tiny)
+    (tmp_path / "taef2_decoder.pth").write_bytes(b"no pickle")
+    with pytest.raises(ValueError, match="damaged, or not TAEF2's"):
+        open_autoencoder(f"taef2:{folder}", space, CPU)
+
+
+def test_metrics_of_our_own() -> None:
+    assert open_metrics().names == list(COLUMNS)
+    assert open_metrics(["ssim", "psnr", "ssim"]) == Metrics(("psnr", "ssim"))
+    image = Image.new("RGB", (64, 64), "grey")
+    assert open_metrics(["psnr"]).measure(image, image, image.resize((16, 16)), 4) == {"psnr": float("inf")}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no metric; name all"),
+        (["pnsr"], "metric 'pnsr': did you mean psnr"),
+        (["lpips"], "torchmetrics:CLASS or pyiqa:NAME"),
+        (["torchvision:psnr"], "metric 'torchvision:psnr': expected all, psnr"),
+        (["torchmetrics:FrechetInceptionDistance"], "it judges sets of images"),
+        (["pyiqa:fid"], "it judges sets of images"),
+    ],
+)
+def test_metrics_that_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_metrics(names)
+
+
+@pytest.mark.parametrize("name", ["torchmetrics:UniversalImageQualityIndex", "pyiqa:lpips"])
+def test_a_library_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = name.partition(":")[0]
+    for module in [module for module in sys.modules if module.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, library, None)  # Python's way to say: there is none
+    with pytest.raises(ValueError, match=f"metric {name}: {library} is not installed; pip install {library}"):
+        open_metrics([name])
+
+
+def test_a_library_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchvision does beside another PyTorch: it raises RuntimeError."""
+    (tmp_path / "pyiqa.py").write_text("raise RuntimeError('operator does not exist')")
+    monkeypatch.delitem(sys.modules, "pyiqa", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=r"pyiqa cannot be imported \(operator does not exist\)"):
+        open_metrics(["pyiqa:lpips"])
+
+
+def pair() -> tuple[Image.Image, Image.Image]:
+    rng = np.random.default_rng(3)
+    first = rng.integers(40, 216, (96, 128, 3), dtype=np.uint8)
+    second = (first.astype(np.int16) + rng.integers(-20, 21, first.shape)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(second), Image.fromarray(first)
+
+
+def test_torchmetrics() -> None:
+    image_metrics: Any = pytest.importorskip("torchmetrics.image")
+    names = ["PeakSignalNoiseRatio", "TotalVariation", "UniversalImageQualityIndex", "MeanAbsoluteError"]
+    metrics = open_metrics(["psnr", *(f"torchmetrics:{name}" for name in names)])
+    image, reference = pair()
+    figures = metrics.measure(image, reference, image.resize((32, 24)), 4)
+    assert figures["torchmetrics:PeakSignalNoiseRatio"] == pytest.approx(psnr(image, reference), abs=1e-3)
+    array = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    variation = image_metrics.TotalVariation()(array)
+    assert figures["torchmetrics:TotalVariation"] == pytest.approx(float(variation), rel=1e-4)  # of the image alone
+    assert figures == metrics.measure(image, reference, image.resize((32, 24)), 4)  # nothing is left from before
+    headings = [column.heading for column in metrics.columns.values()]
+    assert headings == [f"torchmetrics:{name} {arrow}" for name, arrow in zip(names, "↑↓↑↓", strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("UniversalImageQualityIndx", "did you mean UniversalImageQualityIndex"),
+        ("", "has no such image metric"),
+        ("QualityWithNoReference", "tried on an RGB image of 256x256 pixels, it does not fit"),
+        ("PeakSignalNoiseRatioWithBlockedEffect", "grayscale"),
+        ("MinkowskiDistance", "cannot be set up"),
+    ],
+)
+def test_torchmetrics_that_do_not_fit(name: str, message: str) -> None:
+    pytest.importorskip("torchmetrics.image")
+    with pytest.raises(ValueError, match=message) as refused:
+        open_metrics([f"torchmetrics:{name}"])
+    assert "\n" not in str(refused.value)
