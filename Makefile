@@ -47,7 +47,7 @@ bundled-models: .venv/dev
 	    -o $(RUNS)/nano --encoder tiny tiny tiny taef2:$(TAEF2)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec train student nano --data $(PHOTOS) \
 	    -o $(RUNS)/nano-student --teacher $(RUNS)/nano
-	$(BIN)/python -m pixdec.train.export --decoder $(RUNS)/nano-student
+	$(BIN)/python -m pixdec.train.export --decoder $(RUNS)/nano --student $(RUNS)/nano-student
 
 # The quality table of docs/bundled-models.md.
 kodak: .venv/dev

@@ -354,7 +354,7 @@ def test_both_turns_make_the_same_images(rollout: str):
         seen = list[Calls]()
         for ratio in (step + 1, step + 2):
             made = stage(NANO, replace(BARE, rollout=rollout, ratio=ratio))
-            assert made.turn(step) == (("student",) if ratio == step + 1 else ("critic",))
+            assert made.turn(step) == (("student",) if ratio == step + 1 else ("fake",))
             seen.append(Calls(made.network))
             made.losses(step, examples(step), draws(step))
         student, critic = seen
@@ -383,8 +383,9 @@ def test_the_students_turns():
     made = stage(NANO, replace(BARE, ratio=6))
     turns = [made.turn(step) for step in range(18)]
     assert [i for i, turn in enumerate(turns) if turn == ("student",)] == [5, 11, 17]
-    assert turns.count(("critic",)) == 15
-    assert list(made.networks) == ["student", "critic"]
+    assert turns.count(("fake",)) == 15
+    assert list(made.networks) == ["student", "fake"]
+    assert stage(NANO, WHOLE).turn(0) == ("fake", "discriminator")
     assert made.network is made.networks["student"]
 
 
@@ -396,9 +397,10 @@ def test_gradients_stay_where_they_belong(shape: PiDSettings):
     made = stage(shape, WHOLE)
     with torch.no_grad():
         made.fake.backbone.final_linear.bias.add_(0.1)
-    critic = made.networks["critic"]
     made.losses(1, examples(1), draws(1))["total"].backward()
-    assert not gradients(critic)
+    assert made.discriminator is not None
+    assert not gradients(made.fake)
+    assert not gradients(made.discriminator)
     assert not gradients(made.teacher)
     _complete(made.network)
     made.network.zero_grad(set_to_none=True)
@@ -430,9 +432,9 @@ def test_optimizers_move_only_in_their_turn():
     before = {name: _weights(net) for name, net in made.networks.items()}
     for step, _ in zip(range(6), _run(made, state), strict=False):
         after = {name: _weights(net) for name, net in made.networks.items()}
-        learns = made.turn(step)[0]
+        learns = made.turn(step)
         for name in made.networks:
-            assert torch.equal(before[name], after[name]) == (name != learns), (step, name)
+            assert torch.equal(before[name], after[name]) == (name not in learns), (step, name)
         before = after
     assert torch.equal(teacher, _weights(made.teacher))
     assert state.average.count == 2
@@ -528,7 +530,7 @@ def test_sharded_networks_have_the_same_gradients(step: int):
     fully_shard(sharded.discriminator, mesh=mesh)
     for each in made:
         each.losses(step, examples(step), draws(step))["total"].backward()
-    for name in ("student", "critic"):
+    for name in ("student", "fake", "discriminator"):
         expected, got = gradients(plain.networks[name]), gradients(sharded.networks[name])
         assert set(expected) == set(got)
         assert bool(expected) == (name in plain.turn(step))

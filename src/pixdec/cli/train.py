@@ -38,9 +38,9 @@ class Train:
 class Options:
     """What a run is given besides its recipe."""
 
-    data: str
+    data: str = ""
     """Packed shards (`pixdec data pack`), their index or URL; or, for networks without text, a folder of images."""
-    output: Output
+    output: Output = ""
     """The folder of the run; one that is there goes on."""
     start: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Begin with these weights: a name that `pixdec models` lists, a file, or the folder of another run."""
@@ -78,6 +78,9 @@ class TrainRun:
         """Trains; the exit code."""
         if self.options.plan:
             return self._plan()
+        for option, given in (("--data", self.options.data), ("--output", self.options.output)):
+            if not given:
+                raise ValueError(f"{option} is missing: pixdec train STAGE RECIPE --data FOLDER -o RUN")
         check_device(self.options.device)
         import json as lines
         from dataclasses import asdict

@@ -7,7 +7,7 @@ from pixdec.train.hardware import Hardware
 from pixdec.train.memory import Memory, memory_of
 from pixdec.train.parallel import Share
 from pixdec.train.passes import Pass, passes
-from pixdec.train.recipes import PriorRecipe, Recipe, StudentRecipe
+from pixdec.train.recipes import Recipe
 from pixdec.train.trial import Trial, trial
 
 CONTEXTS = (2, 4, 8)  # that are tried where memory does not do
@@ -22,22 +22,10 @@ def needed(
         raise ValueError(f"ranks={ranks} with machine.context={machine.context}: expected a multiple of that")
     if machine.context > 1 and recipe.network.backbone.window is not None:
         raise ValueError(f"machine.context={machine.context}: this network's attention is windowed; take 1")
-    if machine.context > 1 and _watches(recipe):
-        raise ValueError(
-            f"machine.context={machine.context}: this stage looks at the tokens of whole images, of which a process "
-            "has a part; take 1"
-        )
     images = len(Share(0, ranks // machine.context).places(loop.batch, 0, loop.parts))
     found = passes(recipe, *size, images, sharded=machine.shard and ranks > 1)
     run = trial(recipe)
     return run, found, images, memory_of(run, found, on, ranks, size, images)
-
-
-def _watches(recipe: Recipe) -> bool:
-    """Whether the stage looks into the network (`pixdec.train.features`)."""
-    if isinstance(recipe, StudentRecipe):
-        return recipe.objective.gan > 0
-    return isinstance(recipe, PriorRecipe) and recipe.objective.representation.weight > 0
 
 
 @dataclass(frozen=True)

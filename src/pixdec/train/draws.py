@@ -85,8 +85,8 @@ def noise_levels(settings: LevelSettings, draws: Draws, height: int, width: int)
     """t (B,) in (0,1) for images of height x width."""
     u = draws.spread().clamp(EDGE, 1 - EDGE)
     normal = math.sqrt(2) * torch.erfinv(2 * u - 1)
-    factor = settings.shift if isinstance(settings.shift, float) else 0.0
-    factor = resolution_shift(height, width, settings.shift) if isinstance(settings.shift, str) else factor
+    shift = settings.shift
+    factor = resolution_shift(height, width, shift) if isinstance(shift, str) else shift
     t = torch.sigmoid(settings.mean + math.log(factor) + settings.std * normal)
     high, place = draws.uniform() < settings.high, draws.uniform()
     return torch.where(high, 0.5 + 0.499 * place, t).clamp(settings.least, settings.most)

@@ -1,6 +1,6 @@
 """Writes trained runs as the files that the package ships.
 
-python -m pixdec.train.export --autoencoder RUN --decoder RUN
+python -m pixdec.train.export --autoencoder RUN --decoder RUN --student RUN
 """
 
 from pathlib import Path
@@ -12,22 +12,32 @@ from pixdec.train.recipes import NANO_TIMES
 from pixdec.weights.catalog import BUNDLED
 from pixdec.weights.load import load_autoencoder, load_decoder, save_autoencoder, save_decoder
 
+NANO_SHARE = 0.35
 
-def main(autoencoder: Path | None = None, decoder: Path | None = None, folder: Path = BUNDLED) -> None:
-    """Exports the weights of either run's folder, or of both, as float16 safetensors into `folder`. `decoder` may be
-    the run of a decoder or of a student."""
+
+def main(
+    autoencoder: Path | None = None,
+    decoder: Path | None = None,
+    student: Path | None = None,
+    share: float = NANO_SHARE,
+    folder: Path = BUNDLED,
+) -> None:
+    """Exports what the runs in these folders have made as float16 safetensors into `folder`: the autoencoder, the
+    decoder. With `student`, the decoder's weights go a share of the way to those of its student, (1−share)·decoder +
+    share·student: sharper than the one, without the other's grid (network interpolation, Wang et al. 2018, ESRGAN,
+    section 3.4)."""
     folder.mkdir(parents=True, exist_ok=True)
     if autoencoder is not None:
         tiny = load_autoencoder(autoencoder / NAME)
         path = folder / "pixdec-tiny.safetensors"
         save_autoencoder(tiny, path, name="pixdec-tiny", licence="Apache-2.0", dtype=torch.float16)
     if decoder is not None:
-        files = [decoder / f"{stage}.safetensors" for stage in ("student", "decoder")]
-        found = next((file for file in files if file.exists()), None)
-        if found is None:
-            raise ValueError(f"{decoder}: no {' or '.join(file.name for file in files)} here; has the run ended?")
+        network = load_decoder(decoder / "decoder.safetensors").network
+        if student is not None:
+            goal = load_decoder(student / "student.safetensors").network.state_dict()
+            network.load_state_dict({key: w.lerp(goal[key], share) for key, w in network.state_dict().items()})
         save_decoder(
-            load_decoder(found).network,
+            network,
             folder / "pixdec-nano.safetensors",
             name="pixdec-nano",
             space="flux2",

@@ -58,8 +58,8 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Progress:
-    """What one step did. `losses` are plain floats, "total" among them, means over the parts of this process;
-    `gradient_norm` is that of the first network that learnt, before clipping."""
+    """What one step did. `losses` are plain floats, "total" among them, means over the parts of this process that have
+    them; `gradient_norm` is that of the first network that learnt, before clipping."""
 
     step: int
     losses: Mapping[str, float]
@@ -104,13 +104,13 @@ def train(
         rate = learning_rate(settings, step)
         for network in state.networks.values():
             network.zero_grad(set_to_none=True)
-        sums = dict[str, float]()
+        seen = dict[str, list[float]]()
         for part in range(settings.parts):
             with synchronising(state.networks.values(), part == settings.parts - 1):
                 losses = losses_at(step, part)
                 (losses["total"] / settings.parts).backward()
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) / settings.parts
+                seen.setdefault(name, []).append(float(value.detach()))
         norms = [_clip(state.networks[name], settings.clip) for name in learning]
         finite = all(math.isfinite(norm) for norm in norms)
         if finite:
@@ -122,7 +122,8 @@ def train(
                 "or set loop.nonfinite=skip if it is a rare example"
             )
         state.step += 1
-        yield Progress(state.step, sums, norms[0], rate, not finite, time.perf_counter() - start)
+        means = {name: sum(values) / len(values) for name, values in seen.items()}
+        yield Progress(state.step, means, norms[0], rate, not finite, time.perf_counter() - start)
 
 
 def _clip(network: nn.Module, most: float) -> float:

@@ -154,10 +154,10 @@ def prepare(
     `frozen` do not. All are whole and on this process's device; those that learn begin as the first process has them.
 
     Blocks of a `PiD` are recomputed and compiled, its images shared by a context group, its weights sharded block by
-    block; other networks are sharded as one piece, the entries of a ModuleDict each for itself. The weights of a frozen
+    block; other networks are sharded as one piece. The weights of a frozen
     `PiD` are rounded to bfloat16 if that is what is computed in, and sharded only if they are many.
     """
-    low, learning = _in_bfloat16(machine, world.device), [part for each in networks.values() for part in _parts(each)]
+    low, learning = _in_bfloat16(machine, world.device), list(networks.values())
     for tensor in (each for network in learning for each in network.state_dict().values()):
         if together():
             distributed.broadcast(tensor, 0)
@@ -195,11 +195,6 @@ def _in_bfloat16(machine: MachineSettings, device: torch.device) -> bool:
 
 def _sharded(machine: MachineSettings) -> bool:
     return machine.shard and together()
-
-
-def _parts(network: nn.Module) -> list[nn.Module]:
-    """What is called of a network."""
-    return list(network.values()) if isinstance(network, nn.ModuleDict) else [network]
 
 
 def _blocks(network: PiD) -> list[nn.Module]:

@@ -42,7 +42,7 @@ class ConditionSettings:
     """
 
     degrade: DegradeSettings = field(default_factory=DegradeSettings)
-    clean: float = 0.3
+    clean: float = 0.0
     sigma_max: float = 0.8
     drop_caption: float = 0.1
     drop_latent: float = 0.1

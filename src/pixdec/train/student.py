@@ -109,8 +109,7 @@ class StudentStage:
     the embedded negative prompt; needed unless the guidance is 1. The teacher is frozen and becomes the fake score by
     copy; base decoders stay as they are.
 
-    Call networks only as modules: sharded ones gather their weights in `forward`. The critic's two parts are to be
-    sharded each for itself, for nobody calls the container.
+    Call networks only as modules: sharded ones gather their weights in `forward`.
     """
 
     def __init__(
@@ -131,15 +130,16 @@ class StudentStage:
             network.requires_grad_(True)
             if network.base is not None:
                 network.base.requires_grad_(False)
-        critic: dict[str, nn.Module] = {"fake": self.fake}
+        networks: dict[str, nn.Module] = {"student": student, "fake": self.fake}
         self.discriminator = _discriminator(teacher, seed) if settings.gan else None
         if self.discriminator is not None:
-            critic["discriminator"] = self.discriminator
-        self.networks: Mapping[str, nn.Module] = {"student": student, "critic": nn.ModuleDict(critic)}
+            networks["discriminator"] = self.discriminator
+        self.networks: Mapping[str, nn.Module] = networks
+        self._critic_turn = tuple(networks)[1:]
 
     def turn(self, step: int) -> tuple[str, ...]:
         """The student in every `ratio`-th step, the critic first and in the others."""
-        return ("student",) if (step + 1) % self.settings.ratio == 0 else ("critic",)
+        return ("student",) if (step + 1) % self.settings.ratio == 0 else self._critic_turn
 
     def losses(self, step: int, examples: Examples, draws: Draws) -> dict[str, Tensor]:
         """In the student's turn distribution_matching, gan, pixel and drift; in the critic's score_matching,

@@ -35,11 +35,8 @@ class Trial:
     frozen: Sequence[PiD]
 
     def learning(self) -> Mapping[str, nn.Module]:
-        """What learns, by name, a critic in its parts: what is laid out on the machine each for itself."""
-        found = dict[str, nn.Module]()
-        for name, network in self.stage.networks.items():
-            found |= dict(network.items()) if isinstance(network, nn.ModuleDict) else {name: network}
-        return found
+        """What learns, by name."""
+        return self.stage.networks
 
     def modules(self) -> Mapping[str, nn.Module]:
         """All networks by name."""
