@@ -134,6 +134,20 @@ def test_a_base_of_ones_own(train: Train, tmp_path: Path):
     assert all("base" in line["losses"] for line in metrics(tmp_path))  # pyright: ignore[reportOperatorIssue]
 
 
+def test_the_latents_of_another_autoencoder(train: Train, tmp_path: Path):
+    from diffusers import AutoencoderKL
+
+    blocks = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
+    vae = AutoencoderKL(3, 3, *blocks, (8, 8, 8, 8), latent_channels=16, norm_num_groups=4)
+    vae.save_pretrained(tmp_path / "vae")
+    settings = ["--network.adapter.latent-channels=16", "--network.adapter.latent-factor=8"]
+    settings += ["--network.adapter.unpack=1", "--network.base.latent-channels=16", "--objective.base=0.5"]
+    places = ["--space=flux1", f"--encoder={tmp_path / 'vae'}"]
+    assert train(tmp_path / "run", *places, *settings, "--loop.steps=2", "--folder.sheet-every=2") == 0
+    decoder = PixelDecoder.from_pretrained(tmp_path / "run" / "decoder.safetensors", device="cpu")
+    assert (decoder.space.name, decoder.scale) == ("flux1", 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -187,7 +187,7 @@ def nano_network() -> PiDSettings:
 
 NANO_TIMES = (0.999, 0.3, 0.15, 0.06, 0.0)
 _NANO_DATA = DataSettings(
-    base=512,
+    base=192,
     workers=0,
     shuffle=100,
     crops=CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12),
