@@ -41,7 +41,7 @@ _ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 # Several frames in these are not an animation: a preview or depth map beside the photograph, layers beside the whole.
-_NEVER_ANIMATED = frozenset({"MPO", "PSD"})
+NEVER_ANIMATED = frozenset({"MPO", "PSD"})
 
 
 def read_image(file: str | Path | BinaryIO, *, name: str | None = None) -> Image.Image:
@@ -66,7 +66,7 @@ def read_image(file: str | Path | BinaryIO, *, name: str | None = None) -> Image
                 f"{name}: the {image.format} image is truncated or damaged ({reason_of(error)})"
             ) from error
         frames = int(getattr(image, "n_frames", 1))
-        if frames > 1 and image.format not in _NEVER_ANIMATED:
+        if frames > 1 and image.format not in NEVER_ANIMATED:
             warnings.warn(f"{name}: animated, {frames} frames; the first one is used", UserWarning, stacklevel=2)
         turn = _ORIENTATIONS.get(_orientation(image))
         try:

@@ -15,9 +15,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from pixdec.cli.upscale import add_noise, pad_to_multiple
+from pixdec.cli.upscale import pad_to_multiple
 from pixdec.images import read_image, read_settings
-from pixdec.latents import Latent, get_space
 
 Run = Callable[..., Any]
 Photo = Callable[..., Path]
@@ -70,21 +69,6 @@ def test_seed_steps_and_strength_change_the_image(run: Run, photo: Photo, tmp_pa
     assert np.array_equal(results.pop("again"), results["plain"])
     distinct = list(results.values())
     assert not any(np.array_equal(a, b) for i, a in enumerate(distinct) for b in distinct[:i])
-
-
-def test_strength_sets_noise_and_sigma_together() -> None:
-    space = get_space("flux2")
-    clean = Latent(torch.zeros(1, 128, 16, 16), space)
-    assert add_noise(clean, 0.0, seed=0) is clean
-    noisy = add_noise(clean, 0.4, seed=0)
-    assert noisy.sigma.tolist() == pytest.approx([0.4])
-    assert float(noisy.tensor.std()) == pytest.approx(0.4, abs=0.01)
-    assert torch.equal(noisy.tensor, add_noise(clean, 0.4, seed=0).tensor)
-    assert not torch.equal(noisy.tensor, add_noise(clean, 0.4, seed=1).tensor)
-    image_noise = torch.randn(noisy.tensor.shape, generator=torch.Generator().manual_seed(0))
-    both = torch.stack([noisy.tensor.flatten(), image_noise.flatten()])
-    assert abs(float(both.corrcoef()[0, 1])) < 0.03
-    assert add_noise(clean, 0.4, seed=-5).tensor.isfinite().all()
 
 
 def test_padding_reflects_where_it_can_and_repeats_where_it_cannot() -> None:

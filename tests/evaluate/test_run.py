@@ -10,18 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pixdec.cli.upscale import add_noise
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
 from pixdec.evaluate.methods import Lineup, open_lineup
-from pixdec.evaluate.photographs import Photograph, crop_middle, find_photographs, noised, sheet_names
+from pixdec.evaluate.photographs import Photograph, crop_middle, find_photographs, sheet_names
 from pixdec.evaluate.report import COLUMNS, measure
 from pixdec.evaluate.rows import append_row, read_rows
 from pixdec.evaluate.run import Broken, EvalSettings, Row, evaluate, sheets_of, tabulate, write_report
 from pixdec.evaluate.scores import Metrics, open_metrics
 from pixdec.evaluate.sheets import GAP, LABEL, most_detailed
 from pixdec.images import read_image, resize, to_pil, to_tensor
-from pixdec.latents import Latent, get_space
 from pixdec.models.tiny_vae import TinyVAE, unpack
 from pixdec.train.data.degrade import degrade
 
@@ -282,14 +280,6 @@ def test_crop_in_the_middle() -> None:
     cropped = crop_middle(Image.fromarray(pixels), 64)
     assert np.array_equal(np.asarray(cropped), pixels[3:67, 1:129])
     assert crop_middle(cropped, 64) is cropped
-
-
-def test_the_noise_is_that_of_upscale() -> None:
-    clean = Latent(torch.zeros(1, 128, 4, 6), get_space("flux2"))
-    ours, theirs = noised(clean, 0.4, 7), add_noise(clean, 0.4, 7)
-    assert torch.equal(ours.tensor, theirs.tensor)
-    assert torch.equal(ours.sigma, theirs.sigma)
-    assert noised(clean, 0.0, 7) is clean
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,24 @@ def test_other_safetensors_files(
 ) -> None:
     save_file(tensors, tmp_path / "a.safetensors", metadata)
     assert line in one_line(tmp_path / "a.safetensors")
+
+
+def test_noise_is_drawn_by_seed() -> None:
+    """Where `pixdec upscale` and `pixdec eval` get it: the same seed must go on giving the same images."""
+    clean = Latent(torch.zeros(1, 128, 4, 6), get_space("flux2"))
+    noise = torch.randn(1, 128, 4, 6, generator=torch.Generator().manual_seed(7 ^ 0x6C6174))
+    noised = clean.noised(0.4, 7)
+    assert torch.equal(noised.tensor, clean.space.add_noise(clean.tensor, 0.4, noise))
+    assert torch.equal(noised.sigma, torch.tensor([0.4]))
+    assert torch.equal(clean.noised(0.4, 7 + 2**32).tensor, noised.tensor), "the generator heeds 32 bits"
+    assert clean.noised(0.0, 7) is clean
+
+
+def test_noise_is_of_the_level_and_not_that_of_the_image() -> None:
+    clean = Latent(torch.zeros(1, 128, 16, 16), get_space("flux2"))
+    noisy = clean.noised(0.4, 0).tensor
+    assert float(noisy.std()) == pytest.approx(0.4, abs=0.01)
+    image_noise = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(0))
+    both = torch.stack([noisy.flatten(), image_noise.flatten()])
+    assert abs(float(both.corrcoef()[0, 1])) < 0.03
+    assert clean.noised(0.4, -5).tensor.isfinite().all()

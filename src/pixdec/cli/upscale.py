@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from pixdec.decoder import PixelDecoder
     from pixdec.encoder import ImageEncoder
-    from pixdec.latents import Latent
 
 MAX_STRENGTH = 0.8  # decoders are trained on latents up to this noise level
 
@@ -112,7 +111,7 @@ class Upscale:
         started = time.perf_counter()
         image = read_image(job.source)
         latent = encoder.encode(pad_to_multiple(to_tensor(image), encoder.space.factor))
-        latent = add_noise(latent, self.strength, self.seed)
+        latent = latent.noised(self.strength, self.seed)
         decoded, steps = decode_one(
             decoder,
             latent,
@@ -157,18 +156,3 @@ def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
     bottom, right = -images.shape[2] % factor, -images.shape[3] % factor
     images = F.pad(images, (0, right, 0, 0), mode="reflect" if right < images.shape[3] else "replicate")
     return F.pad(images, (0, 0, 0, bottom), mode="reflect" if bottom < images.shape[2] else "replicate")
-
-
-def add_noise(latent: Latent, strength: float, seed: int) -> Latent:
-    """Noise a clean latent to the level `strength`, which its sigma then tells the decoder. Drawn on the CPU."""
-    if strength == 0:
-        return latent
-    import torch
-
-    from pixdec.latents import Latent
-
-    # Not the seed itself: the decoder draws the image's noise with that, and the two must be independent. PyTorch's CPU
-    # generator heeds only the lower 32 bits.
-    generator = torch.Generator().manual_seed((seed ^ 0x6C6174) & 0xFFFFFFFF)
-    noise = torch.randn(latent.tensor.shape, generator=generator).to(latent.tensor)
-    return Latent(latent.space.add_noise(latent.tensor, strength, noise), latent.space, strength, statistics=False)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.encoder import TINY_SPACE, ImageEncoder
+from pixdec.files import first_line_of
 from pixdec.latents import Latent, LatentSpace, Statistics
 from pixdec.models.taef2 import load_taef2
 from pixdec.models.tiny_vae import TinyVAE
@@ -72,7 +73,7 @@ def _taef2(name: str, folder: str, space: LatentSpace, device: torch.device) -> 
     try:
         network = load_taef2(folder).to(device)
     except (RuntimeError, EOFError, UnpicklingError) as error:  # of torch.load and load_state_dict
-        raise ValueError(f"{name}: the files are damaged, or not TAEF2's ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{name}: the files are damaged, or not TAEF2's ({first_line_of(error)})") from error
 
     @torch.inference_mode()
     def encode(images: Tensor) -> Latent:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from pixdec.evaluate.methods import Lineup, Sample
+from pixdec.files import files_below
 from pixdec.images import READABLE, image_size, read_image, to_tensor
-from pixdec.latents import Latent
 from pixdec.train.data.degrade import degrade
 
 
@@ -39,12 +38,10 @@ def find_photographs(data: str | Path, out: str | Path) -> list[Photograph]:
     below = out.resolve() if data.resolve() in out.resolve().parents else None  # what earlier runs wrote
     if data.resolve() == out.resolve():
         raise ValueError(f"{out}: the results would lie among the photographs; choose another output folder")
-    found = sorted(path for path in data.rglob("*") if path.suffix.lower() in READABLE and path.is_file())
     photographs = [
-        Photograph(path, path.relative_to(data).as_posix())
-        for path in found
-        if not any(part.startswith(".") for part in path.relative_to(data).parts)
-        and below not in path.resolve().parents
+        Photograph(data / path, path.as_posix())
+        for path in files_below(data, READABLE)
+        if below not in (data / path).resolve().parents
     ]
     if not photographs:
         raise ValueError(f"{data}: no photographs in this folder; looked for {', '.join(sorted(READABLE))}")
@@ -76,7 +73,7 @@ def prepare(path: Path, lineup: Lineup, *, sigma: float, seed: int) -> Sample:
     """
     original = crop_middle(read_image(path), lineup.multiple)
     low = degrade(to_tensor(original), lineup.scale)
-    return Sample(original, low, noised(lineup.encoder.encode(low), sigma, seed))
+    return Sample(original, low, lineup.encoder.encode(low).noised(sigma, seed))
 
 
 def crop_middle(image: Image.Image, multiple: int) -> Image.Image:
@@ -86,16 +83,4 @@ def crop_middle(image: Image.Image, multiple: int) -> Image.Image:
     return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
 
 
-def noised(latent: Latent, sigma: float, seed: int) -> Latent:
-    """A clean latent noised to the level `sigma`, which it then carries; the noise is that of `pixdec upscale`, so
-    that `--strength` and `--seed` there make the images that are measured here."""
-    if sigma == 0:
-        return latent
-    # Not the seed itself: the decoder draws the image's noise with that, and the two must be independent. PyTorch's CPU
-    # generator heeds only the lower 32 bits.
-    generator = torch.Generator().manual_seed((seed ^ 0x6C6174) & 0xFFFFFFFF)
-    noise = torch.randn(latent.tensor.shape, generator=generator).to(latent.tensor)
-    return Latent(latent.space.add_noise(latent.tensor, sigma, noise), latent.space, sigma, statistics=False)
-
-
-__all__ = ["Photograph", "find_photographs", "is_cropped", "noised", "prepare", "sheet_names"]
+__all__ = ["Photograph", "find_photographs", "is_cropped", "prepare", "sheet_names"]

@@ -27,7 +27,7 @@ from pixdec.evaluate.report import Column, Report
 from pixdec.evaluate.rows import append_row, key_of, read_rows
 from pixdec.evaluate.scores import Metrics
 from pixdec.evaluate.sheets import save_sheet
-from pixdec.files import replacing
+from pixdec.files import reason_of, replacing
 from pixdec.images import read_settings, to_pil
 
 ROWS, FIGURES, TABLE, SHEETS = "rows.jsonl", "figures.json", "table.md", "sheets"  # in the output folder
@@ -275,9 +275,9 @@ def _cropped(count: int, total: int, lineup: Lineup) -> str:
 
 
 def _line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return reason_of(error)
 
 
 __all__ = [

@@ -53,6 +53,17 @@ class Latent:
         object.__setattr__(self, "space", space)
         object.__setattr__(self, "sigma", levels)
 
+    def noised(self, sigma: float, seed: int) -> Latent:
+        """This clean latent noised to the level `sigma`, which it then carries; itself for 0. Drawn on the CPU, so that
+        a seed gives the same noise on every device."""
+        if sigma == 0:
+            return self
+        # Not the seed itself: the decoder draws the image's noise with that, and the two must be independent. PyTorch's
+        # CPU generator heeds only the lower 32 bits.
+        generator = torch.Generator().manual_seed((seed ^ 0x6C6174) & 0xFFFFFFFF)
+        noise = torch.randn(self.tensor.shape, generator=generator).to(self.tensor)
+        return Latent(self.space.add_noise(self.tensor, sigma, noise), self.space, sigma, statistics=False)
+
     def save(self, path: str | Path, settings: Mapping[str, object] | None = None) -> None:
         """Write one safetensors file: the tensor `latent`; metadata "pixdec" = "latent", "space", "sigma" (JSON list).
 

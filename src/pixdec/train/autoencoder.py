@@ -10,7 +10,6 @@ Three losses, each on half a batch: the decoder gives back the image from our la
 our latents approach the teacher's (mean squared error).
 """
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,13 +22,15 @@ from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.train.data.photos import CropSettings, Photos, ahead
 from pixdec.train.log import Log
-from pixdec.train.loop import LoopSettings, mixed_precision, new_state, train
+from pixdec.train.loop import LoopSettings, new_state, train
+from pixdec.train.parallel import MachineSettings, precision
 from pixdec.train.state import checkpoints
 from pixdec.weights.load import load_autoencoder, save_autoencoder
 
 M = TypeVar("M", bound=nn.Module)
 
 NAME = "autoencoder.safetensors"
+MACHINE, CPU = MachineSettings(precision="bfloat16", shard=False), torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,14 @@ def main(
 
     def losses_at(step: int, part: int) -> dict[str, Tensor]:
         images = batch(step).contiguous(memory_format=torch.channels_last)
-        with mixed_precision():
+        with precision(MACHINE, CPU):
             return losses(network, taef2, images, recipe.match)
 
     with Log(folder, state.step) as log:
         for progress in train(state, losses_at, recipe.loop):
             log.write(progress)
             if progress.step % save_every == 0 or progress.step == recipe.loop.steps:
-                state.save(folder / f"step-{state.step:08d}")
-                for old in checkpoints(folder)[:-1]:
-                    shutil.rmtree(old)
+                state.save_step(folder, keep=1)
     with state.averaged():
         save_autoencoder(network, folder / NAME, name="pixdec-tiny", licence="Apache-2.0")
 

@@ -3,12 +3,12 @@ number, so that a run can begin at any.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from pixdec.train.data.photos import Photos
+from pixdec.train.data.photos import Photos, ahead
 from pixdec.train.data.stream import StreamLoader, StreamSettings
 from pixdec.train.parallel import Share
 from pixdec.train.recipes import DataSettings, Recipe
@@ -54,12 +54,10 @@ def open_source(data: str | Path, recipe: Recipe, share: Share) -> Source:
     return FolderSource(Photos(folder), recipe, share)
 
 
-def _places(recipe: Recipe, share: Share, start: int) -> Iterator[Place]:
-    step = start
-    while True:
-        for part in range(recipe.loop.parts):
-            yield Place(step, part, share.places(recipe.loop.batch, part, recipe.loop.parts))
-        step += 1
+def _place(recipe: Recipe, share: Share, number: int) -> Place:
+    """Part number `number` of a whole run."""
+    step, part = divmod(number, recipe.loop.parts)
+    return Place(step, part, share.places(recipe.loop.batch, part, recipe.loop.parts))
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,12 @@ class FolderSource:
         """One thread makes the next crops while the caller works."""
         loop, crops = self.recipe.loop, self.recipe.data.crops
 
-        def make(place: Place) -> tuple[Place, Examples]:
+        def make(number: int) -> tuple[Place, Examples]:
+            place = _place(self.recipe, self.share, number)
             images = self.photos.batch(crops, loop.seed, place.step, loop.batch, place.places)
             return place, Examples(images, [""] * len(images))
 
-        places = _places(self.recipe, self.share, step)
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(make, next(places))
-            while True:
-                ready, coming = coming.result(), pool.submit(make, next(places))
-                yield ready
+        yield from map(ahead(make), count(step * loop.parts))
 
 
 class PackedSource:
@@ -99,9 +93,10 @@ class PackedSource:
 
     def begin(self, step: int) -> Iterator[tuple[Place, Examples]]:
         """The loader's own workers read ahead."""
-        batches = step * self.recipe.loop.parts * self.share.count
-        self.loader.load_state_dict({**self.loader.state_dict(), "batches": batches})
-        for place, batch in zip(_places(self.recipe, self.share, step), self.loader, strict=False):
+        first = step * self.recipe.loop.parts
+        self.loader.load_state_dict({**self.loader.state_dict(), "batches": first * self.share.count})
+        for number, batch in enumerate(self.loader, first):
+            place = _place(self.recipe, self.share, number)
             yield place, Examples(batch.images, batch.captions, batch.latents, batch.embeddings)
 
 

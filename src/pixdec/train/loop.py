@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from pixdec.devices import has_bfloat16_units
 from pixdec.train.parallel import average_gradients, norm_of, synchronising
 from pixdec.train.state import State
 
@@ -146,8 +144,3 @@ def _update(state: State, learning: Sequence[str], rate: float) -> None:
         state.optimizers[name].step()
     if next(iter(state.networks)) in learning:
         state.average.update(state.first)
-
-
-def mixed_precision() -> torch.autocast:
-    """bfloat16 matrix products and convolutions over float32 weights, where the processor has units for them."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16_units())

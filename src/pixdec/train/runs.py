@@ -9,7 +9,6 @@ decoder.safetensors (prior, student)    the averaged weights at the end, which P
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from pixdec.train.parallel import World, precision
 from pixdec.train.recipes import Recipe
 from pixdec.train.sheets import Sheets
 from pixdec.train.stages import Examples, Stage
-from pixdec.train.state import State, checkpoints
+from pixdec.train.state import checkpoints
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import save_lora
 from pixdec.weights.settings import settings_to_json
@@ -72,7 +71,7 @@ class Run:
                 log.write(progress)
                 last = progress.step == recipe.loop.steps
                 if last or progress.step % recipe.folder.save_every == 0:
-                    self._save(state)
+                    state.save_step(self.folder, recipe.folder.keep)
                 every = recipe.folder.sheet_every
                 if self.sheets is not None and every and (last or progress.step % every == 0):
                     with state.averaged(), precision(recipe.machine, self.world.device):
@@ -145,12 +144,6 @@ class Run:
         if self.world.is_first:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(mine, indent=1) + "\n")
-
-    def _save(self, state: State) -> None:
-        state.save(self.folder / f"step-{state.step:08d}")
-        if self.world.is_first:
-            for old in checkpoints(self.folder)[: -self.recipe.folder.keep]:
-                shutil.rmtree(old)
 
 
 def draws_for(recipe: Recipe, place: Place, device: torch.device) -> Draws:

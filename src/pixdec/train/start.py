@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from pixdec.files import first_line_of
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.train.state import checkpoints, read_average, read_network
 from pixdec.weights.catalog import CARDS
@@ -106,7 +107,7 @@ def _of_checkpoint(folder: Path, wanted: Set[str]) -> _Found:
             recipe = json.loads(record.read_text())["recipe"]
             settings = settings_from_json(json.dumps(recipe["network"]), PiDSettings)
     except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, CheckpointException) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line_of(error)
         raise ValueError(f"{folder}: not a checkpoint that can be read ({reason})") from error
     if any(".lora_A." in key for key in tensors):
         raise ValueError(f"{folder}: a run that trains a LoRA; begin with what it began with")

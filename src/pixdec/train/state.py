@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from pixdec.files import first_line_of
 from pixdec.train.parallel import reshard, together, whole_tensor
 
 # gamma of the power-function average for a relative width of 0.1 (Karras et al. 2024, EDM2, section 3.1).
@@ -107,6 +108,13 @@ class State:
         problem = _first_of(problem)
         if problem:
             raise OSError(f"cannot write {folder}: {problem}")
+
+    def save_step(self, run: Path, keep: int) -> None:
+        """Writes the checkpoint of the present step into the folder of a run, of which the last `keep` stay."""
+        self.save(run / f"step-{self.step:08d}")
+        if not together() or distributed.get_rank() == 0:
+            for old in checkpoints(run)[:-keep]:
+                shutil.rmtree(old)
 
     def load(self, folder: Path) -> None:
         """Reads a checkpoint, whichever number of processes wrote it; all call it together.
@@ -265,5 +273,4 @@ def _cause(error: BaseException) -> str:
     failures: Mapping[int, Any] = getattr(error, "failures", {})
     if failures:
         error = next(iter(failures.values()))[0]
-    text = getattr(error, "strerror", None) or str(error)
-    return text.splitlines()[0] if text else type(error).__name__
+    return getattr(error, "strerror", None) or first_line_of(error)

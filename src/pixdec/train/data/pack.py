@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.files import replacing
+from pixdec.files import reason_of, replacing
 from pixdec.images import to_tensor
 from pixdec.train.data.buckets import assign, buckets
 from pixdec.train.data.captions import PLAIN
@@ -32,7 +32,7 @@ from pixdec.train.data.degrade import degrade
 from pixdec.train.data.duplicates import Seen
 from pixdec.train.data.fit import CENTRE, fit
 from pixdec.train.data.shards import INDEX, Index, Shard, read_index, save_index
-from pixdec.train.data.sources import Found, PackSettings, Skip, Source, checked, find_images, line
+from pixdec.train.data.sources import Found, PackSettings, Skip, Source, checked, find_images
 
 REPORT = "report.jsonl"
 _STATE = ".packing"  # a record for each whole shard; gone when all is done
@@ -222,7 +222,7 @@ def _latent(image: Image.Image, latents: LatentEncoder) -> Tensor | Skip:
     try:
         return latents.encode(degrade(part, latents.scale))[0].cpu().contiguous()
     except ValueError as error:
-        return Skip("latent", line(error))
+        return Skip("latent", reason_of(error))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

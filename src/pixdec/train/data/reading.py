@@ -4,10 +4,7 @@ import io
 
 from PIL import ExifTags, Image
 
-from pixdec.images import read_image
-
-# Several frames in these are not an animation but a preview, depth map or layers beside the picture.
-_STILL = frozenset({"MPO", "PSD"})
+from pixdec.images import NEVER_ANIMATED, read_image
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -33,6 +30,6 @@ def frames(data: bytes) -> int:
     """The number of frames of an animation (or pages of a TIFF); 1 for a picture, and for what cannot be read."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return 1 if image.format in _STILL else int(getattr(image, "n_frames", 1))
+            return 1 if image.format in NEVER_ANIMATED else int(getattr(image, "n_frames", 1))
     except Exception:  # as above
         return 1

@@ -15,8 +15,6 @@ from pixdec.train.data.captions import beside
 from pixdec.train.data.duplicates import Seen, look_hash, pixel_hash
 from pixdec.train.data.reading import decode_image, frames
 
-line = reason_of  # as `pack` calls it
-
 
 @dataclass(frozen=True)
 class PackSettings:
