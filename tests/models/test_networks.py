@@ -150,7 +150,7 @@ def test_gate_closes_with_noise():
     torch.nn.init.zeros_(gate.content.weight)
     gate.content.bias.fill_(2.0)
     x, tokens = torch.zeros(3, 1, 8), torch.ones(3, 1, 8)
-    opening = gate(x, tokens, torch.tensor([0.0, 0.4, 0.8]))[:, 0, 0]
+    opening = gate(x, gate.prepare(tokens), torch.tensor([0.0, 0.4, 0.8]))[:, 0, 0]
     by_hand = [1 / (1 + math.exp(-(2 - 5 * sigma))) for sigma in (0.0, 0.4, 0.8)]
     assert opening.tolist() == pytest.approx(by_hand, rel=1e-6)
 

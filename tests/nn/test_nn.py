@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from pixdec.nn.attention import Windows, attention, merge_heads, split_heads
-from pixdec.nn.embeddings import pixel_table, time_sinusoid
-from pixdec.nn.norms import RMSNorm, modulate
+from pixdec.nn.attention import Windows, attention, merge_heads, queries_keys_values, split_heads
+from pixdec.nn.embeddings import pixel_rows, time_sinusoid
+from pixdec.nn.norms import RMSNorm, modulated_norm
 from pixdec.nn.patching import patch_pixels, patch_vectors, pixels_to_image
 from pixdec.nn.rope import image_table, rotate, text_table
 
@@ -30,9 +30,9 @@ def test_heads_round_trip():
 @pytest.mark.parametrize(("rows", "columns", "side", "shift"), [(8, 8, 4, 0), (8, 8, 4, 2), (5, 9, 4, 2), (3, 2, 8, 4)])
 def test_windows_split_and_join(rows: int, columns: int, side: int, shift: int):
     windows = Windows(rows, columns, side, shift, shift)
-    x = torch.arange(2 * 3 * rows * columns * 4, dtype=torch.float32).view(2, 3, rows * columns, 4)
+    x = torch.arange(2 * rows * columns * 4, dtype=torch.float32).view(2, rows * columns, 4)
     parts = windows.split(x)
-    assert parts.shape == (2 * windows.count, 3, side**2, 4)
+    assert parts.shape == (2 * windows.count, side**2, 4)
     assert torch.equal(windows.join(parts), x)
     mask = windows.mask(2, x.device)
     real = rows * columns * 2
@@ -43,10 +43,10 @@ def test_windows_split_and_join(rows: int, columns: int, side: int, shift: int):
 @pytest.mark.parametrize("tokens", [1, 64, 1000])
 def test_bands_hold_the_same_windows(rows: int, columns: int, shift: int, tokens: int):
     windows = Windows(rows, columns, 4, shift, shift)
-    x = torch.randn(1, 2, rows * columns, 3)
+    x = torch.randn(1, rows * columns, 3)
     bands = list(windows.bands(tokens))
-    assert torch.equal(torch.cat([x[:, :, where] for where, _ in bands], 2), x)
-    assert torch.equal(torch.cat([inside.split(x[:, :, where]) for where, inside in bands]), windows.split(x))
+    assert torch.equal(torch.cat([x[:, where] for where, _ in bands], 1), x)
+    assert torch.equal(torch.cat([inside.split(x[:, where]) for where, inside in bands]), windows.split(x))
     assert all(inside.rows * columns <= max(tokens, 4 * columns) for _, inside in bands)
 
 
@@ -62,18 +62,33 @@ def test_attention_in_training_equals_attention_without_gradients(masked: bool):
 
 def test_windowed_attention_stays_inside_its_window():
     windows = Windows(8, 8, 4, 2, 2)
-    tokens = torch.randn(1, 1, 64, 8)
+    tokens = torch.randn(1, 64, 8)
     changed = tokens.clone()
-    changed[:, :, 0] += 10.0  # row 0, column 0: alone with rows and columns 0 and 1 in its shifted window
+    changed[:, 0] += 10.0  # row 0, column 0: alone with rows and columns 0 and 1 in its shifted window
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        parts = windows.split(x)
-        return windows.join(attention(parts, parts, parts, windows.mask(1, x.device)))
+        parts = windows.split(x)[:, None]
+        return windows.join(attention(parts, parts, parts, windows.mask(1, x.device))[:, 0])
 
-    touched = (run(tokens) - run(changed)).abs().amax((0, 1, 3)).view(8, 8) > 1e-6
+    touched = (run(tokens) - run(changed)).abs().amax((0, 2)).view(8, 8) > 1e-6
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[:2, :2] = True
     assert torch.equal(touched, expected)
+
+
+def test_queries_and_keys_are_normed_and_rotated():
+    heads, table = 3, text_table(5, 4, 100.0)
+    qkv, q_weight, k_weight = torch.randn(2, 5, 36), torch.rand(4), torch.rand(4)
+    q, k, v = queries_keys_values(qkv, heads, q_weight, k_weight, table)
+    by_hand = [split_heads(part, heads) for part in qkv.chunk(3, -1)]
+    norms = [RMSNorm(4), RMSNorm(4)]
+    for norm, weight in zip(norms, (q_weight, k_weight), strict=True):
+        norm.weight.data = weight
+    torch.testing.assert_close(q, rotate(norms[0](by_hand[0]), table))
+    torch.testing.assert_close(k, rotate(norms[1](by_hand[1]), table))
+    assert torch.equal(v, by_hand[2])
+    each = torch.stack((table, 2 * table), 1)  # a table for each image
+    torch.testing.assert_close(queries_keys_values(qkv, heads, q_weight, k_weight, each)[0][1], 2 * q[1])
 
 
 def test_rotation_makes_attention_relative():
@@ -116,11 +131,11 @@ def test_time_sinusoid():
     assert table[1, 228] == pytest.approx(math.sin(250 * frequency), abs=1e-4)
 
 
-def test_pixel_table():
-    table = pixel_table(5, 7, 8)
-    assert table.shape == (8, 5, 7)
-    assert table[1, 2, 3] == pytest.approx(math.sin(3 / 100))  # x, second frequency, sine
-    assert table[6, 4, 3] == pytest.approx(math.cos(4))  # y, first frequency, cosine
+def test_pixel_rows():
+    rows = pixel_rows(2, 3, 8)
+    assert rows.shape == (3, 4)
+    assert rows[1, 1] == pytest.approx(math.sin(3 / 100))  # place 3, second frequency, sine
+    assert rows[2, 2] == pytest.approx(math.cos(4))  # place 4, first frequency, cosine
 
 
 def test_rms_norm_is_computed_in_float32():
@@ -130,14 +145,16 @@ def test_rms_norm_is_computed_in_float32():
     assert torch.equal(norm(x), exact.to(torch.bfloat16))
 
 
-def test_modulate():
-    x, shift, scale = torch.tensor(3.0), torch.tensor(1.0), torch.tensor(0.5)
-    assert modulate(x, shift, scale) == 5.5
+def test_modulated_norm():
+    norm, (x, shift, scale) = RMSNorm(6), torch.randn(3, 2, 5, 6)
+    norm.weight.data.uniform_(0.5, 1.5)
+    torch.testing.assert_close(modulated_norm(x, norm.weight * (1 + scale), shift), norm(x) * (1 + scale) + shift)
 
 
 def test_patches():
     images = torch.arange(2 * 3 * 8 * 12, dtype=torch.float32).view(2, 3, 8, 12)
-    vectors, pixels = patch_vectors(images, 4), patch_pixels(images, 4)
+    vectors = patch_vectors(images, 4)
+    pixels = patch_pixels(vectors, 4)
     assert vectors.shape == (2, 6, 48)
     assert torch.equal(vectors[1, 4], images[1, :, 4:8, 4:8].flatten())  # (channel, row, column)
     assert torch.equal(pixels[1, 4], images[1, :, 4:8, 4:8].flatten(1).T)  # pixel by pixel

@@ -27,7 +27,7 @@ def test_adapter_tokens(case: str):
     tokens = network(case).condition(given["latent"]).tokens
     assert len(tokens) == sum(key.startswith("latent_tokens.") for key in given)
     for i, token in enumerate(tokens):
-        assert distance(token, given[f"latent_tokens.{i}"]) < TOLERANCE
+        assert distance(token.tokens, given[f"latent_tokens.{i}"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", WITH_LATENT)

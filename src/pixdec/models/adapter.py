@@ -116,6 +116,14 @@ class LatentAdapter(nn.Module):
         return F.pixel_shuffle(self.aux_rgb(self.features(latent).permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 4)
 
 
+@dataclass(frozen=True)
+class Injected:
+    """What a gate may let in: tokens (B,L,D), and their part of how far it opens, (B,L,D) or (B,L,1)."""
+
+    tokens: Tensor
+    content: Tensor
+
+
 class SigmaGate(nn.Module):
     """x + sigmoid(Linear([x, l]) − exp(log_alpha)·σ)·l: the noisier the latent, the less of it is let in.
 
@@ -135,12 +143,17 @@ class SigmaGate(nn.Module):
             self.log_alpha.data = precise.to(device=self.log_alpha.device, dtype=torch.float32)
         return self
 
-    def forward(self, x: Tensor, tokens: Tensor, sigma: Tensor) -> Tensor:
-        """x and tokens (B,L,D), sigma (B,) in [0,1] -> (B,L,D)."""
-        return torch.addcmul(x, self.opening(x, tokens, sigma).to(x.dtype), tokens)
+    def prepare(self, tokens: Tensor) -> Injected:
+        """Tokens (B,L,D) with their own part of the opening, which neither x nor sigma changes."""
+        _, theirs = self.content.weight.chunk(2, 1)  # Linear([x, l]) without writing the two beside each other
+        return Injected(tokens, F.linear(tokens, theirs, self.content.bias))
 
-    def opening(self, x: Tensor, tokens: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, injected: Injected, sigma: Tensor) -> Tensor:
+        """x (B,L,D), sigma (B,) in [0,1] -> (B,L,D)."""
+        return torch.addcmul(x, self.opening(x, injected, sigma).to(x.dtype), injected.tokens)
+
+    def opening(self, x: Tensor, injected: Injected, sigma: Tensor) -> Tensor:
         """How far the gate is open, (B,L,D) or (B,L,1), in [0,1], float32."""
-        ours, theirs = self.content.weight.chunk(2, 1)  # Linear([x, l]) without writing the two beside each other
-        content = F.linear(x, ours) + F.linear(tokens, theirs, self.content.bias)
+        ours, _ = self.content.weight.chunk(2, 1)
+        content = F.linear(x, ours) + injected.content
         return torch.sigmoid(content.float() - self.log_alpha.exp() * sigma.float()[:, None, None])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.models.adapter import GATE_BIAS, AdapterSettings, LatentAdapter, SigmaGate
+from pixdec.models.adapter import GATE_BIAS, AdapterSettings, Injected, LatentAdapter, SigmaGate
 from pixdec.models.pixdit import PixDiT, PixDiTSettings
 from pixdec.models.tiny_vae import TinyDecoder, TinyVAESettings
 
@@ -55,12 +55,12 @@ class PiDSettings:
 class Condition:
     """What the network makes of a latent once for a whole decode: it depends neither on t nor on sigma.
 
-    `features`: (B,k,Hs,Ws) of the adapter; `tokens`: one (B,L,D) for each injection point, made of the features by a
-    Linear each, or None to make them in every call; `base`: (B,3,H,W) in [-1,1], for residual networks only.
+    `features`: (B,k,Hs,Ws) of the adapter; `tokens`: what is let in at each injection point, made of the features by a
+    Linear each, or None to make it in every call; `base`: (B,3,H,W) in [-1,1], for residual networks only.
     """
 
     features: Tensor
-    tokens: list[Tensor] | None
+    tokens: list[Injected] | None
     base: Tensor | None
 
     def crop(self, top: int, left: int, height: int, width: int, patch: int) -> "Condition":
@@ -119,7 +119,20 @@ class PiD(nn.Module):
                 self.preview(latent), scale_factor=self.adapter.settings.scale, mode="bicubic", align_corners=False
             )
         features = self.adapter.features(latent)
-        return Condition(features, self.adapter.tokens(features) if tokens else None, base)
+        points = range(len(self.adapter.heads) + (self.pixel_gate is not None))
+        return Condition(features, [self._injected(features, i) for i in points] if tokens else None, base)
+
+    def _injected(self, features: Tensor, point: int) -> Injected:
+        """What is let in at injection point number `point`; the one after the patch blocks' is the pixel blocks'."""
+        assert self.adapter is not None
+        return self._gate(point).prepare(self.adapter.token(features, point))
+
+    def _gate(self, point: int) -> SigmaGate:
+        """The gate of an injection point."""
+        assert self.gates is not None
+        gate = self.gates[point] if point < len(self.gates) else self.pixel_gate
+        assert isinstance(gate, SigmaGate)
+        return gate
 
     def preview(self, latent: Tensor) -> Tensor:
         """What the base decoder makes of a normalised latent (B,C,h,w): the image (B,3,h·factor,w·factor), float32."""
@@ -158,13 +171,13 @@ class PiD(nn.Module):
                 return tokens
             assert self.adapter is not None and self.gates is not None
             last = i == self.settings.backbone.depth
-            point, between = (-1, self.pixel_gate is None) if last else divmod(i, self.adapter.settings.interval)
+            point, between = (
+                (len(self.gates), self.pixel_gate is None) if last else divmod(i, self.adapter.settings.interval)
+            )
             if between:
                 return tokens
-            gate = self.pixel_gate if last else self.gates[point]
-            assert gate is not None
-            given = self.adapter.token(here.features, point) if here.tokens is None else here.tokens[point]
-            return gate(tokens, given, sigma)
+            given = self._injected(here.features, point) if here.tokens is None else here.tokens[point]
+            return self._gate(point)(tokens, given, sigma)
 
         if self.settings.prediction == "residual":
             assert condition is not None and condition.base is not None
@@ -210,11 +223,12 @@ class Residual:
 
     def inputs(self, x_t: Tensor, t: Tensor) -> Tensor:
         """What the backbone sees (B,6,H,W): y at unit variance, and the base."""
-        y = x_t - (1 - t) * self.base
+        y = torch.addcmul(x_t, self.base, t - 1)
         return torch.cat((y * self.variance(t, self.std).rsqrt(), self.base), 1)
 
     def velocity(self, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
-        """v from the backbone's output F (B,3,H,W)."""
+        """v from the backbone's output F (B,3,H,W), written in x_t and base instead of y."""
         variance = self.variance(t, self.std)
-        y = x_t - (1 - t) * self.base
-        return (t - (1 - t) * self.std**2) / variance * y - self.base - self.std * variance.rsqrt() * output
+        slope = (t - (1 - t) * self.std**2) / variance
+        v = torch.addcmul(slope * x_t, self.base, slope * (1 - t) + 1, value=-1)
+        return torch.addcmul(v, output, self.std * variance.rsqrt(), value=-1)

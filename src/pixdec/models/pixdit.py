@@ -7,23 +7,21 @@ P = p² pixels of a patch · c pixel width · A width of the pixel blocks' atten
 Source: PixelDiT as used by PiD (arXiv 2605.23902) and its released checkpoints.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.nn.attention import Windows, attention, merge_heads, split_heads
-from pixdec.nn.embeddings import pixel_table, time_sinusoid
-from pixdec.nn.norms import RMSNorm, modulate
+from pixdec.models.places import Attending, Bands, Context, Grid, Places, pixel_positions
+from pixdec.nn.attention import Kernel, attention, queries_keys_values
+from pixdec.nn.embeddings import time_sinusoid
+from pixdec.nn.norms import RMSNorm, modulated_norm
 from pixdec.nn.patching import patch_pixels, patch_vectors, pixels_to_image
-from pixdec.nn.rope import image_table, rotate, text_table
 
 TIME_WIDTH = 256
-TEXT_THETA = 10000.0
 
 
 @dataclass(frozen=True)
@@ -69,69 +67,6 @@ class PixDiTSettings:
             )
 
 
-@dataclass(frozen=True)
-class Context:
-    """Processes that share every image: number `rank` of `count` computes a band of its rows of patches, whose queries
-    see the keys and values of all bands. The text is computed by each of them.
-
-    `gather(band, axis, sizes)` puts the bands of all processes together along an axis, where they have `sizes`; its
-    backward pass adds up what the processes found for each band.
-    """
-
-    rank: int
-    count: int
-    gather: Callable[[Tensor, int, Sequence[int]], Tensor]
-
-    def bands(self, rows: int) -> list[range]:
-        """The rows of patches of each process, as even as can be. ValueError for fewer rows than processes."""
-        if rows < self.count:
-            raise ValueError(
-                f"{rows} rows of patches cannot be shared by {self.count} processes; take larger images, or a smaller "
-                "machine.context"
-            )
-        edges = [rows * i // self.count for i in range(self.count + 1)]
-        return [range(first, last) for first, last in itertools.pairwise(edges)]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What attention must know of the tokens' places: rotary tables, and windows where attention is windowed. Then the
-    tokens may be only some of all, a band of whole windows at `tokens`, for no window sees another. With a `context`
-    they are the band of this process; all bands have `sizes` tokens."""
-
-    image: Tensor  # (2, L, d/2) rotary table
-    text: Tensor | None = None  # (2, T, d/2)
-    windows: Windows | None = None
-    tokens: slice = field(default_factory=lambda: slice(None))
-    context: Context | None = None
-    sizes: tuple[int, ...] = ()
-
-    def whole(self, band: Tensor, axis: int) -> Tensor:
-        """What lies along `axis` for the tokens that are computed here -> the same for all tokens of the image."""
-        return band if self.context is None else self.context.gather(band, axis, self.sizes)
-
-    def keys_and_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the tokens that are computed here, (B, heads, l, d) -> those that they see."""
-        if self.context is None:
-            return k, v
-        k, v = self.whole(torch.stack((k, v)), 3).unbind()
-        return k, v
-
-
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows | None) -> Tensor:
-    """Attention of (B, heads, L, d), inside windows where there are any."""
-    if windows is None:
-        return attention(q, k, v)
-    q, k, v = windows.split(q), windows.split(k), windows.split(v)
-    mask = windows.mask(q.shape[0] // windows.count, q.device)
-    return windows.join(attention(q, k, v, mask))
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Bands of tokens (B,l,…) -> (B,L,…)."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
 class SwiGLU(nn.Module):
     """down(SiLU(gate(x))·up(x)), hidden width ⌊2·4D/3⌋, no biases."""
 
@@ -144,6 +79,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+Projected = tuple[Tensor, Tensor, Tensor]  # q, k, v, each (B, heads, L, d)
 
 
 class Stream(nn.Module):
@@ -161,18 +99,22 @@ class Stream(nn.Module):
         self.norm2 = RMSNorm(width)
         self.mlp = SwiGLU(width)
 
-    def project(self, x: Tensor, modulation: tuple[Tensor, ...], table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (B,L,D) -> rotated q, k and v, each (B, heads, L, d)."""
+    def modulations(self, c: Tensor) -> tuple[Tensor, ...]:
+        """shift1, scale1, gate1, shift2, scale2, gate2, each (B,1,D)."""
+        return self.modulation(c).chunk(6, -1)
+
+    def project(self, x: Tensor, modulation: tuple[Tensor, ...], grid: Grid | None, table: Tensor) -> Projected:
+        """Tokens (B,L,D) -> rotated q, k and v, of those tokens together that the grid lets see each other."""
         shift, scale = modulation[:2]
-        q, k, v = self.qkv(modulate(self.norm1(x), shift, scale)).chunk(3, -1)
-        q, k, v = split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads)
-        return rotate(self.q_norm(q), table), rotate(self.k_norm(k), table), v
+        qkv = self.qkv(modulated_norm(x, self.norm1.weight * (1 + scale), shift))
+        qkv = qkv if grid is None else grid.split(qkv)
+        return queries_keys_values(qkv, self.heads, self.q_norm.weight, self.k_norm.weight, table)
 
     def finish(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """Gated residuals of attention (B, heads, L, d) and MLP."""
+        """Gated residuals of attention (B,L,D) and MLP."""
         gate1, shift2, scale2, gate2 = modulation[2:]
-        x = torch.addcmul(x, gate1, self.proj(merge_heads(attended)))
-        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+        x = torch.addcmul(x, gate1, self.proj(attended))
+        return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, self.norm2.weight * (1 + scale2), shift2)))
 
 
 class PatchBlock(nn.Module):
@@ -185,20 +127,17 @@ class PatchBlock(nn.Module):
         self.text = Stream(settings) if settings.text_width is not None else None
 
     def forward(self, x: Tensor, text: Tensor | None, c: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
-        image_modulation = self.image.modulation(c).chunk(6, -1)  # six of (B,1,D)
-        q, k, v = self.image.project(x, image_modulation, grid.image)
-        k, v = grid.keys_and_values(k, v)
+        """Tokens (B,L,D), text (B,T,D), condition c (B,1,D) -> tokens, and the text if anybody reads it."""
+        image_modulation = self.image.modulations(c)
+        projected = self.image.project(x, image_modulation, grid, grid.table(x.shape[0]))
         if self.text is None or text is None or grid.text is None:
-            return self.image.finish(x, windowed_attention(q, k, v, grid.windows), image_modulation), None
+            return self.image.finish(x, grid.attention(*projected), image_modulation), None
 
-        text_modulation = self.text.modulation(c).chunk(6, -1)
-        text_q, text_k, text_v = self.text.project(text, text_modulation, grid.text)
-        k, v = torch.cat((text_k, k), 2), torch.cat((text_v, v), 2)
-        if self.last:
-            return self.image.finish(x, attention(q, k, v), image_modulation), None
-        attended = attention(torch.cat((text_q, q), 2), k, v)
-        text_attended, attended = attended.split((text.shape[1], x.shape[1]), 2)
-        return self.image.finish(x, attended, image_modulation), self.text.finish(text, text_attended, text_modulation)
+        text_modulation = self.text.modulations(c)
+        projected_text = self.text.project(text, text_modulation, None, grid.text)
+        attended, text_attended = grid.attention_with_text(*projected, projected_text, last=self.last)
+        x = self.image.finish(x, attended, image_modulation)
+        return x, None if text_attended is None else self.text.finish(text, text_attended, text_modulation)
 
 
 class PixelMLP(nn.Module):
@@ -237,39 +176,59 @@ class PixelBlock(nn.Module):
         self.mlp = PixelMLP(width)
 
     def forward(self, x: Tensor, s: Tensor, grid: Grid, chunk: int) -> Tensor:
-        """Pixels (B,L,P,c) with conditions s (B,L,D) -> (B,L,P,c)."""
-        before, after = self._modulations(slice(0, 2)), self._modulations(slice(2, 6))
-        parts = list(zip(x.split(chunk, 1), s.split(chunk, 1), strict=True))
-        tokens = torch.cat([self._compress(part, before(condition)) for part, condition in parts], 1)  # (B,L,A)
-        tokens = self._attend(tokens, grid)
-        attended = tokens.split(chunk, 1)
-        return torch.cat([self._mix(p, a, after(c)) for (p, c), a in zip(parts, attended, strict=True)], 1)
+        """Pixels (B,L,P,c) with conditions s (B,L,D) -> (B,L,P,c); without gradients in the place of `x`."""
+        before, after = self._modulators(0, 2), self._modulators(2, 6)
+        tokens = torch.cat([self.squeeze(x[:, i], s[:, i], *before) for i in parts(x.shape[1], chunk)], 1)  # (B,L,A)
+        tokens = self.attend(tokens, grid)
+        return in_place(x, parts(x.shape[1], chunk), lambda i: self.mix(x[:, i], tokens[:, i], s[:, i], *after))
 
-    def _modulations(self, which: slice) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        """The part of the modulation layer that gives modulations `which` of the six: s (B,l,D) -> each (B,l,P,c)."""
-        weight = self.modulation.weight.unflatten(0, self.shape)[:, which].flatten(0, 2)
-        bias = self.modulation.bias.unflatten(0, self.shape)[:, which].flatten()
+    def _modulators(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Weight and bias that give modulations `first` to `last` of the six in one product, each over all pixels:
+        shift1, gain1, gate1, shift2, gain2, gate2, where gain = norm weight · (1 + scale)."""
+        weight = self.modulation.weight.unflatten(0, self.shape).transpose(0, 1)[first:last]  # (k,P,c,D)
+        bias = self.modulation.bias.unflatten(0, self.shape).transpose(0, 1)[first:last]
+        norm1, norm2 = self.norm1.weight, self.norm2.weight
+        one, none = torch.ones_like(norm1), torch.zeros_like(norm1)
+        factor = torch.stack((one, norm1, one, one, norm2, one))[first:last, None]  # (k,1,c)
+        offset = torch.stack((none, one, none, none, one, none))[first:last, None]
+        return (weight * factor[..., None]).flatten(0, 2), ((bias + offset) * factor).flatten()
+
+    def _modulations(self, s: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        """Conditions (B,l,D) -> modulations, each (B,l,P,c)."""
         pixels, _, width = self.shape
+        return F.linear(s, weight, bias).unflatten(-1, (-1, pixels, width)).unbind(-3)
 
-        def modulations(s: Tensor) -> tuple[Tensor, ...]:
-            return F.linear(s, weight, bias).unflatten(-1, (pixels, -1, width)).unbind(-2)
+    def squeeze(self, x: Tensor, s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Pixels (B,l,P,c) of some patches with their conditions (B,l,D) -> a token for each patch, (B,l,A)."""
+        shift, gain = self._modulations(s, weight, bias)
+        return self.compress(modulated_norm(x, gain, shift).flatten(2))
 
-        return modulations
+    def attend(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Attention over the squeezed tokens (B,L,A) of all patches."""
+        qkv, table = grid.split(self.qkv(tokens)), grid.table(tokens.shape[0])
+        projected = queries_keys_values(qkv, self.heads, self.q_norm.weight, self.k_norm.weight, table)
+        return self.proj(grid.attention(*projected))
 
-    def _compress(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        shift, scale = modulation
-        return self.compress(modulate(self.norm1(x), shift, scale).flatten(2))
-
-    def _attend(self, tokens: Tensor, grid: Grid) -> Tensor:
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(tokens).chunk(3, -1))
-        q, k = rotate(self.q_norm(q), grid.image), rotate(self.k_norm(k), grid.image)
-        k, v = grid.keys_and_values(k, v)
-        return self.proj(merge_heads(windowed_attention(q, k, v, grid.windows)))
-
-    def _mix(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        gate1, shift2, scale2, gate2 = modulation
+    def mix(self, x: Tensor, attended: Tensor, s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Gated residuals of attention (B,l,A) and of the MLP, for the pixels (B,l,P,c) of some patches."""
+        gate1, shift2, gain2, gate2 = self._modulations(s, weight, bias)
         x = torch.addcmul(x, gate1, self.expand(attended).view_as(x))
-        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+        return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, gain2, shift2)))
+
+
+def parts(length: int, chunk: int) -> Iterator[slice]:
+    """`chunk` at a time of so many."""
+    return (slice(start, min(start + chunk, length)) for start in range(0, length, chunk))
+
+
+def in_place(x: Tensor, places: Iterable[slice], make: Callable[[slice], Tensor]) -> Tensor:
+    """What `make` makes of each of these places along the second axis of x, together. Without gradients it takes the
+    place of what it was made of, so that a large x does not exist twice."""
+    if torch.is_grad_enabled():
+        return torch.cat([make(i) for i in places], 1)
+    for i in places:
+        x[:, i] = make(i)
+    return x
 
 
 class TextEmbedding(nn.Module):
@@ -289,14 +248,17 @@ class PixDiT(nn.Module):
     """The backbone. `inject` lets a latent in: it is called with (i, tokens) before patch block i, and with i = depth
     on the condition of the pixel blocks, and returns what takes the tokens' place.
 
-    `context` is None unless something outside shares each image out over processes; then tokens, also those that
-    `inject` sees, are the rows of patches in `band`, and only what comes out is a whole image.
+    `kernel` computes the attention. `context` is None unless something outside shares each image out over processes;
+    then tokens, also those that `inject` sees, are the rows of patches in `band`, and only what comes out is a whole
+    image.
     """
 
     def __init__(self, settings: PixDiTSettings):
         super().__init__()
         self.settings = settings
+        self.kernel: Kernel = attention
         self.context: Context | None = None
+        self._places: tuple[object, Places] | None = None
         width = settings.hidden
         self.patch_embed = nn.Linear(settings.in_channels * settings.patch**2, width)
         self.time_in = nn.Linear(TIME_WIDTH, width)
@@ -328,77 +290,80 @@ class PixDiT(nn.Module):
         side = self.settings.patch
         rows, columns = images.shape[-2] // side, images.shape[-1] // side
         band, dtype = self.band(rows), self.patch_embed.weight.dtype
-        images = images[:, :, band.start * side : band.stop * side]  # all of them, without a context
+        places = self._places_of(rows, columns, chunk, 0 if text is None else text.shape[1], images.device)
+        images = images[:, :, band.start * side : band.stop * side].to(dtype)  # all of them, without a context
         time = self.time_out(F.silu(self.time_in(time_sinusoid(t).to(dtype))))[:, None]  # (B,1,D)
-        x = self.patch_embed(patch_vectors(images.to(dtype), side))  # (B,L,D)
+        vectors = patch_vectors(images, side)  # (B,L,in_channels·P)
+        x = self.patch_embed(vectors)  # (B,L,D)
         text = self.text_embed(text.to(dtype)) if self.text_embed is not None and text is not None else None
 
-        grids = self._grids(rows, columns, self.settings.hidden // self.settings.heads, images.device, chunk, text)
         for i, block in enumerate(self.patch_blocks):
             x = x if inject is None else inject(i, x)
-            parts = [block(x[:, grid.tokens], text, F.silu(time), grid) for grid in grids[i % 2]]
-            x, text = _joined([tokens for tokens, _ in parts]), parts[0][1]
+            x, text = self._patch_block(block, x, text, F.silu(time), places.patches[i % 2])
         s = F.silu(time + x)  # (B,L,D)
         s = s if inject is None else inject(len(self.patch_blocks), s)
 
-        pixels = self._embed_pixels(images.to(dtype), band.start * side)  # (B,L,P,c)
-        grids = self._grids(
-            rows, columns, self.settings.pixel_hidden // self.settings.pixel_heads, images.device, chunk
-        )
+        chunk = chunk or s.shape[1]
+        pixels = places.add_positions(self.pixel_embed(patch_pixels(vectors, side)))  # (B,L,P,c)
         for i, block in enumerate(self.pixel_blocks):
-            bands = grids[i % 2]
-            pixels = _joined([block(pixels[:, g.tokens], s[:, g.tokens], g, chunk or s.shape[1]) for g in bands])
-        made = pixels_to_image(self.final_linear(self.final_norm(pixels)), len(band), columns)
+            pixels = self._pixel_block(block, pixels, s, places.squeezed[i % 2], chunk)
+        made = [self.final_linear(self.final_norm(pixels[:, i])) for i in parts(s.shape[1], chunk)]  # (B,l,P,3)
+        whole = pixels_to_image(torch.cat(made, 1), len(band), columns)
         if self.context is None:
-            return made
-        return self.context.gather(made, 2, [len(each) * side for each in self.context.bands(rows)])
+            return whole
+        return self.context.gather(whole, 2, [len(each) * side for each in self.context.bands(rows)])
+
+    def _patch_block(
+        self, block: nn.Module, x: Tensor, text: Tensor | None, c: Tensor, bands: Bands
+    ) -> tuple[Tensor, Tensor | None]:
+        """A patch block on all bands of tokens; there is but one where there is text."""
+        if len(bands) == 1:
+            return block(x, text, c, bands[0])
+        grids = {grid.tokens.start: grid for grid in bands}
+        tokens = (grid.tokens for grid in bands)
+        return in_place(x, tokens, lambda i: block(x[:, i], None, c, grids[i.start])[0]), None
+
+    def _pixel_block(self, block: nn.Module, pixels: Tensor, s: Tensor, bands: Bands, chunk: int) -> Tensor:
+        """A pixel block on all bands of tokens."""
+        made = [block(pixels[:, grid.tokens], s[:, grid.tokens], grid, chunk) for grid in bands]
+        if len(made) == 1:
+            return made[0]
+        return torch.cat(made, 1) if torch.is_grad_enabled() else pixels  # where each band has taken its own place
 
     def band(self, rows: int) -> range:
         """Which of an image's rows of patches are computed here: all of them, without a context."""
         return range(rows) if self.context is None else self.context.bands(rows)[self.context.rank]
 
-    def _grids(
-        self,
-        rows: int,
-        columns: int,
-        width: int,
-        device: torch.device,
-        chunk: int | None,
-        text: Tensor | None = None,
-    ) -> tuple[list[Grid], list[Grid]]:
-        """Places of the tokens for heads of `width`, in even and in odd blocks, whose windows are shifted by half; one
-        grid for each band of about `chunk` tokens where attention is windowed, else one."""
-        settings = self.settings
-        reference = settings.reference and (
-            settings.reference[0] // settings.patch,
-            settings.reference[1] // settings.patch,
+    def _places_of(self, rows: int, columns: int, chunk: int | None, words: int, device: torch.device) -> Places:
+        """The places of an image of rows x columns patches; those of the last call are kept."""
+        key = (rows, columns, chunk, words, device, self.context, self.kernel, self.patch_embed.weight.dtype)
+        if self._places is None or self._places[0] != key:
+            with torch.inference_mode(False):  # so that training can use them after a decode
+                self._places = key, self._make_places(rows, columns, chunk, words, device)
+        return self._places[1]
+
+    def _make_places(self, rows: int, columns: int, chunk: int | None, words: int, device: torch.device) -> Places:
+        settings, side = self.settings, self.settings.patch
+        reference = settings.reference and (settings.reference[0] // side, settings.reference[1] // side)
+
+        def grids(width: int, heads: int) -> tuple[Bands, Bands]:
+            attending = Attending(
+                width // heads, reference, settings.rope_stride, settings.window, words, device, self.kernel
+            )
+            return attending.grids(rows, columns, chunk, self.context)
+
+        across, down = pixel_positions(
+            self.band(rows),
+            columns,
+            side,
+            settings.pixel_width,
+            device,
+            self.patch_embed.weight.dtype,
+            whole=settings.pixel_positions == "image",
         )
-        image = image_table(rows, columns, width, reference=reference, stride=settings.rope_stride, device=device)
-        side = settings.window
-        if side is None:
-            words = None if text is None else text_table(text.shape[1], width, TEXT_THETA, device)
-            if self.context is None:
-                return [Grid(image, words)], [Grid(image, words)]
-            here, sizes = self.band(rows), tuple(len(each) * columns for each in self.context.bands(rows))
-            image = image[:, here.start * columns : here.stop * columns]
-            shared = Grid(image, words, context=self.context, sizes=sizes)
-            return [shared], [shared]
-        assert self.context is None, "windows and a context do not go together"
-
-        def bands(shift: int) -> list[Grid]:
-            windows = Windows(rows, columns, side, shift, shift)
-            if chunk is None:
-                return [Grid(image, windows=windows)]
-            return [Grid(image[:, part], windows=inside, tokens=part) for part, inside in windows.bands(chunk)]
-
-        return bands(0), bands(side // 2)
-
-    def _embed_pixels(self, images: Tensor, top: int) -> Tensor:
-        """(B,in_channels,H,W), rows of pixels from `top` on -> (B,L,P,c): a Linear for each pixel plus the fixed
-        position table."""
-        side, width = self.settings.patch, self.settings.pixel_width
-        whole = self.settings.pixel_positions == "image"
-        height, breadth = (images.shape[-2], images.shape[-1]) if whole else (side, side)
-        top = top if whole else 0
-        table = pixel_table(height, breadth, width, images.device, top=top)[None]  # (1,c,H,W) or (1,c,p,p)
-        return self.pixel_embed(patch_pixels(images, side)) + patch_pixels(table, side).to(images.dtype)
+        return Places(
+            patches=grids(settings.hidden, settings.heads),
+            squeezed=grids(settings.pixel_hidden, settings.pixel_heads),
+            across=across,
+            down=down,
+        )

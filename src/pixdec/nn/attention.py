@@ -1,29 +1,49 @@
-"""Softmax attention behind one switch, and the splitting of an image's tokens into windows."""
+"""Softmax attention, the queries and keys that go into it, and the splitting of an image's tokens into windows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixdec.nn.norms import inverse_rms
+from pixdec.nn.rope import rotate
+
 SHORT = 256  # keys: their scores are small beside everything else that training keeps
+
+# (q, k, v, mask), each (B, heads, L, d), `mask` as for `attention` or None -> (B, heads, L, d).
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / sqrt(d)) v for (B, heads, L, d); `mask` (broadcastable to (B, heads, Lq, Lk)) is True where a key
     counts.
 
-    The one place that chooses a kernel: PyTorch's scaled-dot-product attention, which picks the fastest one that the
-    device has. Its bfloat16 backward on a CPU takes four times as long as its parts do, so short sequences are trained
-    with those.
+    PyTorch's scaled-dot-product attention, which picks a kernel that the device has. The one for bfloat16 on a CPU
+    takes half as long again as its parts do on short sequences, and four times as long on the way back, so these are
+    computed in parts. Others: `pixdec.execution.kernels`.
     """
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and torch.is_grad_enabled()
-    if slow and k.shape[-2] <= SHORT:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         scores = scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         return scores.softmax(-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def queries_keys_values(
+    qkv: Tensor, heads: int, q_weight: Tensor, k_weight: Tensor, table: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Projections (B, L, 3·heads·d) -> q, k, v, each (B, heads, L, d); q and k with a root-mean-square norm of these
+    weights (d,) and rotated by a table (2, L, d/2), or (2, B, L, d/2), in float32."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(-3)  # (B,L,heads,d)
+    table = table[..., None, :]
+    return _placed(q, q_weight, table), _placed(k, k_weight, table), v.transpose(1, 2)
+
+
+def _placed(x: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    normed = x.float() * inverse_rms(x) * weight.float()
+    return rotate(normed, table).to(x.dtype).transpose(1, 2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -80,23 +100,23 @@ class Windows:
             yield slice(first * self.columns, last * self.columns), windows
 
     def split(self, x: Tensor) -> Tensor:
-        """(B, heads, rows·columns, d) -> (B·windows, heads, side², d)."""
+        """(B, rows·columns, n) -> (B·windows, side², n)."""
         down, across = self._counts
-        x = x.unflatten(2, (self.rows, self.columns))
+        x = x.unflatten(1, (self.rows, self.columns))
         x = F.pad(x, (0, 0, *self._padding)) if any(self._padding) else x
-        x = x.unflatten(3, (across, self.side)).unflatten(2, (down, self.side))  # (B,heads,down,side,across,side,d)
-        return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
+        x = x.unflatten(2, (across, self.side)).unflatten(1, (down, self.side))  # (B,down,side,across,side,n)
+        return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
     def join(self, x: Tensor) -> Tensor:
         """The inverse of `split`."""
         down, across = self._counts
-        x = x.unflatten(0, (-1, down, across)).unflatten(4, (self.side, self.side))
-        x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # (B,heads,down·side,across·side,d)
-        return x[:, :, self.top : self.top + self.rows, self.left : self.left + self.columns].flatten(2, 3)
+        x = x.unflatten(0, (-1, down, across)).unflatten(3, (self.side, self.side)).transpose(2, 3)
+        x = x.flatten(3, 4).flatten(1, 2)  # (B,down·side,across·side,n)
+        return x[:, self.top : self.top + self.rows, self.left : self.left + self.columns].flatten(1, 2)
 
     def mask(self, batch: int, device: torch.device) -> Tensor | None:
         """(B·windows, 1, 1, side²), True where a token is real; None where all are."""
         if not any(self._padding):
             return None
-        real = torch.ones(batch, 1, self.rows * self.columns, 1, dtype=torch.bool, device=device)
-        return self.split(real).transpose(-1, -2)
+        real = torch.ones(batch, self.rows * self.columns, 1, dtype=torch.bool, device=device)
+        return self.split(real)[..., 0][:, None, None]

@@ -10,14 +10,12 @@ def patch_vectors(images: Tensor, patch: int) -> Tensor:
     return F.pixel_unshuffle(images, patch).flatten(2).transpose(1, 2)
 
 
-def patch_pixels(images: Tensor, patch: int) -> Tensor:
-    """(B,C,H,W) -> (B, L, p², C): the pixels of each patch, row by row.
+def patch_pixels(vectors: Tensor, patch: int) -> Tensor:
+    """Patch vectors (B, L, C·p²) -> (B, L, p², C): the pixels of each patch, row by row.
 
     Contiguous, for on other strides every Linear over the pixels becomes one small product for each patch.
     """
-    return (
-        F.pixel_unshuffle(images, patch).flatten(2).unflatten(1, (-1, patch * patch)).permute(0, 3, 2, 1).contiguous()
-    )
+    return vectors.unflatten(-1, (-1, patch * patch)).transpose(-1, -2).contiguous()
 
 
 def pixels_to_image(pixels: Tensor, rows: int, columns: int) -> Tensor:

@@ -11,8 +11,8 @@ IMAGE_SPAN = 16.0  # image positions run over [0, 16] at every resolution
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotates (B, heads, L, d) by a table (2, L, d/2), in float32; returns the dtype of `x`."""
-    pairs = x.float().unflatten(-1, (-1, 2))  # (B,heads,L,d/2,2)
+    """Rotates (…, d) by a table (2, …, d/2) that broadcasts against it, in float32; returns the dtype of `x`."""
+    pairs = x.float().unflatten(-1, (-1, 2))  # (…,d/2,2)
     cosine, sine = table
     if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one pass instead of seven, to the same bits
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosine, sine)).flatten(-2).to(x.dtype)

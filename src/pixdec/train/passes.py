@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pixdec.models.cost import META, AcceleratorKernels, Cost, Meter, random_inputs
 from pixdec.models.pid import PiD
-from pixdec.models.pixdit import Context
+from pixdec.models.places import Context
 from pixdec.train.decoder import DecoderStage
 from pixdec.train.draws import Draws
 from pixdec.train.parallel import World, prepare

@@ -1,0 +1,184 @@
+"""Where an image's tokens and pixels are: what the blocks of a PixelDiT must know besides the tokens themselves.
+
+It depends on the size of the image alone, so it is made once for all calls on images of that size.
+
+B batch · H, W image pixels · p patch side · L = H/p · W/p patch tokens, of which l are computed here
+d width of a head · heads of attention · T text tokens
+P = p² pixels of a patch · c pixel width
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pixdec.nn.attention import Kernel, Windows, merge_heads
+from pixdec.nn.embeddings import pixel_rows
+from pixdec.nn.rope import image_table, text_table
+
+TEXT_THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """Processes that share every image: number `rank` of `count` computes a band of its rows of patches, whose queries
+    see the keys and values of all bands. The text is computed by each of them.
+
+    `gather(band, axis, sizes)` puts the bands of all processes together along an axis, where they have `sizes`; its
+    backward pass adds up what the processes found for each band.
+    """
+
+    rank: int
+    count: int
+    gather: Callable[[Tensor, int, Sequence[int]], Tensor]
+
+    def bands(self, rows: int) -> list[range]:
+        """The rows of patches of each process, as even as can be. ValueError for fewer rows than processes."""
+        if rows < self.count:
+            raise ValueError(
+                f"{rows} rows of patches cannot be shared by {self.count} processes; take larger images, or a smaller "
+                "machine.context"
+            )
+        edges = [rows * i // self.count for i in range(self.count + 1)]
+        return [range(first, last) for first, last in itertools.pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What attention must know of the tokens' places: the kernel that computes it, rotary tables, and windows where it
+    is windowed. Then the tokens may be only some of all, a band of whole windows at `tokens`, for no window sees
+    another. With a `context` they are the band of this process; all bands have `sizes` tokens."""
+
+    image: Tensor  # (2, l, d/2) rotary table; (2, windows, side², d/2) where there are windows
+    kernel: Kernel
+    text: Tensor | None = None  # (2, T, d/2) rotary table of the text
+    windows: Windows | None = None
+    mask: Tensor | None = None  # (windows, 1, 1, side²) where windows stick out of the image
+    tokens: slice = field(default_factory=lambda: slice(None))
+    context: Context | None = None
+    sizes: tuple[int, ...] = ()
+
+    def split(self, x: Tensor) -> Tensor:
+        """Tokens (B,l,n) -> those that see each other: (B,l,n), or (B·windows, side², n)."""
+        return x if self.windows is None else self.windows.split(x)
+
+    def table(self, batch: int) -> Tensor:
+        """The rotary table of tokens that `split` made of a batch: (2, l, d/2) or (2, B·windows, side², d/2)."""
+        return self.image if self.windows is None or batch == 1 else self.image.repeat(1, batch, 1, 1)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (B, heads, l, d), as `split` left them -> (B,l,heads·d)."""
+        if self.windows is None:
+            k, v = self._keys_and_values(k, v)
+            return merge_heads(self.kernel(q, k, v, None))
+        batch = q.shape[0] // self.windows.count
+        mask = self.mask if self.mask is None or batch == 1 else self.mask.repeat(batch, 1, 1, 1)
+        return self.windows.join(merge_heads(self.kernel(q, k, v, mask)))
+
+    def attention_with_text(
+        self, q: Tensor, k: Tensor, v: Tensor, text: tuple[Tensor, Tensor, Tensor], *, last: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `attention`, over [text, image]: the image's (B,l,heads·d), and unless it is the last the text's."""
+        k, v = self._keys_and_values(k, v)
+        k, v = torch.cat((text[1], k), 2), torch.cat((text[2], v), 2)
+        if last:
+            return merge_heads(self.kernel(q, k, v, None)), None
+        attended = merge_heads(self.kernel(torch.cat((text[0], q), 2), k, v, None))
+        words, image = attended.split((text[0].shape[2], q.shape[2]), 1)
+        return image, words
+
+    def whole(self, band: Tensor, axis: int) -> Tensor:
+        """What lies along `axis` for the tokens that are computed here -> the same for all tokens of the image."""
+        return band if self.context is None else self.context.gather(band, axis, self.sizes)
+
+    def _keys_and_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the tokens that are computed here, (B, heads, l, d) -> those that they see."""
+        if self.context is None:
+            return k, v
+        k, v = self.whole(torch.stack((k, v)), 3).unbind()
+        return k, v
+
+
+Bands = list[Grid]
+
+
+@dataclass(frozen=True)
+class Places:
+    """All that depends on the size of the image alone.
+
+    `patches`, `squeezed`: the bands of tokens of even and of odd blocks, whose windows are shifted by half, in the
+    patch blocks and in the attention of the pixel blocks; one band where attention is not windowed. `across`
+    (1,1,columns,1,p,c) and `down` (1,rows,1,p,1,c), of the rows of patches that are computed here: their sum is the
+    position table of the pixels.
+    """
+
+    patches: tuple[Bands, Bands]
+    squeezed: tuple[Bands, Bands]
+    across: Tensor
+    down: Tensor
+
+    def add_positions(self, pixels: Tensor) -> Tensor:
+        """Pixels (B,L,P,c) -> the same with their positions added."""
+        rows, columns, side = self.down.shape[1], self.across.shape[2], self.across.shape[4]
+        each = pixels.view(pixels.shape[0], rows, columns, side, side, -1)
+        return (each + self.across + self.down).view_as(pixels)
+
+
+@dataclass(frozen=True)
+class Attending:
+    """How a group of blocks attends: heads of `width`; `reference` rows and columns of the rotary bases, `stride`, and
+    `window` as in the backbone's settings; so many `words` of text beside the image; on `device`, by `kernel`."""
+
+    width: int
+    reference: tuple[int, int] | None
+    stride: float | None
+    window: int | None
+    words: int
+    device: torch.device
+    kernel: Kernel
+
+    def grids(self, rows: int, columns: int, chunk: int | None, context: Context | None) -> tuple[Bands, Bands]:
+        """The bands of an image of rows x columns patches, of about `chunk` tokens each if attention is windowed."""
+        image = image_table(rows, columns, self.width, reference=self.reference, stride=self.stride, device=self.device)
+        if self.window is None:
+            return (only := [self._whole(image, rows, columns, context)]), only
+        assert context is None, "windows and a context do not go together"
+        return self._windows(image, rows, columns, 0, chunk), self._windows(
+            image, rows, columns, self.window // 2, chunk
+        )
+
+    def _whole(self, image: Tensor, rows: int, columns: int, context: Context | None) -> Grid:
+        text = text_table(self.words, self.width, TEXT_THETA, self.device) if self.words else None
+        if context is None:
+            return Grid(image, self.kernel, text)
+        bands = context.bands(rows)
+        here, sizes = bands[context.rank], tuple(len(each) * columns for each in bands)
+        image = image[:, here.start * columns : here.stop * columns]
+        return Grid(image, self.kernel, text, context=context, sizes=sizes)
+
+    def _windows(self, image: Tensor, rows: int, columns: int, shift: int, chunk: int | None) -> Bands:
+        assert self.window is not None
+        windows = Windows(rows, columns, self.window, shift, shift)
+        found = Bands()
+        for part, inside in windows.bands(chunk or rows * columns):
+            table = torch.stack([inside.split(each[None]) for each in image[:, part]])
+            mask = inside.mask(1, self.device)
+            found.append(Grid(table, self.kernel, windows=inside, mask=mask, tokens=part))
+        return found
+
+
+def pixel_positions(
+    rows: range, columns: int, side: int, width: int, device: torch.device, dtype: torch.dtype, *, whole: bool
+) -> tuple[Tensor, Tensor]:
+    """`Places.across` and `Places.down` for these rows of patches: one table over the whole image, or the same one in
+    every patch."""
+    first = rows.start * side if whole else 0
+    down = pixel_rows(first, len(rows) * side if whole else side, width, device)  # (H,c/2)
+    across = pixel_rows(0, columns * side if whole else side, width, device)
+    nothing = across.new_zeros
+    down = torch.cat((nothing(down.shape), down), -1).to(dtype)  # x has the first half of the channels, y the second
+    across = torch.cat((across, nothing(across.shape)), -1).to(dtype)
+    down = down.view(1, -1, 1, side, 1, width).expand(1, len(rows), 1, side, 1, width)
+    return across.view(1, 1, -1, 1, side, width).expand(1, 1, columns, 1, side, width), down
