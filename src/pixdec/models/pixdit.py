@@ -22,6 +22,7 @@ from pixdec.nn.norms import RMSNorm, modulated_norm
 from pixdec.nn.patching import patch_pixels, patch_vectors, pixels_to_image
 
 TIME_WIDTH = 256
+TOKENS_AT_ONCE = 8192  # in the MLPs of patch blocks, whose hidden activations would be the most that is alive at once
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,21 @@ class PixDiTSettings:
                 f"window={self.window}: must be even, and needs text_width=None and a rope_stride, "
                 f"got text_width={self.text_width}, rope_stride={self.rope_stride}"
             )
+
+
+def parts(length: int, chunk: int) -> Iterator[slice]:
+    """`chunk` at a time of so many."""
+    return (slice(start, min(start + chunk, length)) for start in range(0, length, chunk))
+
+
+def in_place(x: Tensor, places: Iterable[slice], make: Callable[[slice], Tensor]) -> Tensor:
+    """What `make` makes of each of these places along the second axis of x, together. Without gradients it takes the
+    place of what it was made of, so that a large x does not exist twice."""
+    if torch.is_grad_enabled():
+        return torch.cat([make(i) for i in places], 1)
+    for i in places:
+        x[:, i] = make(i)
+    return x
 
 
 class SwiGLU(nn.Module):
@@ -113,8 +129,13 @@ class Stream(nn.Module):
     def finish(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """Gated residuals of attention (B,L,D) and MLP."""
         gate1, shift2, scale2, gate2 = modulation[2:]
-        x = torch.addcmul(x, gate1, self.proj(attended))
-        return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, self.norm2.weight * (1 + scale2), shift2)))
+        x, gain2 = torch.addcmul(x, gate1, self.proj(attended)), self.norm2.weight * (1 + scale2)
+        if torch.compiler.is_compiling():  # whatever the number of tokens
+            return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, gain2, shift2)))
+        at_once = parts(x.shape[1], TOKENS_AT_ONCE)
+        return in_place(
+            x, at_once, lambda i: torch.addcmul(x[:, i], gate2, self.mlp(modulated_norm(x[:, i], gain2, shift2)))
+        )
 
 
 class PatchBlock(nn.Module):
@@ -216,21 +237,6 @@ class PixelBlock(nn.Module):
         return torch.addcmul(x, gate2, self.mlp(modulated_norm(x, gain2, shift2)))
 
 
-def parts(length: int, chunk: int) -> Iterator[slice]:
-    """`chunk` at a time of so many."""
-    return (slice(start, min(start + chunk, length)) for start in range(0, length, chunk))
-
-
-def in_place(x: Tensor, places: Iterable[slice], make: Callable[[slice], Tensor]) -> Tensor:
-    """What `make` makes of each of these places along the second axis of x, together. Without gradients it takes the
-    place of what it was made of, so that a large x does not exist twice."""
-    if torch.is_grad_enabled():
-        return torch.cat([make(i) for i in places], 1)
-    for i in places:
-        x[:, i] = make(i)
-    return x
-
-
 class TextEmbedding(nn.Module):
     """Caption embeddings (B,T,E) -> text tokens (B,T,D): Linear, RMSNorm, plus a learned position table."""
 
@@ -292,17 +298,8 @@ class PixDiT(nn.Module):
         band, dtype = self.band(rows), self.patch_embed.weight.dtype
         places = self._places_of(rows, columns, chunk, 0 if text is None else text.shape[1], images.device)
         images = images[:, :, band.start * side : band.stop * side].to(dtype)  # all of them, without a context
-        time = self.time_out(F.silu(self.time_in(time_sinusoid(t).to(dtype))))[:, None]  # (B,1,D)
         vectors = patch_vectors(images, side)  # (B,L,in_channels·P)
-        x = self.patch_embed(vectors)  # (B,L,D)
-        text = self.text_embed(text.to(dtype)) if self.text_embed is not None and text is not None else None
-
-        for i, block in enumerate(self.patch_blocks):
-            x = x if inject is None else inject(i, x)
-            x, text = self._patch_block(block, x, text, F.silu(time), places.patches[i % 2])
-        s = F.silu(time + x)  # (B,L,D)
-        s = s if inject is None else inject(len(self.patch_blocks), s)
-
+        s = self._conditions(vectors, t, text, inject, places)  # (B,L,D)
         chunk = chunk or s.shape[1]
         pixels = places.add_positions(self.pixel_embed(patch_pixels(vectors, side)))  # (B,L,P,c)
         for i, block in enumerate(self.pixel_blocks):
@@ -312,6 +309,24 @@ class PixDiT(nn.Module):
         if self.context is None:
             return whole
         return self.context.gather(whole, 2, [len(each) * side for each in self.context.bands(rows)])
+
+    def _conditions(
+        self,
+        vectors: Tensor,
+        t: Tensor,
+        text: Tensor | None,
+        inject: Callable[[int, Tensor], Tensor] | None,
+        places: Places,
+    ) -> Tensor:
+        """Patch vectors (B,L,in_channels·P) through the patch blocks -> conditions of the pixel blocks (B,L,D)."""
+        x = self.patch_embed(vectors)  # (B,L,D)
+        time = self.time_out(F.silu(self.time_in(time_sinusoid(t).to(x.dtype))))[:, None]  # (B,1,D)
+        text = self.text_embed(text.to(x.dtype)) if self.text_embed is not None and text is not None else None
+        for i, block in enumerate(self.patch_blocks):
+            x = x if inject is None else inject(i, x)
+            x, text = self._patch_block(block, x, text, F.silu(time), places.patches[i % 2])
+        s = F.silu(time + x)
+        return s if inject is None else inject(len(self.patch_blocks), s)
 
     def _patch_block(
         self, block: nn.Module, x: Tensor, text: Tensor | None, c: Tensor, bands: Bands

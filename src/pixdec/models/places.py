@@ -120,10 +120,13 @@ class Places:
     down: Tensor
 
     def add_positions(self, pixels: Tensor) -> Tensor:
-        """Pixels (B,L,P,c) -> the same with their positions added."""
+        """Pixels (B,L,P,c) -> the same with their positions added; without gradients in their place."""
         rows, columns, side = self.down.shape[1], self.across.shape[2], self.across.shape[4]
         each = pixels.view(pixels.shape[0], rows, columns, side, side, -1)
-        return (each + self.across + self.down).view_as(pixels)
+        if torch.is_grad_enabled():
+            return (each + self.across + self.down).view_as(pixels)
+        each.add_(self.across).add_(self.down)
+        return pixels
 
 
 @dataclass(frozen=True)

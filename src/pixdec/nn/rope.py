@@ -14,7 +14,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotates (…, d) by a table (2, …, d/2) that broadcasts against it, in float32; returns the dtype of `x`."""
     pairs = x.float().unflatten(-1, (-1, 2))  # (…,d/2,2)
     cosine, sine = table
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one pass instead of seven, to the same bits
+    if x.device.type != "mps" and not torch.compiler.is_compiling():  # one pass instead of seven
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosine, sine)).flatten(-2).to(x.dtype)
     even, odd = pairs.unbind(-1)
     return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), -1).flatten(-2).to(x.dtype)
