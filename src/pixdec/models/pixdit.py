@@ -52,6 +52,11 @@ class PixDiTSettings:
     pixel_positions: Literal["image", "patch"] = "image"
     window: int | None = None
 
+    @property
+    def period(self) -> int:
+        """Pixels after which the places of tokens repeat: a window's side, or a patch's where there are no windows."""
+        return self.patch * (self.window or 1)
+
     def __post_init__(self):
         for name, width, heads in (
             ("hidden", self.hidden, self.heads),
@@ -94,7 +99,10 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate(x), self.up(x)
+        if torch.is_grad_enabled():
+            return self.down(F.silu(gate) * up)
+        return self.down(F.silu(gate, inplace=True).mul_(up))
 
 
 Projected = tuple[Tensor, Tensor, Tensor]  # q, k, v, each (B, heads, L, d)
@@ -367,8 +375,8 @@ class PixDiT(nn.Module):
             )
             return attending.grids(rows, columns, chunk, self.context)
 
-        across, down = pixel_positions(
-            self.band(rows),
+        positions = pixel_positions(
+            band := self.band(rows),
             columns,
             side,
             settings.pixel_width,
@@ -379,6 +387,7 @@ class PixDiT(nn.Module):
         return Places(
             patches=grids(settings.hidden, settings.heads),
             squeezed=grids(settings.pixel_hidden, settings.pixel_heads),
-            across=across,
-            down=down,
+            rows=len(band),
+            columns=columns,
+            positions=positions,
         )

@@ -8,6 +8,7 @@ P = p² pixels of a patch · c pixel width
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -109,23 +110,27 @@ class Places:
     """All that depends on the size of the image alone.
 
     `patches`, `squeezed`: the bands of tokens of even and of odd blocks, whose windows are shifted by half, in the
-    patch blocks and in the attention of the pixel blocks; one band where attention is not windowed. `across`
-    (1,1,columns,1,p,c) and `down` (1,rows,1,p,1,c), of the rows of patches that are computed here: their sum is the
-    position table of the pixels.
+    patch blocks and in the attention of the pixel blocks; one band where attention is not windowed. `positions`: the
+    sum of these tables is the position table of the pixels of the rows of patches that are computed here; each
+    broadcasts to (B,rows,columns,p,p,c).
     """
 
     patches: tuple[Bands, Bands]
     squeezed: tuple[Bands, Bands]
-    across: Tensor
-    down: Tensor
+    rows: int
+    columns: int
+    positions: Sequence[Tensor]
 
     def add_positions(self, pixels: Tensor) -> Tensor:
         """Pixels (B,L,P,c) -> the same with their positions added; without gradients in their place."""
-        rows, columns, side = self.down.shape[1], self.across.shape[2], self.across.shape[4]
-        each = pixels.view(pixels.shape[0], rows, columns, side, side, -1)
+        side = math.isqrt(pixels.shape[2])
+        each = pixels.view(pixels.shape[0], self.rows, self.columns, side, side, -1)
         if torch.is_grad_enabled():
-            return (each + self.across + self.down).view_as(pixels)
-        each.add_(self.across).add_(self.down)
+            for table in self.positions:
+                each = each + table
+            return each.view_as(pixels)
+        for table in self.positions:
+            each.add_(table)
         return pixels
 
 
@@ -174,14 +179,13 @@ class Attending:
 
 def pixel_positions(
     rows: range, columns: int, side: int, width: int, device: torch.device, dtype: torch.dtype, *, whole: bool
-) -> tuple[Tensor, Tensor]:
-    """`Places.across` and `Places.down` for these rows of patches: one table over the whole image, or the same one in
-    every patch."""
-    first = rows.start * side if whole else 0
-    down = pixel_rows(first, len(rows) * side if whole else side, width, device)  # (H,c/2)
+) -> Sequence[Tensor]:
+    """`Places.positions` of these rows of patches: one table over the whole image, or the same one in every patch."""
+    first, last = (rows.start * side, rows.stop * side) if whole else (0, side)
+    down = pixel_rows(first, last - first, width, device)  # (H,c/2)
     across = pixel_rows(0, columns * side if whole else side, width, device)
-    nothing = across.new_zeros
-    down = torch.cat((nothing(down.shape), down), -1).to(dtype)  # x has the first half of the channels, y the second
-    across = torch.cat((across, nothing(across.shape)), -1).to(dtype)
-    down = down.view(1, -1, 1, side, 1, width).expand(1, len(rows), 1, side, 1, width)
-    return across.view(1, 1, -1, 1, side, width).expand(1, 1, columns, 1, side, width), down
+    none = across.new_zeros
+    down = torch.cat((none(down.shape), down), -1).to(dtype)  # x has the first half of the channels, y the second
+    across = torch.cat((across, none(across.shape)), -1).to(dtype)
+    down, across = down.view(1, -1, 1, side, 1, width), across.view(1, 1, -1, 1, side, width)
+    return (across, down) if whole else (across + down,)

@@ -42,8 +42,7 @@ def queries_keys_values(
 
 
 def _placed(x: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    normed = x.float() * inverse_rms(x) * weight.float()
-    return rotate(normed, table).to(x.dtype).transpose(1, 2)
+    return rotate(x.float() * inverse_rms(x) * weight.float(), table).to(x.dtype).transpose(1, 2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

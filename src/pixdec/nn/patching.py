@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 def patch_vectors(images: Tensor, patch: int) -> Tensor:
     """(B,C,H,W) -> (B, L, C·p²), each vector in (channel, row, column) order."""
-    return F.pixel_unshuffle(images, patch).flatten(2).transpose(1, 2)
+    return F.pixel_unshuffle(images, patch).flatten(2).transpose(1, 2).contiguous()
 
 
 def patch_pixels(vectors: Tensor, patch: int) -> Tensor:
