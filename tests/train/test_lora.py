@@ -302,7 +302,7 @@ def test_full_strength_is_what_was_trained(trained: Trained):
     assert (decoder.lora.name, decoder.lora_strength) == ("mine", 1.0)
     with torch.no_grad():
         expected = velocity(trained.network)
-    assert torch.allclose(velocity(decoder.network), expected, atol=1e-5)
+    assert torch.allclose(velocity(decoder.network), expected, atol=5e-5)
     assert (plain - expected).abs().max() > 1e-2, "the LoRA does something"
 
 

@@ -127,12 +127,21 @@ class Stream(nn.Module):
         """shift1, scale1, gate1, shift2, scale2, gate2, each (B,1,D)."""
         return self.modulation(c).chunk(6, -1)
 
-    def project(self, x: Tensor, modulation: tuple[Tensor, ...], grid: Grid | None, table: Tensor) -> Projected:
-        """Tokens (B,L,D) -> rotated q, k and v, of those tokens together that the grid lets see each other."""
+    def project(
+        self,
+        x: Tensor,
+        modulation: tuple[Tensor, ...],
+        grid: Grid | None,
+        table: Tensor,
+        *,
+        queries: bool = True,
+    ) -> Projected:
+        """Tokens (B,L,D) -> rotated q, k and v, of those tokens together that the grid lets see each other; without
+        `queries` q is of no use."""
         shift, scale = modulation[:2]
         qkv = self.qkv(modulated_norm(x, self.norm1.weight * (1 + scale), shift))
         qkv = qkv if grid is None else grid.split(qkv)
-        return queries_keys_values(qkv, self.heads, self.q_norm.weight, self.k_norm.weight, table)
+        return queries_keys_values(qkv, self.heads, self.q_norm.weight if queries else None, self.k_norm.weight, table)
 
     def finish(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """Gated residuals of attention (B,L,D) and MLP."""
@@ -163,7 +172,7 @@ class PatchBlock(nn.Module):
             return self.image.finish(x, grid.attention(*projected), image_modulation), None
 
         text_modulation = self.text.modulations(c)
-        projected_text = self.text.project(text, text_modulation, None, grid.text)
+        projected_text = self.text.project(text, text_modulation, None, grid.text, queries=not self.last)
         attended, text_attended = grid.attention_with_text(*projected, projected_text, last=self.last)
         x = self.image.finish(x, attended, image_modulation)
         return x, None if text_attended is None else self.text.finish(text, text_attended, text_modulation)

@@ -39,8 +39,8 @@ class Context:
         """The rows of patches of each process, as even as can be. ValueError for fewer rows than processes."""
         if rows < self.count:
             raise ValueError(
-                f"{rows} rows of patches cannot be shared by {self.count} processes; take larger images, or a smaller "
-                "machine.context"
+                f"{rows} rows of patches cannot be shared by {self.count} processes; take larger images, or fewer "
+                "processes for each image (machine.context, --team)"
             )
         edges = [rows * i // self.count for i in range(self.count + 1)]
         return [range(first, last) for first, last in itertools.pairwise(edges)]

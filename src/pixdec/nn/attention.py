@@ -32,17 +32,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 def queries_keys_values(
-    qkv: Tensor, heads: int, q_weight: Tensor, k_weight: Tensor, table: Tensor
+    qkv: Tensor, heads: int, q_weight: Tensor | None, k_weight: Tensor, table: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Projections (B, L, 3·heads·d) -> q, k, v, each (B, heads, L, d); q and k with a root-mean-square norm of these
-    weights (d,) and rotated by a table (2, L, d/2), or (2, B, L, d/2), in float32."""
+    weights (d,) and rotated by a table (2, L, d/2), or (2, B, L, d/2), in float32. `q_weight` None leaves q as it is,
+    where nobody reads it."""
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(-3)  # (B,L,heads,d)
-    table = table[..., None, :]
-    return _placed(q, q_weight, table), _placed(k, k_weight, table), v.transpose(1, 2)
 
+    def placed(x: Tensor, weight: Tensor) -> Tensor:
+        return rotate(x.float() * inverse_rms(x) * weight.float(), table[..., None, :]).to(x.dtype).transpose(1, 2)
 
-def _placed(x: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    return rotate(x.float() * inverse_rms(x) * weight.float(), table).to(x.dtype).transpose(1, 2)
+    return q.transpose(1, 2) if q_weight is None else placed(q, q_weight), placed(k, k_weight), v.transpose(1, 2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

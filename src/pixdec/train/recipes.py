@@ -105,6 +105,7 @@ def released_network(*, version: str = "v1.5") -> PiDSettings:
     adapter = AdapterSettings(
         latent_channels=128,
         latent_factor=16,
+        width=1024 if newest else 512,
         unpack=2 if newest else 1,
         padding="replicate" if newest else "zeros",
         gate="token" if newest else "channel",
