@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pixdec import images
 from pixdec.images import image_size, output_format, read_image, read_settings, resize, save_image, to_pil, to_tensor
+from pixdec.models.cost import Meter
 
 SETTINGS: dict[str, object] = {"model": "pixdec-nano", "seed": 3, "caption": "Zürich\n\"雪\" 'x'", "steps": None}
 
@@ -268,6 +269,20 @@ def test_claims_of_many_pixels_are_refused_from_the_header(tmp_path: Path, size:
     assert f"{size[0]}x{size[1]}" in text or str(size[0] * size[1]) in text
 
 
+def test_settings_are_read_of_outputs_too_large_to_read(tmp_path: Path) -> None:
+    """16384 x 16384 pixels may be written; reading their settings decodes none of them."""
+    largest = png(images.MAX_SIDE, images.MAX_SIDE)
+    text = b"pixdec\0" + json.dumps(SETTINGS).encode()
+    chunk = struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text))
+    (tmp_path / "large.png").write_bytes(largest[:33] + chunk + largest[33:])
+    assert read_settings(tmp_path / "large.png") == SETTINGS
+    with pytest.raises(ValueError, match="the limit is"):
+        read_image(tmp_path / "large.png")
+    (tmp_path / "larger.png").write_bytes(png(images.MAX_SIDE + 1, images.MAX_SIDE))
+    with pytest.raises(ValueError, match="the limit is"):
+        read_settings(tmp_path / "larger.png")
+
+
 def test_one_pixel(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), (9, 8, 7)).save(tmp_path / "in.png")
     assert pixels(read_image(tmp_path / "in.png")).tolist() == [[[9, 8, 7]]]
@@ -292,6 +307,27 @@ def test_every_8_bit_value_survives_the_round_trip() -> None:
 def test_to_pil_clamps_and_rounds() -> None:
     tensor = torch.tensor([-3.0, 0.0, 1.5, 0.9999], dtype=torch.bfloat16).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     assert pixels(to_pil(tensor)[0])[..., 0].tolist() == [[0, 128], [255, 255]]
+
+
+def test_to_pil_goes_band_by_band_and_leaves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.rand(2, 3, 50, 40, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+    whole = to_pil(tensor)
+    for band in (1, 3 * 40, 7 * 40 + 5):
+        monkeypatch.setattr(images, "_BAND", band)
+        assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(to_pil(tensor), whole, strict=True))
+    for row in (0, 25, 49):
+        tensor[1, 2, row, 7] = float("inf")
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            to_pil(tensor)
+        tensor[1, 2, row, 7] = 0
+
+
+def test_to_pil_of_a_large_image_takes_little_besides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.zeros(1, 3, 1024, 512)
+    monkeypatch.setattr(images, "_BAND", 2**15)  # a sixteenth of it
+    with Meter() as meter:
+        to_pil(tensor)
+    assert 0 < meter.cost().peak < tensor.nbytes / 4
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (1, 4, 4, 4), (1, 3, 0, 4)])

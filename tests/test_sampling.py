@@ -78,6 +78,38 @@ def test_noise_is_the_same_alone_and_in_a_batch():
         assert torch.equal(together((2, 3, 5, 5))[1], alone((1, 3, 5, 5))[0])
 
 
+def test_noise_of_large_images_is_the_same_however_many_threads_draw_it():
+    shape, cpu, threads = (2, 3, 640, 640), torch.device("cpu"), torch.get_num_threads()
+    drawn = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            source = NoiseSource([3, 7], cpu)
+            drawn.append([source(shape) for _ in range(2)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+    parts = torch.cat([each.flatten(1)[:, :: 2**20] for each in drawn[0]]).flatten()
+    assert len(parts.unique()) == len(parts), "every part of every image in every call is another"
+    assert abs(float(drawn[0][0].mean())) < 0.003
+    assert float(drawn[0][0].std()) == pytest.approx(1, abs=0.002)
+    beginning = torch.randn(2**20, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(drawn[0][0][1].flatten()[: 2**20], beginning)
+
+
+def test_noise_for_another_device_is_drawn_ahead():
+    ahead = NoiseSource([3], torch.device("meta"), calls=3)
+    here = NoiseSource([3], torch.device("cpu"), calls=3)
+    shape = (1, 3, 8, 8)
+    for _ in range(2):
+        assert ahead(shape).device.type == "meta"
+        here(shape)
+    assert ahead._next is not None
+    assert torch.equal(ahead._next[1].result(), here(shape))
+    ahead(shape)
+    assert ahead._next is None, "nothing is drawn that nobody asks for"
+
+
 def test_guidance():
     calls: list[str] = []
 

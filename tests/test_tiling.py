@@ -51,6 +51,16 @@ def test_a_velocity_that_looks_at_single_pixels_is_the_same_in_tiles():
     assert torch.allclose(tiled_velocity(velocity, x, condition, tiling), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [192, 200, 248, 256, 520])
+def test_tiles_start_where_windows_do(length: int):
+    tiling = Tiling(length, 64, side=96, overlap=16, patch=8, step=32)
+    tops = [tile.top for tile in tiling]
+    assert tops[0] == 0
+    assert tops[-1] == length - 96
+    assert all(top % 32 == 0 for top in tops[:-1])
+    assert all(0 < after - before <= 96 - 16 for before, after in pairwise(tops))
+
+
 @torch.no_grad()
 def test_a_network_in_one_tile_is_the_network():
     network = randomised(PiD(PiDSettings(BACKBONE, AdapterSettings(width=8, blocks=1))).initialise())

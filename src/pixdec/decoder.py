@@ -5,21 +5,39 @@ image = decoder.decode(latent)[0]
 """
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pixdec.batches import (
+    OutputSize,
+    Prompt,
+    Seed,
+    Sigma,
+    batches,
+    captions_for,
+    in_form,
+    joined,
+    levels_for,
+    requests_of,
+    seeds_for,
+    sizes_for,
+    stacked,
+)
+from pixdec.denoise import TEACHER_GUIDANCE, TEACHER_STEPS, denoised, is_distilled, times_for
 from pixdec.devices import best_device, has_bfloat16_units
-from pixdec.flow import resolution_shift, shifted_times, student_times
+from pixdec.execution.kernels import KernelName
+from pixdec.execution.memory import DecodePlan
+from pixdec.execution.quantised import Kind as Quantised
+from pixdec.execution.runner import CompileMode, Runner
 from pixdec.latents import Latent, LatentSpace, get_space
-from pixdec.models.pid import Condition
-from pixdec.sampling import NoiseSource, Step, dpm_solver, guided, student
-from pixdec.tiling import Tiling, tiled_velocity
+from pixdec.sampling import Step
+from pixdec.sizes import Frame, Size, check_size, fit
 from pixdec.weights.load import LoadedDecoder, load_decoder
 from pixdec.weights.lora import Lora, MergedLora, check_strength, read_lora
 
@@ -30,13 +48,11 @@ if TYPE_CHECKING:
 
     from pixdec.integrations.diffusers import Attachment, Stop
 
-DEFAULT = "pixdec-nano"
-TEACHER_STEPS = 25
-TEACHER_GUIDANCE = 5.0
-TEACHER_START = 0.999  # the first noise level before the shift
-TILE = 2048  # output pixels a side: all released models were trained on squares of this size
-PIXEL_CHUNK = 1024  # patches that the pixel blocks work on at a time: bounds memory at any image size
+__all__ = ["DEFAULT", "TEACHER_STEPS", "Captions", "PixelDecoder"]
 
+DEFAULT = "pixdec-nano"
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Captions = Callable[[Sequence[str], torch.device, torch.dtype], Tensor]
 
 
@@ -45,10 +61,13 @@ class PixelDecoder:
 
     Attributes: `model`, what was loaded (its name, kind, times, licence); `space`, its latent space; `device`; `dtype`;
     `tile`, the side in pixels of the tiles that network calls run in (see `pixdec.tiling`), a multiple of the patch
-    side: None decodes images as a whole within the trained sizes and in tiles of 2048 beyond them.
+    side: None decodes images as a whole within the trained sizes, and in tiles of such beyond (`sizes.tile_side`);
+    `runner`, how the network is called: its `attention` kernel, its limit of `memory`, `compile`, `quantise`.
     """
 
-    def __init__(self, model: LoadedDecoder, captions: Captions | None = None):
+    def __init__(
+        self, model: LoadedDecoder, captions: Captions | None = None, device: str | torch.device | None = None
+    ):
         if model.kind == "prior":
             raise ValueError(
                 f"{model.name} is a text-to-image prior and takes no latent; load a decoder, see `pixdec models`"
@@ -56,7 +75,8 @@ class PixelDecoder:
         self.model = model
         self.network = model.network.eval()
         self.space: LatentSpace = get_space(model.spaces[0])
-        self.tile: int | None = None
+        weights = self.network.backbone.patch_embed.weight
+        self.runner = Runner(model, weights.device if device is None else torch.device(device))
         self._captions = captions
         self._merged: MergedLora | None = None
 
@@ -68,24 +88,62 @@ class PixelDecoder:
         dtype: torch.dtype | None = None,
         *,
         space: str | None = None,
+        memory: str | int | None = None,
+        attention: KernelName = "torch",
+        quantise: Quantised | None = None,
+        compile: CompileMode | None = None,
     ) -> Self:
         """A decoder by name (`pixdec models` lists them), or from a file or folder.
 
-        `device` None takes CUDA, else MPS, else the CPU. `dtype` None keeps the file's, bfloat16 for the released
-        models, but float32 on a CPU without bfloat16 matrix units, where bfloat16 is many times slower. `space` names
-        the latent space where a file alone does not tell (16-channel checkpoints outside their released folder).
+        device: None takes CUDA, else MPS, else the CPU.
+        dtype: None keeps the file's, bfloat16 for the released models and for the bundled one, whose float16 is for the
+            disk; but float32 on a CPU without bfloat16 matrix units, where bfloat16 is many times slower.
+        space: the latent space where a file alone does not tell (16-channel checkpoints outside their released folder).
+        memory: what a decode may take, weights included, such as "8GB", a number of bytes, or "auto", what the device
+            has: chunks, tiles, precision and where the weights are follow from it, see `plan`. None does not ask.
+        attention: the kernel that computes it, see `pixdec.execution.kernels.choose`; "auto" the fastest trusted one.
+        quantise: "int8", "int8-weights" or "fp8": quicker or smaller, but not the same image, see
+            `pixdec.execution.quantised`.
+        compile: "default", or "graphs" for CUDA graphs too, see `pixdec.execution.compiled`.
 
-        Raises ValueError for an unknown name, a damaged or foreign file, or an ambiguous space; OSError if a download
-        fails.
+        Raises ValueError for an unknown name, a damaged or foreign file, an ambiguous space, or anything that this
+        device cannot; OSError if a download fails.
         """
         place = torch.device(device) if device is not None else best_device()
-        model = load_decoder(name_or_path, space=space, device=place, dtype=dtype or _quick_dtype(place))
-        return cls(model, _caption_embeddings() if model.needs_text else None)
+        quick = place.type != "cpu" or has_bfloat16_units()
+        model = load_decoder(
+            name_or_path,
+            space=space,
+            device=place if memory is None else "cpu",  # it may not fit
+            dtype=dtype if dtype is not None or quick else torch.float32,
+            half=torch.bfloat16,
+        )
+        decoder = cls(model, _caption_embeddings() if model.needs_text else None, place)
+        decoder.runner.memory, decoder.runner.attention = memory, attention
+        if quantise is not None:
+            decoder.runner.quantise(quantise)
+        if compile is not None:
+            decoder.runner.compile(compile)
+        return decoder
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and where decoded tensors come from."""
-        return self.network.backbone.patch_embed.weight.device
+        """Where the network computes, and where decoded tensors come from."""
+        return self.runner.device
+
+    @property
+    def tile(self) -> int | None:
+        """The side in pixels of the tiles that network calls run in."""
+        return self.runner.tile
+
+    @tile.setter
+    def tile(self, side: int | None) -> None:
+        self.runner.tile = side
+
+    def plan(self, height: int, width: int, batch: int = 1) -> DecodePlan:
+        """How a batch of outputs of height x width pixels fits in the memory that was allowed, or in what the device
+        has: `plan(2048, 2048).lines()` tells in words. ValueError if it does not fit."""
+        return self.runner.plan(height, width, batch)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,7 +158,7 @@ class PixelDecoder:
     @property
     def is_distilled(self) -> bool:
         """Whether the network knows the noise levels of its own list only; ours has learnt all alike."""
-        return self.model.kind == "student" and self.network.settings.prediction != "residual"
+        return is_distilled(self.model)
 
     def load_lora(self, path: "str | Path", strength: float = 1.0) -> None:
         """Adds a LoRA of `pixdec train` to the weights, in the place of one that was there: see `pixdec.weights.lora`.
@@ -109,17 +167,19 @@ class PixelDecoder:
         space, or a strength that is not finite.
         """
         check_strength(strength)
+        self.runner.check_weights_can_change()
         lora = read_lora(path)
         lora.check(self.network, self.model.name, self.model.spaces)
         self.unload_lora()
         self._merged = MergedLora(self.network, lora)
-        self._merged.strength = strength
+        self._merged.strength, self.runner.is_changed = strength, True
 
     def unload_lora(self) -> None:
         """The network as it was, bit for bit; nothing without a LoRA."""
         if self._merged is not None:
+            self.runner.check_weights_can_change()
             self._merged.strength = 0.0
-        self._merged = None
+        self._merged, self.runner.is_changed = None, False
 
     @property
     def lora(self) -> Lora | None:
@@ -136,118 +196,169 @@ class PixelDecoder:
     def lora_strength(self, strength: float) -> None:
         if self._merged is None:
             raise ValueError(f"lora_strength={strength}: no LoRA is loaded; load_lora comes first")
+        self.runner.check_weights_can_change()
         self._merged.strength = strength
 
     @overload
     def decode(
         self,
-        latent: Latent | Tensor,
-        prompt: str | Sequence[str] = "",
-        sigma: float | Sequence[float] | Tensor | None = None,
-        seed: int | Sequence[int] = 0,
+        latent: Latent | Tensor | Sequence[Latent | Tensor],
+        prompt: Prompt = "",
+        sigma: Sigma = None,
+        seed: Seed = 0,
         steps: int | None = None,
-        size: tuple[int, int] | None = None,
+        size: OutputSize = None,
         output: Literal["pil"] = "pil",
+        *,
+        batch_size: int | None = None,
     ) -> "list[Image]": ...
 
     @overload
     def decode(
         self,
         latent: Latent | Tensor,
-        prompt: str | Sequence[str] = "",
-        sigma: float | Sequence[float] | Tensor | None = None,
-        seed: int | Sequence[int] = 0,
+        prompt: Prompt = "",
+        sigma: Sigma = None,
+        seed: Seed = 0,
         steps: int | None = None,
-        size: tuple[int, int] | None = None,
+        size: OutputSize = None,
         *,
         output: Literal["pt"],
+        batch_size: int | None = None,
     ) -> Tensor: ...
 
     @overload
     def decode(
         self,
-        latent: Latent | Tensor,
-        prompt: str | Sequence[str] = "",
-        sigma: float | Sequence[float] | Tensor | None = None,
-        seed: int | Sequence[int] = 0,
+        latent: Sequence[Latent | Tensor],
+        prompt: Prompt = "",
+        sigma: Sigma = None,
+        seed: Seed = 0,
         steps: int | None = None,
-        size: tuple[int, int] | None = None,
+        size: OutputSize = None,
         *,
-        output: Literal["np"],
-    ) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]": ...
+        output: Literal["pt"],
+        batch_size: int | None = None,
+    ) -> list[Tensor]: ...
 
+    @overload
     def decode(
         self,
         latent: Latent | Tensor,
-        prompt: str | Sequence[str] = "",
-        sigma: float | Sequence[float] | Tensor | None = None,
-        seed: int | Sequence[int] = 0,
+        prompt: Prompt = "",
+        sigma: Sigma = None,
+        seed: Seed = 0,
         steps: int | None = None,
-        size: tuple[int, int] | None = None,
-        output: Literal["pil", "pt", "np"] = "pil",
-    ) -> "list[Image] | Tensor | np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
-        """Decodes a batch of latents.
+        size: OutputSize = None,
+        *,
+        output: Literal["np"],
+        batch_size: int | None = None,
+    ) -> Array: ...
 
-        latent: a `Latent`, or a normalised tensor (B,C,h,w) of the decoder's own space.
+    @overload
+    def decode(
+        self,
+        latent: Sequence[Latent | Tensor],
+        prompt: Prompt = "",
+        sigma: Sigma = None,
+        seed: Seed = 0,
+        steps: int | None = None,
+        size: OutputSize = None,
+        *,
+        output: Literal["np"],
+        batch_size: int | None = None,
+    ) -> list[Array]: ...
+
+    def decode(
+        self,
+        latent: Latent | Tensor | Sequence[Latent | Tensor],
+        prompt: Prompt = "",
+        sigma: Sigma = None,
+        seed: Seed = 0,
+        steps: int | None = None,
+        size: OutputSize = None,
+        output: Literal["pil", "pt", "np"] = "pil",
+        *,
+        batch_size: int | None = None,
+    ) -> "list[Image] | Tensor | list[Tensor] | Array | list[Array]":
+        """Decodes a batch of latents, or a list of batches of any sizes, in order.
+
+        latent: a `Latent`, or a normalised tensor (B,C,h,w) of the decoder's own space; or a list of these.
         prompt: the caption, or one for each image; decoders without text ignore nothing: they refuse a caption.
-        sigma: noise level of the latents, one or one for each; None takes the `Latent`'s (0 for a tensor).
+        sigma: noise level of the latents, one or one for each image; None takes the `Latent`'s (0 for a tensor).
         seed: of the noise, one for each image, or one s for all (image i draws from s + i). The same seed gives the
             same image on every device, alone or in a batch.
         steps: 1 to 4 for the released students, any number for teachers and `pixdec-nano`; None is the model's own.
-        size: (height, width) of the output to expect; a check, for nothing is resized: it must be what the latent
-            gives.
-        output: "pil", a list of B images; "pt", (B,3,H,W) float32 in [0,1] on the decoder's device; "np", (B,H,W,3)
-            float32 in [0,1]. H = h·factor·scale, W = w·factor·scale.
+        size: (height, width) of the images, or one for each latent of a list. The decoder decodes at its own scale,
+            H = h·factor·scale, W = w·factor·scale, and the image is resampled, see `pixdec.sizes.fit`. Its shape is
+            kept: a size that both sides do not reach by one factor, to a pixel, is refused. None: H x W.
+        output: "pil", a list of all images; "pt", (B,3,H,W) float32 in [0,1] on the decoder's device; "np", (B,H,W,3)
+            float32 in [0,1]. For a list of latents, a list of these, one for each.
+        batch_size: how many images of one size are decoded at once; None as many as have the pixels of one of
+            4096 x 4096. It changes time and memory, and the images by rounding only.
 
         Raises ValueError for a raw, packed, foreign or non-finite latent, and for any argument that does not fit.
         """
         if output not in ("pil", "pt", "np"):
             raise ValueError(f"output={output!r}: expected 'pil', 'pt' or 'np'")
-        final: Step | None = None
-        for step in self.stream(latent, prompt, sigma, seed, steps, size):
-            final = step
-        assert final is not None
-        images = (final.x0 + 1) / 2
-        if output == "pt":
-            return images
-        array = images.permute(0, 2, 3, 1).cpu().numpy()
-        if output == "np":
-            return array
-        from PIL import Image
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        given = [latent] if isinstance(latent, Latent | Tensor) else list(latent)
+        if not given:
+            raise ValueError("latent=[]: expected one or more latents")
+        latents = [self._accept(*each) for each in zip(given, levels_for(sigma, given), strict=True)]
+        requests = requests_of(latents, prompt, seed, size)
+        for request in requests:  # all are judged before any is decoded
+            self._frame(request.latent, request.size)
 
-        return [Image.fromarray(np.round(each * 255).astype(np.uint8)) for each in array]
+        images: list[Any] = [None] * len(requests)
+        for batch in batches(requests, lambda request: batch_size or self._at_once(request.latent)):
+            captions, seeds = [each.caption for each in batch], [each.seed for each in batch]
+            last = deque(self.stream(joined(batch), captions, None, seeds, steps, batch[0].size), maxlen=1).pop()
+            for request, image in zip(batch, in_form(last.x0, output), strict=True):
+                images[request.place] = image
+        if output == "pil":
+            return images
+        parts = stacked(images, [each.tensor.shape[0] for each in latents])
+        return parts[0] if isinstance(latent, Latent | Tensor) else parts
 
     @torch.inference_mode()
     def stream(
         self,
         latent: Latent | Tensor,
-        prompt: str | Sequence[str] = "",
-        sigma: float | Sequence[float] | Tensor | None = None,
-        seed: int | Sequence[int] = 0,
+        prompt: Prompt = "",
+        sigma: Sigma = None,
+        seed: Seed = 0,
         steps: int | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
     ) -> Iterator[Step]:
-        """As `decode`, but yields every step's estimate of the image: `Step.x0` (B,3,H,W) float32 in [-1,1]."""
-        latent = self._accept(latent, sigma)
-        batch, (height, width) = latent.tensor.shape[0], self._image_size(latent, size)
-        captions, seeds = _captions_for(prompt, batch), _seeds_for(seed, batch)
-        times = self._times(steps, height, width)
-        tiling = self._tiling(height, width)
-        if tiling is None and (warning := self.model.size_warning(height, width)):
-            warnings.warn(warning, stacklevel=2)
+        """As `decode` of one batch, all of it at once, but yields every step's estimate of the image: `Step.x0`
+        (B,3,H,W) float32 in [-1,1], at the model's own size; only that of the last step, the result, has `size`."""
+        latent, (size,) = self._accept(latent, sigma), sizes_for(size, 1)
+        batch, frame = latent.tensor.shape[0], self._frame(latent, size)
+        captions, seeds = captions_for(prompt, batch), seeds_for(seed, batch)
+        arranged = self.runner.arrange(*frame.whole, batch)
+        tile = None if arranged.tiling is None else next(iter(arranged.tiling))
+        seen = frame.whole if tile is None else (tile.height, tile.width)  # what the network sees at a time
+        if warning := self.model.size_warning(*seen):
+            warnings.warn(warning if tile is None else f"in tiles: {warning}", stacklevel=2)
+        times = times_for(self.model, steps, *seen)
 
-        # What all steps share; the samplers know of x_t and t only.
-        text = self._embed(captions)
-        condition = self.network.condition(latent.tensor.to(self.device), tokens=tiling is None)
-        velocity = partial(self._velocity, condition=condition, sigma=latent.sigma.to(self.device), tiling=tiling)
-        noise, shape = NoiseSource(seeds, self.device), (batch, 3, height, width)
-        if self.model.kind == "student":
-            yield from student(partial(velocity, text=text), noise, shape, times)
-            return
-        negative = self._embed([_negative_prompt()] * batch)
-        denoise = guided(partial(velocity, text=text), partial(velocity, text=negative), TEACHER_GUIDANCE)
-        for step in dpm_solver(denoise, noise(shape), times):
-            yield replace(step, x0=step.x0.clamp(-1, 1))
+        is_teacher = self.model.kind == "teacher"
+        for step in denoised(
+            self.network,
+            latent=frame.pad(latent.tensor.to(self.device)),
+            sigma=latent.sigma.to(self.device),
+            text=self._embed(captions),
+            negative=self._embed([_negative_prompt()] * batch) if is_teacher and self.model.needs_text else None,
+            guidance=TEACHER_GUIDANCE if is_teacher else None,
+            seeds=seeds,
+            times=times,
+            size=frame.whole,
+            arranged=arranged,
+        ):
+            image, is_last = frame.crop(step.x0), step.index + 1 == step.total
+            yield replace(step, x0=fit(image, size) if is_last and size is not None else image)
 
     def attach(
         self,
@@ -273,7 +384,7 @@ class PixelDecoder:
             decoder_seed=seed,
         )
 
-    def _accept(self, latent: Latent | Tensor, sigma: float | Sequence[float] | Tensor | None) -> Latent:
+    def _accept(self, latent: Latent | Tensor, sigma: Sigma) -> Latent:
         """A checked latent of this decoder's space, at the noise level that was asked for."""
         if isinstance(latent, Tensor):
             return Latent(latent, self.space, 0.0 if sigma is None else sigma)
@@ -284,56 +395,17 @@ class PixelDecoder:
             )
         return latent if sigma is None else Latent(latent.tensor, latent.space, sigma)
 
-    def _image_size(self, latent: Latent, expected: tuple[int, int] | None) -> tuple[int, int]:
-        """(height, width) of the output in pixels; ValueError if another is expected."""
-        side = self.space.factor * self.scale
-        height, width = latent.tensor.shape[2] * side, latent.tensor.shape[3] * side
-        if expected is not None and tuple(expected) != (height, width):
-            raise ValueError(
-                f"size={tuple(expected)}: this latent decodes to (height, width) = ({height}, {width}); "
-                "resize the image afterwards"
-            )
-        return height, width
+    def _frame(self, latent: Latent, size: Size | None) -> Frame:
+        """What the latent decodes to; ValueError for a size that this cannot be resampled to."""
+        rows, columns = latent.tensor.shape[2:]
+        frame = Frame.of(rows, columns, self.space.factor * self.scale, self.network.settings.backbone.patch)
+        if size is not None:
+            check_size(size, frame.size)
+        return frame
 
-    def _times(self, steps: int | None, height: int, width: int) -> list[float]:
-        """The noise level of the image at each step, and 0 at the end."""
-        if self.model.kind == "student":
-            trained = self.model.times
-            return student_times(trained, len(trained) - 1 if steps is None else steps, distilled=self.is_distilled)
-        shift = resolution_shift(height, width, self.model.version)
-        return shifted_times(TEACHER_STEPS if steps is None else steps, shift, TEACHER_START)
-
-    def _tiling(self, height: int, width: int) -> Tiling | None:
-        """The tiles of an output of height x width pixels; None to decode it as a whole."""
-        side, sizes = self.tile, self.model.sizes
-        if side is None and (sizes is None or height * width <= sizes.largest):
-            return None
-        side = side or TILE
-        if max(height, width) <= side:
-            return None
-        patch = self.network.settings.backbone.patch
-        return Tiling(height, width, side, overlap=max(1, round(side / 8 / patch)) * patch, patch=patch)
-
-    def _velocity(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        *,
-        text: Tensor | None,
-        condition: Condition,
-        sigma: Tensor,
-        tiling: Tiling | None,
-    ) -> Tensor:
-        """The network's velocity (B,3,H,W), in tiles if there are any. All but x_t and t stay as they are for a whole
-        decode."""
-        if tiling is None:
-            return self.network.velocity(x_t, t, text, condition, sigma, PIXEL_CHUNK)
-        return tiled_velocity(
-            lambda tile, cropped: self.network.velocity(tile, t, text, cropped, sigma, PIXEL_CHUNK),
-            x_t,
-            condition,
-            tiling,
-        )
+    def _at_once(self, latent: Latent) -> int:
+        """How many images of such latents are decoded together."""
+        return self.runner.images_at_once(*self._frame(latent, None).whole)
 
     def _embed(self, captions: list[str]) -> Tensor | None:
         if self._captions is not None:
@@ -341,25 +413,6 @@ class PixelDecoder:
         if any(captions):
             raise ValueError(f"{self.model.name} takes no caption, got {captions[0]!r}; leave the prompt empty")
         return None
-
-
-def _captions_for(prompt: str | Sequence[str], batch: int) -> list[str]:
-    captions = [prompt] * batch if isinstance(prompt, str) else list(prompt)
-    if len(captions) != batch:
-        raise ValueError(f"{len(captions)} captions for {batch} latents; give one, or one for each")
-    return captions
-
-
-def _seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
-    seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != batch:
-        raise ValueError(f"{len(seeds)} seeds for {batch} latents; give one, or one for each")
-    return seeds
-
-
-def _quick_dtype(device: torch.device) -> torch.dtype | None:
-    """None (keep the file's), but float32 on a processor that would have to emulate bfloat16."""
-    return torch.float32 if device.type == "cpu" and not has_bfloat16_units() else None
 
 
 def _caption_embeddings() -> Captions:

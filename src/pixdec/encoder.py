@@ -59,7 +59,7 @@ class ImageEncoder:
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
             raise ValueError(
                 f"images of shape {tuple(images.shape)}: expected (B, 3, H, W) with H and W multiples of {factor}; "
-                "pad or crop first"
+                f"crop first, or pad with pixdec.images.pad_to_multiple(images, {factor})"
             )
         parameter = next(self.vae.parameters())
         images = images.to(parameter)

@@ -45,6 +45,15 @@ def replacing(path: str | Path) -> Generator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$PIXDEC_CACHE`, else `pixdec` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    if chosen := os.environ.get("PIXDEC_CACHE"):
+        return Path(chosen).expanduser()
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # A relative XDG_CACHE_HOME is to be ignored (XDG base directory specification).
+    return (shared if shared.is_absolute() else Path.home() / ".cache") / "pixdec"
+
+
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files below a folder, at any depth, with one of these suffixes (".png", lower case; theirs may be upper):
     relative to the folder and in order, without those that are hidden or in hidden folders."""

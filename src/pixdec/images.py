@@ -17,14 +17,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from pixdec.files import reason_of, replacing
 
-# Larger images are refused from their header alone: a small file can claim any size.
-MAX_SIDE = 2**14  # pixels
-MAX_PIXELS = 2**27
+MAX_SIDE = 2**14  # pixels; squares of this side are written
+MAX_PIXELS = 2**27  # larger images are not read, which is seen from their header: a small file can claim any size
+_BAND = 2**22  # pixels of an image that are converted at a time
 
 READABLE = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
 WRITABLE: Mapping[str, str] = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}  # suffix → format
@@ -137,7 +139,7 @@ def read_settings(path: str | Path) -> dict[str, object]:
     Raises:
         ValueError: the file is missing or not an image.
     """
-    with _open(path, str(path)) as image:
+    with _open(path, str(path), pixels=MAX_SIDE**2) as image:  # nothing but the metadata is read
         if image.format == "PNG":
             return _json_object(image.info.get("pixdec"))
         comment: object = _exif(image).get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
@@ -171,10 +173,31 @@ def to_pil(images: Tensor) -> list[Image.Image]:
         ValueError: another shape, or NaN or infinite values.
     """
     _check_images(images)
-    if not bool(images.isfinite().all()):
-        raise ValueError(f"images of shape {tuple(images.shape)} hold NaN or infinite values; nothing can show them")
-    values = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return [Image.fromarray(image) for image in values.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    return [_picture(image) for image in images.detach()]
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """(3,H,W) → an image, some rows at a time: whole float copies of a large one would take gigabytes."""
+    height, width = image.shape[1:]
+    picture, rows = Image.new("RGB", (width, height)), max(1, _BAND // width)
+    for top in range(0, height, rows):
+        band = image[:, top : top + rows]
+        if not bool(band.isfinite().all()):
+            raise ValueError(f"images of shape {tuple(image.shape)} hold NaN or infinite values; nothing can show them")
+        values = band.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+        picture.paste(Image.fromarray(values.permute(1, 2, 0).contiguous().cpu().numpy()), (0, top))
+    return picture
+
+
+def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
+    """Extend (B, 3, H, W) on the right and below, until both sides are multiples of `factor`: what encoders ask for.
+
+    By reflection, so that the border looks like more of the image; where a side is too short to reflect that much, by
+    repeating its last pixels. Of an image that is decoded `scale` times larger, [..., : H·scale, : W·scale] is wanted.
+    """
+    bottom, right = -images.shape[2] % factor, -images.shape[3] % factor
+    images = F.pad(images, (0, right, 0, 0), mode="reflect" if right < images.shape[3] else "replicate")
+    return F.pad(images, (0, 0, 0, bottom), mode="reflect" if bottom < images.shape[2] else "replicate")
 
 
 def resize(images: Tensor, height: int, width: int, *, how: Literal["bicubic", "lanczos"] = "bicubic") -> Tensor:
@@ -192,8 +215,9 @@ def resize(images: Tensor, height: int, width: int, *, how: Literal["bicubic", "
     if height < 1 or width < 1:
         raise ValueError(f"size {height}x{width}: both sides must be at least 1")
     if how == "bicubic":
-        resized = F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
-        return resized.to(images.dtype)
+        source = images.float().cpu() if images.device.type == "mps" else images.float()  # which has no such kernel
+        resized = F.interpolate(source, (height, width), mode="bicubic", antialias=True, align_corners=False)
+        return resized.to(images.device, images.dtype)
     if how == "lanczos":
         resized = [_lanczos(plane, height, width) for plane in images.detach().float().cpu().flatten(0, 1)]
         return torch.stack(resized).view(*images.shape[:2], height, width).to(images.device, images.dtype)
@@ -210,13 +234,13 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W), none of them 0")
 
 
-def _open(file: str | Path | BinaryIO, name: str) -> Image.Image:
+def _open(file: str | Path | BinaryIO, name: str, *, pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a file or stream lazily, no pixel decoded, within the limits; every failure is a ValueError of one line."""
-    limit = f"the limit is {MAX_SIDE} a side and {MAX_PIXELS} in all"
+    limit = f"the limit is {MAX_SIDE} a side and {pixels} in all"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are judged below, and of corrupt metadata
-            image = Image.open(file)
+            image = _identified(file, bombs=pixels > MAX_PIXELS)
     except FileNotFoundError as error:
         raise ValueError(f"{name}: there is no such file") from error
     except IsADirectoryError as error:
@@ -229,10 +253,26 @@ def _open(file: str | Path | BinaryIO, name: str) -> Image.Image:
         raise ValueError(f"{name}: too many pixels, {limit} ({reason_of(error)})") from error
     except Exception as error:  # Pillow's parsers raise many kinds on damaged headers
         raise ValueError(f"{name}: cannot be read as an image ({reason_of(error)})") from error
-    if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
+    if max(image.size) > MAX_SIDE or image.width * image.height > pixels:
         image.close()
         raise ValueError(f"{name}: {_by(image.size)} pixels; {limit}")
     return image
+
+
+def _identified(file: str | Path | BinaryIO, *, bombs: bool) -> Image.Image:
+    """`Image.open`; with `bombs`, also the large images of our own formats that it refuses."""
+    try:
+        return Image.open(file)
+    except Image.DecompressionBombError:
+        if not bombs or not isinstance(file, str | Path):
+            raise
+        kinds = {b"\x89PNG": PngImageFile, b"\xff\xd8\xff": JpegImageFile, b"RIFF": WebPImageFile}
+        with Path(file).open("rb") as stream:
+            start = stream.read(4)
+        kind = next((kind for mark, kind in kinds.items() if start.startswith(mark)), None)
+        if kind is None:
+            raise
+        return kind(file)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -319,6 +359,7 @@ __all__ = [
     "WRITABLE",
     "image_size",
     "output_format",
+    "pad_to_multiple",
     "read_image",
     "read_settings",
     "resize",

@@ -1,11 +1,13 @@
 """Samplers as generators: each yields its state after every step, and the caller stops, shows or keeps what it wants.
 
 A denoiser is `denoise(x_t, t) -> velocity` with x_t (B,3,H,W) and t (B,) in [0,1]. Noise is drawn on the CPU in float32
-from one generator for each image, so that a seed gives the same image on every device and in every batch.
+from generators of each image's own, so that a seed gives the same image on every device and in every batch.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from pixdec.flow import clean, interpolate
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+_PART = 2**20  # values that one generator draws at a time
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,56 @@ class Step:
 
 
 class NoiseSource:
-    """Standard normal noise, image by image: image i of the batch draws from its own generator, in the order of the
-    calls."""
+    """Standard normal noise, image by image: image i of the batch draws from its own generators, in the order of the
+    calls.
 
-    def __init__(self, seeds: Sequence[int], device: torch.device):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.device = device
+    The first 2²⁰ values of an image come from one generator that all calls go on with, and every further 2²⁰ from one
+    of their own, seeded by (seed, call, part): so that all cores draw a large image, and always the same. Where the
+    network is not on the CPU, the noise of the next of `calls` calls is drawn while it computes.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device, calls: int = 1):
+        self.seeds, self.device, self.calls = seeds, device, calls
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._drawn = 0
+        self._next: tuple[tuple[int, ...], Future[Tensor]] | None = None
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
-        """(B,…) float32 noise, one generator for each of the B images."""
-        assert shape[0] == len(self.generators)
-        each = [torch.randn(tuple(shape[1:]), generator=generator) for generator in self.generators]
-        return torch.stack(each).to(self.device)
+        """(B,…) float32 noise for the B images."""
+        assert shape[0] == len(self.seeds)
+        expected, drawing = self._next or (None, None)
+        assert expected in (None, tuple(shape)), "all calls ask for noise of one shape"
+        noise = self._draw(shape) if drawing is None else drawing.result()
+        self._next = None
+        if self.device.type != "cpu" and self._drawn < self.calls:
+            background = ThreadPoolExecutor(1)
+            self._next = tuple(shape), background.submit(self._draw, shape)
+            background.shutdown(wait=False)
+        return noise.to(self.device)
+
+    def _draw(self, shape: Sequence[int]) -> Tensor:
+        """The noise of the next call, on the CPU."""
+        with torch.inference_mode(False):  # other threads write into it
+            noise = torch.empty(tuple(shape))
+        tasks = list[tuple[Tensor, torch.Generator]]()
+        for seed, own, image in zip(self.seeds, self._generators, noise, strict=True):
+            first, *others = image.view(-1).split(_PART)
+            tasks += [(first, own), *((x, _generator(seed, self._drawn, i)) for i, x in enumerate(others))]
+        self._drawn += 1
+        with ThreadPoolExecutor(min(len(tasks), torch.get_num_threads())) as pool:
+            for _ in pool.map(_fill, *zip(*tasks, strict=True)):
+                pass
+        return noise
+
+
+def _fill(values: Tensor, generator: torch.Generator) -> None:
+    values.normal_(generator=generator)
+
+
+def _generator(seed: int, call: int, part: int) -> torch.Generator:
+    """That of part number `part` after the first, of one image in one call."""
+    digest = hashlib.blake2b(f"{seed} {call} {part}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
 def student(

@@ -8,6 +8,7 @@ of a call is one tile's, whatever the size of the image.
 B batch · H, W output pixels · p patch side
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pixdec.models.pid import Condition
+from pixdec.models.places import Context
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Tiling:
     """Tiles of `side` pixels that overlap by at least `overlap` over an image of height x width. All three are
     multiples of the patch side.
 
-    Along an axis the tiles lie evenly, so that every overlap is about as wide, on multiples of `patch`; an image
-    smaller than a tile is one tile along that axis.
+    Along an axis the tiles lie evenly, so that every overlap is about as wide, on multiples of `step`, but for the
+    last, which ends where the image ends; an image smaller than a tile is one tile along that axis. Where attention is
+    inside windows, tiles whose `step` is a window's side see the windows of the whole image.
     """
 
     height: int
@@ -46,6 +49,7 @@ class Tiling:
     side: int
     overlap: int
     patch: int
+    step: int | None = None  # pixels; None is the patch side
 
     def __post_init__(self):
         for name in ("height", "width", "side", "overlap"):
@@ -63,8 +67,13 @@ class Tiling:
     def _starts(self, length: int) -> list[int]:
         if length <= self.side:
             return [0]
-        gaps = math.ceil((length - self.side) / (self.side - self.overlap))
-        return [round(i * (length - self.side) / gaps / self.patch) * self.patch for i in range(gaps + 1)]
+        reach, last = self.side - self.overlap, length - self.side
+        step = self.patch if self.step is None or self.step > reach else self.step
+        for gaps in itertools.count(math.ceil(last / reach)):
+            starts = [i * last // gaps // step * step for i in range(gaps)] + [last]
+            if all(after - before <= reach for before, after in itertools.pairwise(starts)):
+                return starts
+        raise AssertionError("tiles a step apart overlap enough")
 
     def weight(self, tile: Tile, device: torch.device) -> Tensor:
         """(tile height, tile width) float32: how much a tile's velocity counts. Rises as sin² over the overlap from
@@ -87,16 +96,45 @@ class Tiling:
 TileVelocity = Callable[[Tensor, Condition], Tensor]
 
 
-def tiled_velocity(velocity: TileVelocity, x_t: Tensor, condition: Condition, tiling: Tiling) -> Tensor:
+def tiled_velocity(
+    velocity: TileVelocity, x_t: Tensor, condition: Condition, tiling: Tiling, context: Context | None = None
+) -> Tensor:
     """v = Σ w_i v_i / Σ w_i over tiles i, v_i = velocity(x_t in tile i, condition in tile i).
 
     x_t (B,3,H,W) -> (B,3,H,W) float32. The tiles' positions are their own, as in an image of a tile's size.
+
+    With a `context`, its processes share the tiles: number r of n computes tiles r, r+n, …. All pass the same x_t and
+    condition and get the same velocity, that of one process alone to the bit: each adds up all tiles, in their order.
+    A round of n tiles is in memory at a time. `velocity` itself must not be shared.
     """
     total = torch.zeros_like(x_t, dtype=torch.float32)
     weights = torch.zeros(x_t.shape[-2:], device=x_t.device)
-    for tile in tiling:
+    for tile, part in _parts(velocity, x_t, condition, tiling, context):
         weight = tiling.weight(tile, x_t.device)
-        part = velocity(tile.of(x_t), condition.crop(tile.top, tile.left, tile.height, tile.width, tiling.patch))
         tile.of(total).addcmul_(part, weight)
         tile.of(weights[None, None])[0, 0].add_(weight)
     return total.div_(weights)
+
+
+def _parts(
+    velocity: TileVelocity, x_t: Tensor, condition: Condition, tiling: Tiling, context: Context | None
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Every tile with its velocity, whichever process computed it."""
+
+    def at(tile: Tile) -> Tensor:
+        cropped = condition.crop(tile.top, tile.left, tile.height, tile.width, tiling.patch)
+        return velocity(tile.of(x_t), cropped).float()
+
+    tiles = list(tiling)
+    if context is None:
+        yield from ((tile, at(tile)) for tile in tiles)
+        return
+    batch = x_t.shape[0]
+    for first in range(0, len(tiles), context.count):
+        several = tiles[first : first + context.count]  # in the last round there may be fewer than processes
+        if context.rank < len(several):
+            mine = at(several[context.rank])
+        else:
+            mine = torch.zeros_like(several[0].of(x_t), dtype=torch.float32)  # all tiles are of one size
+        parts = context.gather(mine, 0, [batch] * context.count).split(batch)
+        yield from zip(several, parts, strict=False)

@@ -1,9 +1,7 @@
 """Two gloo processes train as one does, however the work is laid on them."""
 
 import dataclasses
-import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,24 +13,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pair import EXACT, TEXT, VARIANTS, given, new_network
 
 from pixdec.models.pid import PiD
-from pixdec.models.pixdit import Context
+from pixdec.models.places import Context
 from pixdec.train import parallel
 from pixdec.train.parallel import MachineSettings, Share, World, join, precision, prepare, split_context
+from ring import run_ring
 
 PAGE = Path(__file__).parents[2] / "docs" / "many-devices.md"
 
 
 def run(part: str, processes: int, folder: Path) -> dict:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ring = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("pair.py")), part, str(folder)]
-    started = [
-        subprocess.Popen(command, env={**os.environ, **ring, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(processes)
-    ]
-    assert [process.wait(timeout=500) for process in started] == [0] * processes
+    said = run_ring(Path(__file__).with_name("pair.py"), processes, part, folder)
+    assert [each.code for each in said] == [0] * processes, said
     return torch.load(folder / f"{part}.pt", weights_only=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from pathlib import Path
 from typing import Any, Final, cast
@@ -13,18 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.files import replacing
+from pixdec.files import cache_folder, replacing
 
 _KIND: Final = "caption embedding"
 
 
 def default_folder() -> Path:
-    """`$PIXDEC_CACHE/captions`, else `pixdec/captions` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
-    if chosen := os.environ.get("PIXDEC_CACHE"):
-        return Path(chosen).expanduser() / "captions"
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # A relative XDG_CACHE_HOME is to be ignored (XDG base directory specification).
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "pixdec" / "captions"
+    """`captions` in the cache folder."""
+    return cache_folder() / "captions"
 
 
 class EmbeddingCache:

@@ -9,7 +9,6 @@ settings, the trajectory is that of one process, but for the rounding of sums. `
 and in place: their code, the names of their parameters and their calls stay what they are.
 """
 
-import atexit
 import functools
 import math
 import os
@@ -17,7 +16,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -28,8 +27,8 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from pixdec.devices import best_device, has_bfloat16_units
+from pixdec.execution.sharing import context_of, is_windowed, meet, own_cuda
 from pixdec.models.pid import PiD
-from pixdec.models.pixdit import Context
 
 BACKEND = "inductor"  # of torch.compile
 MANY = 50_000_000  # parameters from which on a network that does not learn is sharded
@@ -115,11 +114,8 @@ def join(device: str | None = None, context: int = 1) -> World:
     if count == 1:
         return World(device=best_device() if device is None else torch.device(device))
     mine = _own_device(device)
-    if not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo")
-        atexit.register(distributed.destroy_process_group)
+    mesh = meet(mine, context)
     rank = distributed.get_rank()
-    mesh = init_device_mesh(mine.type, (count // context, context), mesh_dim_names=("data", "context"))
     return World(Share(rank // context, count // context), Share(rank % context, context), mine, mesh)
 
 
@@ -132,14 +128,7 @@ def _own_device(named: str | None) -> torch.device:
         )
     if named == "cpu":
         return torch.device("cpu")
-    place = int(os.environ.get("LOCAL_RANK", "0"))
-    if place >= torch.cuda.device_count():
-        raise ValueError(
-            f"process {place + 1} on a machine with {torch.cuda.device_count()} CUDA devices: start no more processes "
-            "than that (torchrun --nproc-per-node)"
-        )
-    torch.cuda.set_device(place)
-    return torch.device("cuda", place)
+    return own_cuda(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def together() -> bool:
@@ -278,47 +267,12 @@ def split_context(network: PiD, world: World) -> None:
     so that the mean over all processes is the true one. ValueError for windowed attention.
     """
     count = world.context.count
-    if network.settings.backbone.window is not None:
+    if is_windowed(network):
         raise ValueError(
             f"machine.context={count}: this network's attention is windowed, which needs no splitting; take 1"
         )
     assert world.mesh is not None
-    group = world.mesh.get_group("context")
-
-    def gather(band: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
-        return _gathered(band, axis, sizes, group)
-
-    uncompiled: Any = torch.compiler.disable(gather)
-    network.backbone.context = Context(world.context.rank, count, uncompiled)
-
-
-def _gathered(band: Tensor, axis: int, sizes: Sequence[int], group: distributed.ProcessGroup) -> Tensor:
-    """The bands of all processes of a group, one after the other along an axis, where they have `sizes`."""
-    most, band = max(sizes), band.movedim(axis, 0)
-    if len(band) < most:
-        band = torch.cat((band, band.new_zeros(most - len(band), *band.shape[1:])))
-    whole = cast(Tensor, _Gather.apply(band.contiguous(), group))
-    if min(sizes) < most:
-        whole = torch.cat([part[:size] for part, size in zip(whole.split(most), sizes, strict=True)])
-    return whole.movedim(0, axis)
-
-
-class _Gather(torch.autograd.Function):
-    """(n, …) of each process of a group -> (processes·n, …) on all; backwards, the sum of what all have for one's n."""
-
-    @staticmethod
-    def forward(ctx: Any, band: Tensor, group: distributed.ProcessGroup) -> Tensor:
-        ctx.group = group
-        whole = band.new_empty(group.size() * band.shape[0], *band.shape[1:])
-        distributed.all_gather_single(whole, band, group=group)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        whole = gradients[0].contiguous()
-        band = whole.new_empty(whole.shape[0] // ctx.group.size(), *whole.shape[1:])
-        distributed.reduce_scatter_single(band, whole, group=ctx.group)
-        return band, None
+    network.backbone.context = context_of(world.mesh.get_group("context"))
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:

@@ -68,12 +68,13 @@ def load_decoder(
     space: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    half: torch.dtype = torch.float32,
 ) -> LoadedDecoder:
     """A decoder by the name of its card (fetched if it is not on disk) or from a file, or from a folder that holds one.
 
     Files are safetensors or archives of torch.save, in the original's naming or ours. The network is in evaluation
-    mode and wants no gradients. `dtype` None is bfloat16 if the file has that, else float32 (float16 is how our small
-    files are stored, not a type to compute in). `space` must be given where the tensors fit several (16 channels:
+    mode and wants no gradients. `dtype` None is that of the file, but `half` for float16, which is how our small files
+    are stored and no type to compute in. `space` must be given where the tensors fit several (16 channels:
     FLUX.1, SD3 and Qwen-Image) and neither metadata nor the name of a released folder tells.
 
     Raises:
@@ -84,7 +85,7 @@ def load_decoder(
     checkpoint = open_checkpoint(_find(name_or_path))
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
-        network = _filled(_on_meta(PiD, identity.settings), tensors, torch.device(device), dtype)
+        network = _filled(_on_meta(PiD, identity.settings), tensors, torch.device(device), dtype, half)
     return LoadedDecoder(
         network=network,
         name=identity.name,
@@ -352,14 +353,21 @@ def _check(network: nn.Module, tensors: NetworkTensors) -> None:
         raise ValueError(f"its tensors do not fit the network: {found}")
 
 
-def _filled(network: M, tensors: NetworkTensors, device: torch.device, dtype: torch.dtype | None) -> M:
+def _filled(
+    network: M,
+    tensors: NetworkTensors,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    half: torch.dtype = torch.float32,
+) -> M:
     """Puts the tensors into a network on the meta device, converting one at a time."""
     _check(network, tensors)
     if dtype is None:
         counts = Counter[torch.dtype]()
         for tensor in tensors.tensors.values():
             counts[tensor.dtype] += tensor.numel()
-        dtype = torch.bfloat16 if counts.most_common(1)[0][0] == torch.bfloat16 else torch.float32
+        most = counts.most_common(1)[0][0]
+        dtype = {torch.bfloat16: torch.bfloat16, torch.float16: half}.get(most, torch.float32)
     elif dtype not in FLOATS:
         raise ValueError(f"dtype={dtype}: weights can be {', '.join(map(str, FLOATS))}")
     weights = {key: tensor.to(device, _dtype_of(key, dtype)) for key, tensor in tensors.tensors.items()}
