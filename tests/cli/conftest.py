@@ -107,6 +107,7 @@ def models(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The tiny models stand in for the bundled ones, and nothing is fetched."""
     monkeypatch.setattr("pixdec.weights.catalog.BUNDLED", bundled)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it was imported
     yield
 
 

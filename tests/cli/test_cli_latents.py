@@ -130,6 +130,48 @@ def test_decode_writes_what_the_decoder_gives(run: Run, tmp_path: Path) -> None:
     assert record["settings"].items() >= expected_settings.items()
 
 
+def test_decode_to_a_size_and_in_tiles(run: Run, tmp_path: Path) -> None:
+    source, target = saved(tmp_path / "z.safetensors", latents()), tmp_path / "out.png"
+    outcome = run("decode", source, "-o", target, "--size", "96x64", "--tile", 64, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    decoder = PixelDecoder.from_pretrained()
+    decoder.tile = 64
+    (expected,) = decoder.decode(Latent.load(source), size=(64, 96))
+    assert np.array_equal(pixels(target), np.asarray(expected))
+    (record,) = outcome.records
+    assert (record["width"], record["height"]) == (96, 64)
+    assert read_settings(target).items() >= {"width": 96, "height": 64, "tile": 64, "scale": 4}.items()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--size", "64x96"), ["--size 64x96", "z.safetensors", "192x128", "144x96 or 64x43"]),
+        (("--size", "1024"), ["--size 1024", "WIDTHxHEIGHT"]),
+        (("--size", "24000x16000"), ["24000x16000", "the limit is 16384 a side"]),
+        (("--tile", 8), ["--tile 8", "at least 16"]),
+        (("--memory", "30 MB"), ["z.safetensors: 192x128 does not fit in 0.03 GB", "allow more memory"]),
+    ],
+)
+def test_sizes_and_tiles_that_cannot_be(
+    run: Run, names: Names, tmp_path: Path, options: tuple[object, ...], words: list[str]
+) -> None:
+    source = saved(tmp_path / "z.safetensors", latents())
+    run("decode", source, "-o", tmp_path / "out.png", *options).refused(*words)
+    assert names(tmp_path) == ["z.safetensors"]
+
+
+def test_the_plans_of_a_file_of_latents(run: Run, names: Names, tmp_path: Path) -> None:
+    source = saved(tmp_path / "z.safetensors", latents(2))
+    outcome = run("decode", source, "-o", tmp_path / "out" / "x.png", "--plan", "--memory", "2.5GiB", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    told = [(Path(record["output"]).name, record["plan"]) for record in outcome.records]
+    assert [name for name, _ in told] == ["x-1.png", "x-2.png"]
+    assert [(plan["width"], plan["height"], plan["limit"]) for _, plan in told] == [(192, 128, 2684354560)] * 2
+    assert names(tmp_path) == ["z.safetensors"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_that_is_not_distilled_takes_more_steps_than_its_list(run: Run, tmp_path: Path) -> None:
     source = saved(tmp_path / "z.safetensors", latents(1))
     assert run("decode", source, "-o", tmp_path / "x.png", "--steps", 6).code == 0

@@ -7,6 +7,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from pixdec.cli.upscale import pad_to_multiple
-from pixdec.images import read_image, read_settings
+from pixdec.images import pad_to_multiple, read_image, read_settings, resize, to_pil, to_tensor
+from pixdec.models.adapter import AdapterSettings
+from pixdec.models.pid import PiD, PiDSettings
+from pixdec.models.pixdit import PixDiTSettings
+from pixdec.weights.load import save_decoder
 
 Run = Callable[..., Any]
 Photo = Callable[..., Path]
 Names = Callable[[Path], list[str]]
+MATH = ("--attention", "math")
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -169,9 +174,163 @@ def test_a_bad_image_among_good_ones(run: Run, photo: Photo, names: Names, tmp_p
     assert told == {"a.png": False, "b.png": True, "c.png": False, "d.png": True}
 
 
+@pytest.mark.parametrize(
+    ("options", "given", "wanted"),
+    [
+        (("--scale", 2), (37, 21), (74, 42)),
+        (("--scale", 3), (37, 21), (111, 63)),
+        (("--scale", 6), (37, 21), (222, 126)),
+        (("--scale", 5), (37, 21), (185, 105)),  # no multiple of the model's 4
+        (("--scale", 1.5), (37, 21), (round(37 * 1.5), round(21 * 1.5))),
+        (("--scale", 0.5), (5, 1), (2, 1)),
+        (("--scale", 4), (37, 21), (148, 84)),
+        (("--size", "100x57"), (37, 21), (100, 57)),
+        (("--size", "300x170"), (37, 21), (300, 170)),
+        (("--longest", 64), (37, 21), (64, 36)),
+        (("--longest", 64), (21, 37), (36, 64)),
+    ],
+)
+def test_any_factor_and_any_size(
+    run: Run, photo: Photo, tmp_path: Path, options: tuple[object, ...], given: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    outcome = run("upscale", photo(tmp_path / "in.png", *given), "-o", tmp_path / "out.png", "--json", *options)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert size(tmp_path / "out.png") == wanted
+    (record,) = outcome.records
+    assert (record["width"], record["height"]) == wanted
+    settings = read_settings(tmp_path / "out.png")
+    resampled = wanted != (4 * given[0], 4 * given[1])
+    assert (settings.get("width"), settings.get("height")) == (wanted if resampled else (None, None))
+    assert settings["scale"] == 4
+
+
+def test_a_smaller_factor_shrinks_what_the_model_decodes(run: Run, photo: Photo, tmp_path: Path) -> None:
+    source = photo(tmp_path / "in.png", 37, 21)
+    assert run("upscale", source, "-o", tmp_path / "four.png").code == 0
+    assert run("upscale", source, "-o", tmp_path / "two.png", "--scale", 2).code == 0
+    four, two = read_image(tmp_path / "four.png"), read_image(tmp_path / "two.png")
+    ours, theirs = np.asarray(two).astype(int), np.asarray(four.resize((74, 42), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(ours - theirs).max() <= 2
+    assert np.abs(ours - theirs).mean() < 0.5
+
+
+def test_a_larger_factor_enlarges_the_image_before_it_is_encoded(run: Run, photo: Photo, tmp_path: Path) -> None:
+    source = photo(tmp_path / "in.png", 32, 16)
+    larger = to_pil(resize(to_tensor(read_image(source)), 32, 64, how="lanczos"))[0]
+    larger.save(tmp_path / "larger.png")
+    assert run("upscale", tmp_path / "larger.png", "-o", tmp_path / "four.png").code == 0
+    assert run("upscale", source, "-o", tmp_path / "eight.png", "--scale", 8).code == 0
+    four, eight = (np.asarray(read_image(tmp_path / f"{name}.png")).astype(int) for name in ("four", "eight"))
+    assert four.shape == eight.shape
+    assert np.abs(four - eight).mean() < 1, "but for the rounding of the file between"
+
+
+def test_tiles_change_the_image_a_little_and_are_recorded(run: Run, photo: Photo, tmp_path: Path) -> None:
+    source, results = photo(tmp_path / "in.png", 48, 32), []
+    for options in ((), ("--tile", 40), ("--tile", 0), ("--tile", 192)):
+        assert run("upscale", source, "-o", tmp_path / "out.png", *options).code == 0
+        results.append((np.asarray(read_image(tmp_path / "out.png")), read_settings(tmp_path / "out.png").get("tile")))
+    (whole, _), (tiled, _), (none, _), (large, _) = results
+    assert [tile for _, tile in results] == [None, 40, None, 192]
+    assert not np.array_equal(whole, tiled)
+    assert np.array_equal(whole, none)
+    assert np.array_equal(whole, large)
+
+
+@pytest.mark.skipif(find_spec("flash_attn_interface") is not None, reason="FlashAttention-3 is installed")
+def test_a_kernel_that_is_not_installed(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
+    outcome = run("upscale", photo(tmp_path / "in.png"), "-o", tmp_path / "new" / "out.png", "--attention", "flash3")
+    outcome.refused("--attention flash3: the package flash_attn_interface is not installed; FlashAttention-3")
+    assert names(tmp_path) == ["in.png"]
+
+
+def test_how_the_network_is_run_leaves_the_image(run: Run, photo: Photo, tmp_path: Path) -> None:
+    source = photo(tmp_path / "in.png", 48, 32)
+    options = {"plain": (), "memory": ("--memory", "3GB"), "bytes": ("--memory", 3 * 10**9), "math": MATH}
+    for name, more in options.items():
+        assert run("upscale", source, "-o", tmp_path / f"{name}.png", "--dtype", "float32", *more).code == 0
+    plain, *others = (np.asarray(read_image(tmp_path / f"{name}.png")).astype(int) for name in options)
+    assert all(np.abs(other - plain).max() <= 1 for other in others)
+    told = {name: read_settings(tmp_path / f"{name}.png") for name in options}
+    assert told["memory"].pop("memory") == "3GB"
+    assert told["bytes"].pop("memory") == "3000000000"
+    assert all(each == told["plain"] for each in told.values())
+
+
+def test_eight_bits_change_the_image_and_are_recorded(run: Run, photo: Photo, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    source, model = photo(tmp_path / "in.png", 16, 16), wide(tmp_path / "wide.safetensors")
+    for name, more in (("plain", ()), ("eight", ("--quantise", "int8-weights"))):
+        outcome = run("upscale", source, "-o", tmp_path / f"{name}.png", "--model", model, "--device", "cpu", *more)
+        assert (outcome.code, outcome.err) == (0, "")
+    assert not np.array_equal(*(np.asarray(read_image(tmp_path / f"{name}.png")) for name in ("plain", "eight")))
+    plain, eight = (read_settings(tmp_path / f"{name}.png") for name in ("plain", "eight"))
+    assert eight == {**plain, "quantise": "int8-weights"}
+
+
+def wide(path: Path) -> Path:
+    """A decoder with Linears that are large enough to be kept in eight bits, with small random weights."""
+    backbone = PixDiTSettings(
+        hidden=128, heads=2, depth=1, pixel_width=4, pixel_hidden=16, pixel_heads=2, text_width=None
+    )
+    torch.manual_seed(0)
+    network = PiD(PiDSettings(backbone, AdapterSettings(128, latent_factor=16, width=8, blocks=1))).initialise()
+    for parameter in network.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    save_decoder(network, path, name="wide", space="flux2", version="v1", licence="Apache-2.0")
+    return path
+
+
+def test_a_plan_of_each_image_and_no_image(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "large.png", 40, 20)
+    photo(tmp_path / "in" / "small.png", 17, 8)
+    common = ("upscale", tmp_path / "in", "-o", tmp_path / "out", "--plan", "--device", "cpu")
+    outcome = run(*common, "--memory", "3GB")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert lines[0] == f"{tmp_path / 'in' / 'large.png'}:"
+    assert lines[1].startswith("  192x128, 1 image, on cpu: as a whole")  # with what the image was padded by
+    assert lines[3].endswith(" GB of 3.00 GB")
+    assert lines[4:6] == [f"{tmp_path / 'in' / 'small.png'}:", lines[1].replace("192x128", "128x64")]
+
+    outcome = run(*common, "--tile", 64, "--scale", 8, "--json", "--memory", "3GB")
+    plans = [record["plan"] for record in outcome.records]
+    assert [(plan["width"], plan["height"], plan["tile"], plan["limit"]) for plan in plans] == [
+        (320, 192, 64, 3_000_000_000),
+        (192, 64, 64, 3_000_000_000),
+    ]
+    assert plans[0]["total"] > plans[0]["peak"] > plans[0]["weights"] > 0
+    outcome = run(*common, "--memory", "20MB")
+    assert (outcome.code, outcome.out) == (2, "")
+    first, second = outcome.err.splitlines()
+    assert "large.png: 192x128 does not fit" in first
+    assert "small.png: 128x64 does not fit" in second
+    assert names(tmp_path) == ["in/large.png", "in/small.png"]
+
+
+def test_a_size_of_another_shape_is_refused_and_the_rest_goes_on(
+    run: Run, photo: Photo, names: Names, tmp_path: Path
+) -> None:
+    fits, other = photo(tmp_path / "a.png", 32, 16), photo(tmp_path / "b.png", 16, 32)
+    outcome = run("upscale", fits, other, "-o", tmp_path / "out", "--size", "64x32")
+    outcome.refused("--size 64x32", "b.png", "64x128", "16x32 or 64x128")
+    assert names(tmp_path / "out") == ["a.png"]
+
+
+def test_exif_rotation_counts_for_a_size(run: Run, photo: Photo, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(photo(tmp_path / "in.png", 20, 12)).save(tmp_path / "in.jpg", exif=exif)
+    assert run("upscale", tmp_path / "in.jpg", "-o", tmp_path / "out.png", "--size", "24x40").code == 0
+    assert size(tmp_path / "out.png") == (24, 40)
+
+
 def test_an_output_that_would_be_too_large(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
     run("upscale", photo(tmp_path / "in.png", 4097, 1), "-o", tmp_path / "out.png").refused(
         "16388x4 pixels", "the limit is 16384 a side"
+    )
+    run("upscale", photo(tmp_path / "in.png", 4096, 1), "-o", tmp_path / "out.png", "--scale", 4.1).refused(
+        "16794x4 pixels", "the limit is 16384 a side"
     )
     run("upscale", photo(tmp_path / "in.png", 4096, 1), "-o", tmp_path / "out.webp").refused(
         "16384x4 pixels", "WEBP holds 16383"
@@ -212,6 +371,24 @@ def test_a_full_disk(run: Run, photo: Photo, names: Names, tmp_path: Path) -> No
         (("--steps", "0"), ["--steps 0"]),
         (("--caption", "a cat"), ["a cat", "pixdec-nano takes no text"]),
         (("--device", "abacus"), ["abacus"]),
+        (("--scale", "0"), ["--scale 0", "above 0"]),
+        (("--scale", "nan"), ["--scale nan"]),
+        (("--scale", "2000"), ["64000x32000", "the limit is 16384 a side"]),
+        (("--scale", "2", "--longest", "64"), ["--scale and --longest"]),
+        (("--longest", "0"), ["--longest 0"]),
+        (("--size", "64"), ["--size 64", "WIDTHxHEIGHT"]),
+        (("--size", "0x32"), ["--size 0x32", "WIDTHxHEIGHT"]),
+        (("--tile", "60"), ["--tile 60", "multiple of 8", "take 64"]),
+        (("--memory", "lots"), ["--memory lots", "'8GB'"]),
+        (("--memory", "8"), ["--memory 8 is 8 bytes"]),
+        (("--memory", "20MB"), ["in.png: 128x64 does not fit in 0.02 GB: the least that would do is 0."]),
+        (("--quantise", "fp8", "--device", "cpu"), ["--quantise fp8 on cpu", "CUDA"]),
+        (("--quantise", "int8", "--device", "cpu"), ["--quantise int8", "no Linears of 128 x 128"]),
+        (("--compile", "graphs", "--device", "cpu"), ["--compile graphs on cpu", "CUDA"]),
+        (("--attention", "cudnn", "--device", "cpu"), ["--attention cudnn", "does not run on cpu"]),
+        (("--attention", "slow"), ["--attention", "slow"]),
+        (("--team", "2"), ["2 of 1 process for each image", "torchrun"]),
+        (("--team", "2", "--memory", "auto"), ["2 of 1 process for each image"]),
     ],
 )
 def test_bad_options(

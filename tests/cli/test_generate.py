@@ -159,6 +159,25 @@ def test_other_settings_stop_the_run_or_with_again_replace(run: Run, klein: Path
     assert read_settings(out / "00001-snow.png")["prompt"] == "x"
 
 
+def test_how_the_decoder_is_run_is_recorded_and_compared_where_it_changes_the_image(
+    run: Run, klein: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "fox.png"
+    common = ("generate", "--pipeline", klein, "--prompt", "a red fox", "-o", image, *BASIC)
+    assert run(*common, "--memory", "3GB").code == 0
+    whole, told = pixels(image), read_settings(image)
+    assert (told["tile"], told["quantise"], told["memory"]) == (None, None, "3GB")
+    before = stamps(tmp_path)
+    assert run(*common).code == 0  # the same image without it
+    assert stamps(tmp_path) == before
+    run(*common, "--tile", 40).refused("fox.png", "tile None, not 40", "--again")
+    run(*common, "--quantise", "int8").refused("fox.png", "quantise None, not 'int8'", "--again")
+    assert run(*common, "--tile", 40, "--again").code == 0
+    assert read_settings(image)["tile"] == 40
+    assert not np.array_equal(pixels(image), whole)
+    run(*common).refused("tile 40, not None")
+
+
 def test_a_file_of_someone_else_is_not_overwritten(run: Run, klein: Path, photo: Any, tmp_path: Path) -> None:
     photo(tmp_path / "fox.png")
     common = ("generate", "--pipeline", klein, "--prompt", "a red fox", "-o", tmp_path / "fox.png", *BASIC)

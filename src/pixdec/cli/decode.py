@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pixdec import __version__
-from pixdec.cli.options import Dtype, Flag, Format, Inputs, Output
+from pixdec.cli.options import AS_IT_IS, Dtype, Flag, Format, Inputs, Output, Run
 from pixdec.cli.plan import Job, check_targets, plan, prepare
-from pixdec.cli.report import Report, progress
+from pixdec.cli.processes import Process
+from pixdec.cli.report import Report
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -21,10 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Image:
-    """One image to make: of latent number `index` of the file `job.source`."""
+    """One image to make: of latent number `index` of the file `job.source`, which has so many rows and columns."""
 
     job: Job
     index: int
+    rows: int
+    columns: int
     caption: str
     seed: int
 
@@ -64,21 +69,45 @@ class Decode:
     Without it each latent's own seed, if it was saved with one, else 0."""
     steps: int | None = None
     """Decoding steps; without it as many as the model is made for."""
+    size: str | None = None
+    """WIDTHxHEIGHT of the images in pixels, in their own shape: they are resampled to it."""
     trust: Flag = False
     """Decode latents also whose statistics look wrong (raw, of another space)."""
     device: str | None = None
     """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
     dtype: Dtype | None = None
     """Precision of the network; without it what suits the device."""
+    how: Run = AS_IT_IS
+    plan: Flag = False
+    """Print how each image would be decoded within --memory, or in what the device has, and what that would take; make
+    none."""
+    team: int = 1
+    """So many processes of torchrun decode each image together; the others share out the images."""
     format: Format | None = None
     """Format of the images in an output folder; png without it."""
     json: Flag = False
     """Print one JSON object for each image."""
 
     def run(self) -> int:
+        process, report = Process.here(), Report(json_lines=self.json)
+        return process.carry_out(
+            report,
+            lambda: self._find(process, report),
+            lambda image: image.rows * image.columns,
+            lambda images: self._make(images, process, report),
+            self.team,
+        )
+
+    def _find(self, process: Process, report: Report) -> list[_Image]:
+        """All images; what can be refused before anything is loaded is refused."""
+        from pixdec.cli.pictures import check_run, parse_size
         from pixdec.images import WRITABLE
         from pixdec.latents import Latent
 
+        if self.size is not None:
+            parse_size(self.size)
+        process.part_of((), len, self.team)  # refuses a team that cannot be
+        check_run(self.how, self.device, self.team)
         jobs = plan(
             self.inputs,
             self.output,
@@ -87,40 +116,56 @@ class Decode:
             writable=WRITABLE,
             suffix=f".{self.format or 'png'}",
         )
-        report = Report(json_lines=self.json)
         images: list[_Image] = []
         for job in jobs:  # all are read before the decoder is, which may be large, and again when their turn comes
-            with report.attempt(job.source):
+            with process.attempt(report, job.source):
                 latent = Latent.load(job.source, statistics=not self.trust)
-                images += self._images(job, latent.tensor.shape[0])
+                count, _, rows, columns = latent.tensor.shape
+                images += self._images(job, count, rows, columns)
         check_targets(image.job for image in images)
-        if not images:
-            return report.exit_code
-        prepare(image.job.target for image in images)
+        if not self.plan:
+            prepare(image.job.target for image in images)
+        return images
 
-        from pixdec.cli.pictures import embed_captions, open_decoder
+    def _make(self, images: Sequence[_Image], process: Process, report: Report) -> None:
+        """These images, by this process or its team."""
+        from pixdec.cli.pictures import embed_captions, open_decoder, tell_plan
         from pixdec.text import EncoderUnavailableError
 
+        device = process.device(self.device)
+        context = process.context(device, self.team)  # all processes meet, also those without images
+        if not images:
+            return
+        if not process.leads(self.team):
+            warnings.simplefilter("ignore")  # the first of the team says it
         decoder = open_decoder(
             self.model,
-            self.device,
+            device,
             self.dtype,
             self.space,
             caption=self.caption or "",
             steps=self.steps,
             lora=self.lora,
             lora_strength=self.lora_strength,
+            run=self.how,
         )
+        decoder.runner.context = context
+        if self.plan:
+            for image in images:
+                with process.attempt(report, image.job.source, self.team):
+                    if process.leads(self.team):
+                        tell_plan(decoder, image.rows, image.columns, image.job, report)
+            return
         with contextlib.suppress(EncoderUnavailableError):  # images that want it say so themselves
             embed_captions(decoder, [image.caption for image in images], decoder.device)
-        with progress(len(images), "step") as bar:
+        with process.progress(len(images), "step") as bar:
             for image in images:
-                with report.attempt(image.job.source):
-                    self._decode(image, decoder, report, bar, len(images))
-        return report.exit_code
+                with process.attempt(report, image.job.source, self.team):
+                    self._decode(image, decoder, process, report, bar, len(images))
 
-    def _images(self, job: Job, count: int) -> list[_Image]:
-        """The images of a file of `count` latents: caption and seed as the options say, else as its settings say."""
+    def _images(self, job: Job, count: int, rows: int, columns: int) -> list[_Image]:
+        """The images of a file of `count` latents of so many cells: caption and seed as the options say, else as its
+        settings say."""
         from pixdec.latents import latent_settings
 
         path, settings = job.source, latent_settings(job.source)
@@ -131,19 +176,30 @@ class Decode:
         if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= 2**63:
             raise ValueError(f"{path}: its seed is {seed!r}, expected a whole number below 2^63; give --seed")
         if count == 1:
-            return [_Image(job, 0, caption, seed)]
+            return [_Image(job, 0, rows, columns, caption, seed)]
         stem, suffix = job.target.stem, job.target.suffix
         targets = [job.target.with_name(f"{stem}-{i + 1}{suffix}") for i in range(count)]
-        return [_Image(Job(path, target), i, caption, seed + i) for i, target in enumerate(targets)]
+        return [_Image(Job(path, target), i, rows, columns, caption, seed + i) for i, target in enumerate(targets)]
 
-    def _decode(self, image: _Image, decoder: PixelDecoder, report: Report, bar: tqdm[None], images: int) -> None:
-        from pixdec.cli.pictures import check_output, decode_one, lora_settings
+    def _decode(
+        self,
+        image: _Image,
+        decoder: PixelDecoder,
+        process: Process,
+        report: Report,
+        bar: tqdm[None],
+        images: int,
+    ) -> None:
+        from pixdec.cli.pictures import check_output, check_shape, decode_one, how_made, parse_size
         from pixdec.images import save_image, to_pil
 
         started, job, latent = time.perf_counter(), image.job, image.latent()
         caption = image.caption if decoder.model.needs_text else ""
-        each = latent.space.factor * decoder.scale
-        check_output(job.target, latent.tensor.shape[3] * each, latent.tensor.shape[2] * each)
+        each, size = latent.space.factor * decoder.scale, None if self.size is None else parse_size(self.size)
+        own = (image.rows * each, image.columns * each)
+        height, width = size or own
+        check_output(job.target, width, height)
+        check_shape((height, width), job.source, own)
         decoded, steps = decode_one(
             decoder,
             latent,
@@ -152,8 +208,8 @@ class Decode:
             steps=self.steps,
             bar=bar,
             images=images,
+            size=size,
         )
-        picture = to_pil(decoded)[0]
         settings: dict[str, object] = {
             "pixdec": __version__,
             "verb": "decode",
@@ -164,8 +220,11 @@ class Decode:
             "caption": caption,
             "seed": image.seed,
             "steps": steps,
-            **lora_settings(decoder),
+            **how_made(decoder, self.how, size),
         }
+        if not process.leads(self.team):
+            return
+        picture = to_pil(decoded)[0]
         save_image(picture, job.target, settings=settings)
         seconds = round(time.perf_counter() - started, 3)
         files = {"input": str(job.source), "output": str(job.target)}

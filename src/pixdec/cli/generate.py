@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pixdec.cli.making import Maker, MakeSettings, Plan
-from pixdec.cli.options import Dtype, Flag, Format, Output
+from pixdec.cli.options import AS_IT_IS, Dtype, Flag, Format, HowToRun, Output, Run
 from pixdec.cli.processes import Process
 from pixdec.cli.prompts import SEED_LIMIT, Prompt, read_prompts
 from pixdec.cli.report import Report
@@ -77,6 +77,7 @@ class Generate:
     """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is. Under torchrun each process has its own."""
     dtype: Dtype | None = None
     """Precision of generator and decoder; without it what suits the device."""
+    how: Run = AS_IT_IS
     format: Format | None = None
     """Format of the images in an output folder; png without it."""
     json: Flag = False
@@ -102,7 +103,7 @@ class Generate:
         """All that can be settled, and refused, before anything is loaded. Makes the output folder."""
         self._check_numbers()
         prompts = self._prompts()
-        from pixdec.cli.options import check_device
+        from pixdec.cli.pictures import check_run
         from pixdec.cli.plan import prepare
         from pixdec.images import WRITABLE
 
@@ -115,7 +116,7 @@ class Generate:
             writable=[".safetensors"] if self.latents_only else WRITABLE,
             single=self.prompt is not None,
         )
-        check_device(self.device)
+        check_run(self.how, self.device)
 
         from pixdec.cli.pipelines import find_pipeline, quiet_libraries
 
@@ -144,6 +145,7 @@ class Generate:
             lora_strength=self.lora_strength,
             offload=self.offload,
             dtype=self.dtype,
+            how=self.how,
         )
 
     def _prompts(self) -> list[Prompt]:
@@ -186,6 +188,7 @@ class Generate:
             steps=self.decoder_steps,
             lora=self.lora,
             lora_strength=self.lora_strength,
+            run=HowToRun(tile=self.how.tile),
         )
 
     def _check_pipeline(self, blueprint: Blueprint, decoder: PixelDecoder | None, prompts: Sequence[Prompt]) -> None:

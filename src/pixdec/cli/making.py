@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pixdec import __version__
-from pixdec.cli.options import Dtype, torch_dtype
+from pixdec.cli.options import Dtype, HowToRun, torch_dtype
 from pixdec.cli.processes import Process
 from pixdec.cli.report import Report
 from pixdec.cli.shots import Shot, Todo, Want
@@ -37,6 +37,7 @@ class MakeSettings:
         lora: a file for the decoder, and how much of it.
         offload: never hold generator and decoder in memory together.
         dtype: of both; None: what suits the device.
+        how: how the decoder's network is run.
     """
 
     stop_after: int | Literal["auto"]
@@ -48,6 +49,7 @@ class MakeSettings:
     lora_strength: float
     offload: bool
     dtype: Dtype | None
+    how: HowToRun
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Plan:
             "steps": steps,
             "lora": None if decoder.lora is None else decoder.lora.name,
             "lora_strength": decoder.lora_strength,
+            **self.settings.how.changes,
         }
 
     def caption(self, shot: Shot) -> str:
@@ -250,6 +253,7 @@ class Maker:
             **self.plan.image_asked(shot),
             "space": latent.space.name,
             "sigma": round(float(latent.sigma[0]), 6),
+            "memory": self.plan.settings.how.memory,
         }
         save_image(to_pil(decoded)[0], shot.image, settings=settings)
         shot.hidden.unlink(missing_ok=True)
@@ -273,17 +277,22 @@ class Maker:
         return pipe
 
     def _load_decoder(self) -> PixelDecoder:
+        from pixdec.cli.pictures import open_decoder
         from pixdec.cli.pipelines import short_of_memory
-        from pixdec.decoder import PixelDecoder
 
         settings = self.plan.settings
         with short_of_memory(self.device):
-            decoder = PixelDecoder.from_pretrained(
-                settings.decoder, self.device, torch_dtype(settings.dtype), space=settings.space
+            return open_decoder(
+                settings.decoder,
+                self.device,
+                settings.dtype,
+                settings.space,
+                caption="",
+                steps=settings.decoder_steps,
+                lora=settings.lora,
+                lora_strength=settings.lora_strength,
+                run=settings.how,
             )
-            if settings.lora is not None:
-                decoder.load_lora(settings.lora, settings.lora_strength)
-            return decoder
 
     def _embed_captions(self, shots: Sequence[Shot]) -> None:
         """Before anything is loaded, for the decoder's weights are not needed for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -18,6 +19,37 @@ Output = Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="OUT")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Format = Literal["png", "webp", "jpg"]
 Dtype = Literal["float32", "bfloat16"]
+# As in pixdec.execution, which would import torch.
+Attention = Literal["auto", "torch", "math", "flash", "efficient", "cudnn", "flash3", "sage"]
+Quantised = Literal["int8", "int8-weights", "fp8"]
+Compile = Literal["default", "graphs"]
+
+
+@dataclass(frozen=True)
+class HowToRun:
+    """How a decoder's network is called."""
+
+    memory: str | None = None
+    """What a decode may take, weights included, such as 8GB, or auto for what the device has: tiles, chunks, precision
+    and where the weights are follow from it. Without it nothing is planned."""
+    tile: int = 0
+    """Decode in overlapping tiles of this many pixels a side, for less memory; 0 leaves it to the model."""
+    attention: Attention = "torch"
+    """The kernel that computes it; auto takes the fastest that is exact on this device."""
+    quantise: Quantised | None = None
+    """Compute in eight bits: quicker or smaller, but not the same image."""
+    compile: Compile | None = None
+    """Compile the network: the first image of a size takes longer, the others less. graphs: with CUDA graphs."""
+
+    @property
+    def changes(self) -> dict[str, object]:
+        """Those settings that make an image another one, where others change its rounding; None where they do not."""
+        kernel = self.attention if self.attention == "sage" else None  # the one that is not exact
+        return {"tile": self.tile or None, "quantise": self.quantise, "attention": kernel}
+
+
+Run = Annotated[HowToRun, tyro.conf.arg(name="")]
+AS_IT_IS = HowToRun()
 
 
 def torch_dtype(name: Dtype | None) -> torch.dtype | None:

@@ -140,10 +140,9 @@ def difference(path: Path, asked: Asked) -> str | None:
         return "is there, and cannot be read"
     if made.get("verb") != "generate":
         return "is there, and was not made by `pixdec generate`"
-    missing = object()
-    for key, value in asked.items():
-        if (other := made.get(key, missing)) != value:
-            return f"was made with {key} {_short(None if other is missing else other)}, not {_short(value)}"
+    for key, value in asked.items():  # what was not recorded was not set
+        if (other := made.get(key)) != value:
+            return f"was made with {key} {_short(other)}, not {_short(value)}"
     return ""
 
 
