@@ -9,7 +9,8 @@ import time
 
 import torch
 
-from pixdec.bench.decode import machine, peak_memory
+from pixdec.bench.machine import machine_facts
+from pixdec.bench.measure import peak_memory
 from pixdec.models.pid import PiD, PiDSettings
 
 
@@ -45,8 +46,9 @@ def main(side: int = 512, device: str = "cpu") -> None:
                 "side": side,
                 "relative_difference": float(difference),
                 "seconds_for_each_call": {name: round(value, 2) for name, value in seconds.items()},
-                "peak_memory_GB": round(peak_memory() / 1e9, 2),
-                **machine(),
+                "peak_memory_GB": round(peak_memory(x.device) / 1e9, 2),
+                **machine_facts(x.device),
+                "torch": torch.__version__,
             }
         )
     )

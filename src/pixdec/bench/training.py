@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pixdec.bench.decode import machine, peak_memory
+from pixdec.bench.machine import machine_facts
+from pixdec.bench.measure import peak_memory
 from pixdec.models.cost import Meter
 from pixdec.train.draws import Draws
 from pixdec.train.hardware import GIB
@@ -49,13 +50,13 @@ def main(
     world = join(device, chosen.machine.context)
     ranks = world.share.count * world.context.count
     expected = plan(chosen, hardware(hardware_name), ranks, size)
-    before = peak_memory()  # of libraries, and of planning
+    before = peak_memory(world.device)  # of libraries, and of planning
     run = trial(chosen, world.device)
     prepare(run.learning(), run.frozen, chosen.machine, world)
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds, processor = measured(run, world, expected.size.height, expected.size.width)
-    peak = peak_memory()
+    peak = peak_memory(world.device)
     if world.is_first:
         figures = {
             "stage": stage,
@@ -72,7 +73,8 @@ def main(
             "memory_before_GiB": round(before / GIB, 3),
             **_tensors(chosen, world, expected),
             "planned_memory_GiB": round(expected.memory.counted / GIB, 3),
-            **machine(),
+            **machine_facts(world.device),
+            "torch": torch.__version__,
         }
         print(json.dumps(figures))
 
