@@ -61,6 +61,7 @@ bench-cpu: .venv/dev
 	$(BIN)/pixdec bench --model random:v1 --sides 512 1024 --steps 1 --runs 3 --warmup 1 --limit 1200 \
 	    --ours plain eager -o docs/benchmarks/full-size-cpu
 	$(BIN)/python -m pixdec.bench.tiles --image $(BIG) --sides 1024 2048 4096 > docs/benchmarks/tiles.md
+	$(BIN)/python -m pixdec.bench.memory > docs/benchmarks/memory.md
 	$(BIN)/python -m pixdec.bench.shortcuts --images $(KODAK) --runs 3 2 1 --full-size 512 > docs/benchmarks/shortcuts.md
 
 # The same on a GPU, at the released network's size with random weights, by the Python that is there ($(PYTHON), with

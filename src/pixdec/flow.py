@@ -39,8 +39,13 @@ def clean(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     precise = torch.float32 if x_t.device.type == "mps" else torch.float64
     level = expand(t, x_t.flatten(1)).to(precise)
     parts = zip(x_t.flatten(1).split(_AT_ONCE, 1), velocity.flatten(1).split(_AT_ONCE, 1), strict=True)
-    made = [torch.addcmul(x.to(precise), v.to(precise), level, value=-1).float() for x, v in parts]
-    return torch.cat(made, 1).view(x_t.shape)
+    made = (torch.addcmul(x.to(precise), v.to(precise), level, value=-1).float() for x, v in parts)
+    if torch.is_grad_enabled():
+        return torch.cat(list(made), 1).view(x_t.shape)
+    x0 = torch.empty_like(x_t, dtype=torch.float32, memory_format=torch.contiguous_format)
+    for place, part in zip(x0.view(x0.shape[0], -1).split(_AT_ONCE, 1), made, strict=True):
+        place.copy_(part)
+    return x0
 
 
 def shift(u: float, factor: float) -> float:
