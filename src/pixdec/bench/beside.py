@@ -131,7 +131,7 @@ def _enlarger(asked: Beside, job: Job, device: torch.device, dtype: torch.dtype)
     if asked.enlarge == "upscaler":
         return _pipeline(asked.place or "", device, dtype)
     try:
-        import spandrel
+        spandrel: Any = importlib.import_module("spandrel")
     except ImportError as error:
         missing = f" ({error.name} is missing)" if error.name and error.name != "spandrel" else ""
         raise ValueError(f"{asked.enlarge} needs spandrel: pip install 'pixdec[spandrel]'{missing}") from error
@@ -145,10 +145,9 @@ def _enlarger(asked: Beside, job: Job, device: torch.device, dtype: torch.dtype)
         network: nn.Module = described.model
         network.to(device, dtype).eval().requires_grad_(False)
         return Stage(partial(_one_by_one, described), (network,), int(described.scale))  # it pads what it must
-    from spandrel.architectures.ESRGAN import ESRGAN
-
+    architecture: Any = importlib.import_module("spandrel.architectures.ESRGAN")
     torch.manual_seed(SEED)
-    network = ESRGAN(num_filters=64, num_blocks=23, scale=4).to(device, dtype).eval()  # x4plus
+    network = architecture.ESRGAN(num_filters=64, num_blocks=23, scale=4).to(device, dtype).eval()  # x4plus
     return Stage(partial(_one_by_one, network.requires_grad_(False)), (network,), 4)
 
 
