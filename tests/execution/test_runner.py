@@ -132,11 +132,6 @@ def test_what_is_compiled_is_not_quantised_afterwards(file: Path, tmp_path: Path
         decoder.runner.quantise("int8")
 
 
-def test_what_would_be_slower_is_not_compiled():
-    with pytest.raises(ValueError, match="compile='default': on a CPU windowed attention takes longer compiled"):
-        PixelDecoder.from_pretrained("pixdec-nano", "cpu", compile="default")
-
-
 def test_the_weights_of_a_quantised_network_stay(file: Path):
     decoder = PixelDecoder.from_pretrained("pixdec-nano", "cpu", quantise="int8-weights")
     assert decoder.runner.quantised == "int8-weights"
