@@ -9,8 +9,11 @@ from PIL import Image
 from pixdec.images import to_pil, to_tensor
 from pixdec.latents import SPACES
 from pixdec.models.adapter import AdapterSettings, LatentAdapter
+from pixdec.models.pixdit import PixDiTSettings
 from pixdec.sizes import TILE, Frame, check_size, check_tile, fit, has_shape_of, nearest, scaled, tile_side, tiling_for
 from pixdec.weights.catalog import CARDS, ONLY_2048, TWO_K, TWO_TO_FOUR_K
+
+PIXDIT = PixDiTSettings()  # patches of 16
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -132,11 +135,11 @@ def test_tiles_of_some_outputs(height: int, width: int, sizes: object, side: int
 
 
 def test_a_tiling_that_is_asked_for_is_taken_where_it_cuts():
-    tiling = tiling_for((512, 768), 256, None, patch=16)
+    tiling = tiling_for((512, 768), 256, None, PIXDIT)
     assert tiling is not None
     assert (tiling.side, tiling.overlap, tiling.patch) == (256, 32, 16)
-    assert tiling_for((256, 256), 256, None, patch=16) is None
-    smallest = tiling_for((96, 96), 32, None, patch=16)
+    assert tiling_for((256, 256), 256, None, PIXDIT) is None
+    smallest = tiling_for((96, 96), 32, None, PIXDIT)
     assert smallest is not None
     assert smallest.overlap == 16
 
@@ -146,4 +149,4 @@ def test_tiles_that_cannot_be(side: int, near: int):
     with pytest.raises(ValueError, match=f"tile={side}: expected a multiple of 16 pixels, at least 32; take {near}"):
         check_tile(side, 16)
     with pytest.raises(ValueError, match=f"tile={side}"):
-        tiling_for((64, 64), side, None, 16)
+        tiling_for((64, 64), side, None, PIXDIT)

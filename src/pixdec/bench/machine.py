@@ -16,7 +16,9 @@ import pixdec
 LIBRARIES = ("diffusers", "transformers", "spandrel", "torchvision", "torchao", "triton", "pillow")
 # Of these a measurement knows nothing.
 _APART = ("cli", "evaluate", "serve", "train", "integrations")
-_APART_IN_BENCH = ("names", "plans", "plot", "precision", "report", "rows", "run", "training")
+_APART_IN_BENCH = (
+    "memory", "names", "plans", "plot", "precision", "report", "rows", "run", "shortcuts", "tiles", "training",
+)  # fmt: skip
 
 
 def machine_facts(device: torch.device) -> dict[str, object]:

@@ -10,7 +10,6 @@ an earlier maximum, and on MPS, what is known is a lower or upper bound, and `ho
 from __future__ import annotations
 
 import ctypes
-import gc
 import resource
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pixdec.devices import release_memory
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -173,12 +174,8 @@ def _use_libraries(device: torch.device) -> None:
 
 def _settle(device: torch.device) -> None:
     """Give back what nothing refers to, to the device and to the system."""
-    gc.collect()
     synchronize(device)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
+    release_memory()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
         if trim is not None:

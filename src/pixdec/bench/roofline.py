@@ -92,8 +92,7 @@ def count(decoder: PixelDecoder, job: Job, *, plain: bool) -> Counted | None:
     condition, call = decode_cost(settings, job.side, job.side, batch=job.batch, dtype=dtype)
     flops, moved = call.flops, call.moved
     whole = (job.side, job.side)
-    backbone = settings.backbone
-    tiling = tiling_for(whole, decoder.tile, decoder.model.sizes, backbone.patch, backbone.period)
+    tiling = tiling_for(whole, decoder.tile, decoder.model.sizes, settings.backbone)
     if tiling is not None:
         tiles = list(tiling)
         _, part = decode_cost(settings, tiles[0].height, tiles[0].width, batch=job.batch, dtype=dtype)

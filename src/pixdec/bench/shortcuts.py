@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from pixdec.bench.machine import library_versions, machine_facts
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
+from pixdec.execution.compiled import compile_blocks
+from pixdec.execution.memory import CHUNKS
 from pixdec.execution.quantised import Kind, quantise, stored_bytes
 from pixdec.images import READABLE, read_image, resize, to_tensor
 from pixdec.latents import Latent
@@ -28,7 +30,6 @@ from pixdec.models.pid import PiD, PiDSettings
 
 ENOUGH = 45.0  # dB
 GAIN = 0.9
-CHUNK = 1024  # patches that pixel blocks take at a time, as `PixelDecoder` has it
 KINDS: tuple[Kind, ...] = ("int8", "int8-weights", "fp8")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -203,13 +204,6 @@ def ways_of(model: str, device: torch.device, dtype: torch.dtype, *, compiled: b
     return ways, missing
 
 
-def compile_blocks(network: PiD) -> None:
-    """Each block by itself, for the shapes that come."""
-    blocks: list[nn.Module] = [*network.backbone.patch_blocks, *network.backbone.pixel_blocks]
-    for block in blocks:
-        block.compile(dynamic=False)
-
-
 def reuse(decoder: PixelDecoder, blocks: Sequence[int], order: int) -> None:
     """In a decode's last step some of the patch blocks add what they added in the step before (order 0), or that plus
     its change since the one before it (order 1), instead of being computed."""
@@ -364,7 +358,7 @@ def print_full_size(sides: Sequence[int], device: torch.device, *, compiled: boo
 def call(network: PiD, given: Inputs) -> Tensor:
     """The velocity, from a condition that is made anew."""
     assert given.latent is not None
-    return network.velocity(given.x_t, given.t, given.text, network.condition(given.latent), given.sigma, CHUNK)
+    return network.velocity(given.x_t, given.t, given.text, network.condition(given.latent), given.sigma, CHUNKS[0])
 
 
 if __name__ == "__main__":

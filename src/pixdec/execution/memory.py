@@ -188,8 +188,7 @@ class _Asked:
 
     def tiling(self, side: int | None) -> Tiling | None:
         """As the decoder has it for a side, or without one."""
-        backbone = self.settings.backbone
-        return tiling_for((self.height, self.width), side, self.sizes, backbone.patch, backbone.period)
+        return tiling_for((self.height, self.width), side, self.sizes, self.settings.backbone)
 
     @property
     def image(self) -> int:

@@ -155,15 +155,14 @@ class Runner:
 
         ValueError if it does not fit, or a chosen kernel is not to be trusted.
         """
-        backbone, tile = self.network.settings.backbone, self.tile
-        chunk, keeps = CHUNKS[0], self._token_bytes(height, width, batch) <= KEPT
+        tile, chunk, keeps = self.tile, CHUNKS[0], self._token_bytes(height, width, batch) <= KEPT
         if self._memory is not None:
             plan = self.plan(height, width, batch)
             tile, chunk, keeps = plan.tile, plan.chunk, plan.keep_tokens
             self._settle(plan)
         else:
             self._on_device()
-        tiling = tiling_for((height, width), tile, self.model.sizes, backbone.patch, backbone.period)
+        tiling = tiling_for((height, width), tile, self.model.sizes, self.network.settings.backbone)
         seen = (height, width) if tiling is None else (min(tiling.side, height), min(tiling.side, width))
         self.network.backbone.kernel = self._kernel(*seen)
         context = self.context

@@ -339,9 +339,10 @@ class PixDiT(nn.Module):
         x = self.patch_embed(vectors)  # (B,L,D)
         time = self.time_out(F.silu(self.time_in(time_sinusoid(t).to(x.dtype))))[:, None]  # (B,1,D)
         text = self.text_embed(text.to(x.dtype)) if self.text_embed is not None and text is not None else None
+        c = F.silu(time)
         for i, block in enumerate(self.patch_blocks):
             x = x if inject is None else inject(i, x)
-            x, text = self._patch_block(block, x, text, F.silu(time), places.patches[i % 2])
+            x, text = self._patch_block(block, x, text, c, places.patches[i % 2])
         s = F.silu(time + x)
         return s if inject is None else inject(len(self.patch_blocks), s)
 
