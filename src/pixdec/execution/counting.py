@@ -19,7 +19,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 from pixdec.execution.offload import resident_bytes, weight_bytes
 from pixdec.models.cost import META, AcceleratorKernels, Meter, meta_network, random_inputs
@@ -30,22 +29,6 @@ from pixdec.tiling import Tiling, tiled_velocity
 _TIMES = (0.9, 0.6, 0.3, 0.0)  # three steps: whatever is alive in one is so in the third
 _GUIDANCE = 5.0
 _PART = re.compile(r"backbone|backbone\.[a-z_]+(\.\d+)?|gates\.\d+|pixel_gate|adapter\.[a-z_]+(\.\d+)?")
-
-
-class Alive(Meter):
-    """Counts only what is alive, in a fraction of the time."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self._notice(tensor, new=False)
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._notice(tensor, new=True)
-        return result
 
 
 @dataclass(frozen=True)
@@ -135,7 +118,7 @@ def count_condition(
     with stage.entered():
         given = random_inputs(settings, height, width, batch, dtype, stage.device)
         assert given.latent is not None, "a prior is no decoder"
-        with Alive() as meter:
+        with Meter(work=False) as meter:
             condition = network.condition(given.latent, tokens=tokens)
             kept = meter.alive
         del condition
@@ -208,7 +191,7 @@ def _count_call(
         if tile:
             patch = settings.backbone.patch
             x_t, condition = x_t[:, :, :height, :width], condition.crop(0, 0, height, width, patch)
-        with Alive() as meter, _moments(meter, network) as peaks:
+        with Meter(work=False) as meter, _moments(meter, network) as peaks:
             velocity = network.velocity(x_t, given.t, given.text, condition, given.sigma, chunk)
         del velocity
         return meter.alive, peaks
@@ -267,7 +250,7 @@ def count_state(
         def denoise(x_t: Tensor, _: Tensor) -> Tensor:
             return velocity(x_t, None) if tiling is None else tiled_velocity(velocity, x_t, condition, tiling)
 
-        with Alive() as meter:
+        with Meter(work=False) as meter:
             condition = Condition(places, None, None)
             if teacher:
                 both = guided(denoise, denoise, _GUIDANCE)
