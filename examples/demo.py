@@ -13,8 +13,6 @@ from skimage import data
 
 from pixdec import ImageEncoder, PixelDecoder
 from pixdec.images import resize, save_image, to_pil, to_tensor
-from pixdec.models.tiny_vae import unpack
-from pixdec.weights.load import load_autoencoder
 
 SIDE = 256
 CROP = (360, 60, 760, 460)  # of the large image: the face
@@ -24,7 +22,8 @@ OUT = Path("out")
 def main() -> None:
     photograph = to_tensor(Image.fromarray(data.astronaut()))
     small = resize(photograph, SIDE, SIDE)
-    latent = ImageEncoder.from_pretrained().encode(small)
+    encoder = ImageEncoder.from_pretrained()
+    latent = encoder.encode(small)
 
     start = time.perf_counter()
     decoder = PixelDecoder.from_pretrained()
@@ -33,7 +32,7 @@ def main() -> None:
     decoded = time.perf_counter()
 
     with torch.inference_mode():
-        preview = load_autoencoder().decoder(unpack(latent.tensor)).clamp(-1, 1)
+        preview = encoder.decode(latent.tensor).clamp(-1, 1)
     lanczos = to_pil(resize(preview, 4 * SIDE, 4 * SIDE, how="lanczos"))[0]
 
     OUT.mkdir(exist_ok=True)

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from pixdec.files import first_line_of
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
+from pixdec.latents.refine import refine
 from pixdec.models.tiny_vae import TinyVAE
 from pixdec.weights.load import load_autoencoder
 
 TINY_SPACE = "flux2"
+TINY_REFINE = 16
 VAE_CLASSES = {
     "flux1": "AutoencoderKL",
     "z-image": "AutoencoderKL",
@@ -23,10 +25,18 @@ VAE_CLASSES = {
 
 
 class ImageEncoder:
-    """An encoder of one latent space. Attributes: `space`, `name` (what encodes)."""
+    """An encoder of one latent space.
 
-    def __init__(self, space: LatentSpace, vae: nn.Module, name: str):
-        self.space, self.vae, self.name = space, vae.eval().requires_grad_(False), name
+    Attributes: `space`; `vae`, the autoencoder; `name` (what encodes); `refine`, how many steps of gradient descent
+    through the autoencoder's decoder bring each latent nearer to its image (`pixdec.latents.refine`).
+    """
+
+    def __init__(self, space: LatentSpace, vae: nn.Module, name: str, refine: int = 0):
+        if refine < 0:
+            raise ValueError(f"refine={refine}: expected 0 (the encoder's own latent) or more steps")
+        self.space, self.vae, self.name, self.refine = space, vae.eval().requires_grad_(False), name, refine
+        of_pipeline = space.name == "flux2" and not isinstance(vae, TinyVAE)
+        self._statistics = Statistics.from_vae(vae) if of_pipeline else None
 
     @classmethod
     def from_pretrained(
@@ -35,9 +45,11 @@ class ImageEncoder:
         name_or_path: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        refine: int | None = None,
     ) -> Self:
         """An encoder into `space`. `name_or_path` None is the bundled tiny encoder, for FLUX.2 latents; otherwise a
-        diffusers VAE, a hub id or a folder (its `vae` subfolder is taken if there is one).
+        diffusers VAE, a hub id or a folder (its `vae` subfolder is taken if there is one). `refine` None is 16 steps
+        for the bundled encoder, where they cost little, and none for a VAE.
 
         Raises ValueError if the space has no encoder of this kind, or the VAE is not of the space.
         """
@@ -48,8 +60,9 @@ class ImageEncoder:
                     f"there is no bundled encoder for {target.name}; name its VAE (a diffusers folder or hub id), "
                     f"or use a {TINY_SPACE} decoder"
                 )
-            return cls(target, load_autoencoder().to(device=device, dtype=dtype), "pixdec-tiny")
-        return cls(target, _load_vae(target, name_or_path, dtype).to(device), str(name_or_path))
+            steps = TINY_REFINE if refine is None else refine
+            return cls(target, load_autoencoder().to(device=device, dtype=dtype), "pixdec-tiny", steps)
+        return cls(target, _load_vae(target, name_or_path, dtype).to(device), str(name_or_path), refine or 0)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Latent:
@@ -61,15 +74,30 @@ class ImageEncoder:
                 f"images of shape {tuple(images.shape)}: expected (B, 3, H, W) with H and W multiples of {factor}; "
                 f"crop first, or pad with pixdec.images.pad_to_multiple(images, {factor})"
             )
-        parameter = next(self.vae.parameters())
-        images = images.to(parameter)
+        images = images.to(next(self.vae.parameters()))
+        return Latent(refine(self._guess(images), images, self.decode, self.refine).cpu(), self.space)
+
+    def _guess(self, images: Tensor) -> Tensor:
+        """What the encoder itself gives."""
         if isinstance(self.vae, TinyVAE):
-            return Latent(self.space.patchify(self.vae.encoder(images)).float().cpu(), self.space)
+            return self.space.patchify(self.vae.encoder(images))
         vae: Any = self.vae
         frames = images.unsqueeze(2) if self.space.name == "qwen-image" else images
         raw: Tensor = vae.encode(frames).latent_dist.mode()
-        statistics = Statistics.from_vae(self.vae) if self.space.name == "flux2" else None
-        return Latent(self.space.normalize(raw.float().cpu(), statistics), self.space)
+        return self.space.normalize(raw.float(), self._statistics)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """A normalised latent (B,C,h,w) of the space -> images (B,3,h·factor,w·factor) at the latent's own size,
+        nominally in [-1,1], not clamped: what the autoencoder itself makes of it."""
+        parameter = next(self.vae.parameters())
+        latent = latent.to(parameter.device)
+        if isinstance(self.vae, TinyVAE):
+            return self.vae.decoder(self.space.unpatchify(latent).to(parameter.dtype))
+        vae: Any = self.vae
+        raw = self.space.denormalize(latent, self._statistics).to(parameter.dtype)
+        video = self.space.name == "qwen-image"  # a video autoencoder: one frame
+        images: Tensor = vae.decode(raw.unsqueeze(2) if video else raw).sample
+        return images.squeeze(2) if video else images
 
 
 def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype | None) -> nn.Module:

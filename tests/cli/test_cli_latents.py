@@ -70,6 +70,15 @@ def test_encode_writes_what_the_encoder_gives(run: Run, photo: Photo, tmp_path: 
     assert latent.sigma.tolist() == [0]
 
 
+def test_encode_as_far_refined_as_is_asked(run: Run, photo: Photo, tmp_path: Path) -> None:
+    source, target = photo(tmp_path / "in.png", 48, 32), tmp_path / "z.safetensors"
+    for steps in (0, 3):
+        assert run("encode", source, "-o", target, "--refine", steps).code == 0
+        expected = ImageEncoder.from_pretrained(refine=steps).encode(to_tensor(read_image(source)))
+        assert torch.equal(Latent.load(target).tensor, expected.tensor)
+    run("encode", source, "-o", tmp_path / "y.safetensors", "--refine", -1).refused("--refine -1: expected 0")
+
+
 def test_encode_and_decode_folders(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
     photo(tmp_path / "in" / "a.png")
     photo(tmp_path / "in" / "sub" / "b.jpg")

@@ -55,7 +55,7 @@ def test_settings_go_into_the_metadata_and_to_machines(run: Run, photo: Photo, t
     settings = read_settings(target)
     assert settings == record["settings"]
     expected = {"verb": "upscale", "model": "pixdec-nano", "space": "flux2", "scale": 4, "strength": 0.25, "seed": 3}
-    assert settings.items() >= {**expected, "steps": 2, "caption": ""}.items()
+    assert settings.items() >= {**expected, "steps": 2, "caption": "", "refine": 16}.items()
 
 
 def test_seed_steps_and_strength_change_the_image(run: Run, photo: Photo, tmp_path: Path) -> None:
@@ -67,6 +67,7 @@ def test_seed_steps_and_strength_change_the_image(run: Run, photo: Photo, tmp_pa
         "seed": ("--seed", 1),
         "steps": ("--steps", 1),
         "strength": ("--strength", 0.5),
+        "unrefined": ("--refine", 0),
         "noisier": ("--strength", 0.8),
     }.items():
         assert run("upscale", source, "-o", tmp_path / f"{name}.png", *options).code == 0
@@ -369,6 +370,7 @@ def test_a_full_disk(run: Run, photo: Photo, names: Names, tmp_path: Path) -> No
         (("--model", "pid-sd3-2k"), ["pid-sd3-2k"]),
         (("--model", "pixdec-tiny"), ["autoencoder"]),
         (("--steps", "0"), ["--steps 0"]),
+        (("--refine", "-1"), ["--refine -1: expected 0"]),
         (("--caption", "a cat"), ["a cat", "pixdec-nano takes no text"]),
         (("--device", "abacus"), ["abacus"]),
         (("--scale", "0"), ["--scale 0", "above 0"]),

@@ -40,7 +40,9 @@ def plain_velocity(
     )
     std, y = settings.residual_std, x_t - (1 - t4) * base
     variance = (1 - t4) ** 2 * std**2 + t4**2
-    output = _backbone(network, torch.cat((y / variance.sqrt(), base), 1), t, text, tokens, sigma).float()
+    inputs = torch.cat((y / variance.sqrt(), base), 1)
+    output = _backbone(network, inputs, t, text, tokens, sigma).float()
+    output = output if network.deblock is None else network.deblock(output, inputs, t)
     return (t4 - (1 - t4) * std**2) / variance * y - base - std / variance.sqrt() * output
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, torch_dtype
+from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, check_refine, torch_dtype
 from pixdec.cli.plan import Job, plan, prepare
 from pixdec.cli.report import Report, progress
 
@@ -28,6 +28,9 @@ class Encode:
     """The latent space: flux1, flux2, sd3, sdxl, qwen-image or z-image."""
     vae: str | None = None
     """The autoencoder, a diffusers VAE by name or folder; without it the bundled one (FLUX.2 space only)."""
+    refine: int | None = None
+    """Steps that bring each latent nearer to its image, by gradient descent through the autoencoder's decoder; without
+    it 16 for the bundled autoencoder and 0 for others."""
     device: str | None = None
     """Such as cpu, cuda, cuda:1 or mps; without it the CPU."""
     dtype: Dtype | None = None
@@ -38,6 +41,7 @@ class Encode:
     def run(self) -> int:
         from pixdec.images import READABLE, image_size
 
+        check_refine(self.refine)
         jobs = plan(
             self.inputs,
             self.output,
@@ -67,7 +71,7 @@ class Encode:
         from pixdec.encoder import ImageEncoder
 
         check_device(self.device)
-        encoder = ImageEncoder.from_pretrained(self.space, self.vae, self.device, torch_dtype(self.dtype))
+        encoder = ImageEncoder.from_pretrained(self.space, self.vae, self.device, torch_dtype(self.dtype), self.refine)
         with progress(len(ready), "image") as bar:
             for job in ready:
                 with report.attempt(job.source):

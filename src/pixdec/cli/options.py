@@ -59,6 +59,12 @@ def torch_dtype(name: Dtype | None) -> torch.dtype | None:
     return {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def check_refine(steps: int | None) -> None:
+    """Raises ValueError for a negative number of steps of --refine; None is the encoder's own."""
+    if steps is not None and steps < 0:
+        raise ValueError(f"--refine {steps}: expected 0 (the encoder's own latent) or more steps")
+
+
 def check_device(name: str | None) -> None:
     """See that a device is there before anything is loaded.
 

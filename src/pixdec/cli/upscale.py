@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pixdec import __version__
-from pixdec.cli.options import AS_IT_IS, Dtype, Flag, Format, Inputs, Output, Run
+from pixdec.cli.options import AS_IT_IS, Dtype, Flag, Format, Inputs, Output, Run, check_refine
 from pixdec.cli.plan import Job, plan, prepare
 from pixdec.cli.processes import Process
 from pixdec.cli.report import Report
@@ -59,6 +59,9 @@ class Upscale:
     """The latent space, where the model's file does not tell: those of FLUX.1, SD3 and Qwen-Image look alike."""
     vae: str | None = None
     """The autoencoder that encodes, a diffusers VAE by name or folder; without it the bundled one (FLUX.2 only)."""
+    refine: int | None = None
+    """Steps that bring the latent nearer to the image, by gradient descent through the autoencoder's decoder; without
+    it 16 for the bundled autoencoder and 0 for others."""
     seed: int = 0
     """The same seed gives the same image, on every device."""
     steps: int | None = None
@@ -95,6 +98,7 @@ class Upscale:
 
         if not 0 <= self.strength <= MAX_STRENGTH:
             raise ValueError(f"--strength {self.strength}: expected 0 to {MAX_STRENGTH}")
+        check_refine(self.refine)
         self._check_sizes()
         process.part_of((), len, self.team)  # refuses a team that cannot be
         check_run(self.how, self.device, self.team)
@@ -149,7 +153,7 @@ class Upscale:
 
         from pixdec.encoder import ImageEncoder
 
-        encoder = ImageEncoder.from_pretrained(decoder.space.name, self.vae, decoder.device)
+        encoder = ImageEncoder.from_pretrained(decoder.space.name, self.vae, decoder.device, refine=self.refine)
         with process.progress(len(pieces), "step") as bar:
             for job, (width, height) in pieces:
                 with process.attempt(report, job.source, self.team):
@@ -231,6 +235,7 @@ class Upscale:
             "verb": "upscale",
             "model": decoder.model.name,
             "encoder": encoder.name,
+            "refine": encoder.refine,
             "space": decoder.space.name,
             "scale": scale,
             "strength": self.strength,

@@ -10,16 +10,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pixdec.encoder import TINY_SPACE, ImageEncoder
 from pixdec.files import first_line_of
-from pixdec.latents import Latent, LatentSpace, Statistics
+from pixdec.latents import Latent, LatentSpace
 from pixdec.models.taef2 import load_taef2
-from pixdec.models.tiny_vae import TinyVAE
 
 NAMES = "tiny, taef2:FOLDER, or vae:NAME (a diffusers VAE by hub id or folder)"
 
@@ -30,7 +28,7 @@ class Autoencoder:
 
     `name` is how it was named, `label` what it is called where people read. encode: images (B,3,H,W) in [-1,1], sides
     multiples of `space.factor` -> a clean `Latent`, on the CPU. decode: a `Latent` -> images (B,3,H,W), nominally in
-    [-1,1], not clamped. `digest` is that of its weights (see `fingerprint`).
+    [-1,1], not clamped. `digest` is that of its weights (see `fingerprint`), and says how its latents are refined.
     """
 
     name: str
@@ -53,9 +51,13 @@ def open_autoencoder(name: str, space: LatentSpace, device: torch.device) -> Aut
     if kind == "taef2":
         return _taef2(name, place, space, device)
     encoder = ImageEncoder.from_pretrained(space.name, place or None, device, torch.float32)
-    network = encoder.vae
-    decode = _tiny_decode(network, space, device) if isinstance(network, TinyVAE) else _vae_decode(network, space)
-    return Autoencoder(name, encoder.name, space, fingerprint(network), encoder.encode, decode)
+
+    @torch.inference_mode()
+    def decode(latent: Latent) -> Tensor:
+        return encoder.decode(latent.tensor)
+
+    digest = f"{fingerprint(encoder.vae)} refine {encoder.refine}"
+    return Autoencoder(name, encoder.name, space, digest, encoder.encode, decode)
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -84,25 +86,3 @@ def _taef2(name: str, folder: str, space: LatentSpace, device: torch.device) -> 
         return network.decode(space.unpatchify(latent.tensor.to(device)))
 
     return Autoencoder(name, "TAEF2", space, fingerprint(network), encode, decode)
-
-
-def _tiny_decode(network: TinyVAE, space: LatentSpace, device: torch.device) -> Callable[[Latent], Tensor]:
-    @torch.inference_mode()
-    def decode(latent: Latent) -> Tensor:
-        return network.decoder(space.unpatchify(latent.tensor.to(device)))
-
-    return decode
-
-
-def _vae_decode(network: nn.Module, space: LatentSpace) -> Callable[[Latent], Tensor]:
-    vae: Any = network
-    statistics = Statistics.from_vae(network) if space.name == "flux2" else None
-
-    @torch.inference_mode()
-    def decode(latent: Latent) -> Tensor:
-        raw = space.denormalize(latent.tensor, statistics).to(next(network.parameters()))
-        video = space.name == "qwen-image"  # a video autoencoder: one frame
-        images: Tensor = vae.decode(raw.unsqueeze(2) if video else raw).sample
-        return images.squeeze(2) if video else images
-
-    return decode

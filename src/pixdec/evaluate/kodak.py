@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from pixdec.decoder import PixelDecoder
+from pixdec.encoder import TINY_REFINE, TINY_SPACE, ImageEncoder
 from pixdec.evaluate.metrics import colour_drift, psnr, spectrum_error, ssim
 from pixdec.evaluate.report import Report, measure
 from pixdec.images import read_image, resize, save_image, to_pil, to_tensor
+from pixdec.latents import get_space
 from pixdec.models.taef2 import load_taef2
-from pixdec.models.tiny_vae import pack
 from pixdec.weights.load import load_autoencoder
 
 SCALE = 4
@@ -41,21 +42,26 @@ def main(
     """Measures `model` at each number of `steps`, beside two baselines."""
     decoder = PixelDecoder.from_pretrained(model, device="cpu", dtype=torch.float32)
     tiny, teacher = load_autoencoder(autoencoder), load_taef2(taef2)
+    encoder = ImageEncoder(get_space(TINY_SPACE), tiny, "pixdec-tiny", TINY_REFINE)
+
+    def round_trip(images: Tensor) -> Tensor:
+        return encoder.decode(encoder.encode(images).tensor)
+
     paths = sorted(images.glob("*.png"))[:limit]
 
     def decode(count: int) -> Callable[[Tensor], Tensor]:
-        return lambda low: decoder.decode(pack(tiny.encoder(low)), steps=count, output="pt") * 2 - 1
+        return lambda low: decoder.decode(encoder.encode(low), steps=count, output="pt") * 2 - 1
 
     methods: dict[str, Callable[[Tensor], Tensor]] = {
         "TAEF2 + Lanczos": lambda low: _enlarge(teacher.decode(teacher.encode(low))),
-        "tiny + Lanczos": lambda low: _enlarge(tiny(low).clamp(-1, 1)),
+        "tiny + Lanczos": lambda low: _enlarge(round_trip(low).clamp(-1, 1)),
         **{f"{decoder.model.name}, {n} step{'s' if n > 1 else ''}": decode(n) for n in steps},
     }
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for path in paths:
         original = read_image(path)
         low = to_tensor(to_pil(resize(to_tensor(original), original.height // SCALE, original.width // SCALE))[0])
-        preview = to_pil(tiny(low))[0]
+        preview = to_pil(round_trip(low))[0]
         results: dict[str, Image.Image] = {}
         for name, method in methods.items():
             start = time.perf_counter()
@@ -76,7 +82,8 @@ def main(
     Report(f"Four times larger: {decoder.model.name} on Kodak", names, rows, facts).write(out)
     round_trips: dict[str, Callable[[Tensor], Tensor]] = {
         "TAEF2": lambda x: teacher.decode(teacher.encode(x)),
-        "pixdec-tiny": tiny,
+        "pixdec-tiny": round_trip,
+        "pixdec-tiny, not refined": tiny,
     }
     trips: dict[str, list[dict[str, float]]] = {name: [] for name in round_trips}
     for path in paths:

@@ -34,6 +34,7 @@ PARTS = {
     "pixel blocks": ("backbone.pixel_blocks.",),
     "adapter": ("adapter.", "gates.", "pixel_gate"),
     "base": ("base",),
+    "deblock": ("deblock",),
 }
 REST = "embeddings"
 

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixdec.models.adapter import GATE_BIAS, AdapterSettings, Injected, LatentAdapter, SigmaGate
+from pixdec.models.deblock import BLOCK, Deblock, bands
 from pixdec.models.pixdit import PixDiT, PixDiTSettings
 from pixdec.models.tiny_vae import TinyDecoder, TinyVAESettings
 
 MIN_T = 0.05
+_ZERO_AT_FIRST = (".modulation.", "final_linear", "adapter.heads", "pixel_head", "deblock.out")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class PiDSettings:
 
     `prediction` says what the backbone's output means:
     "velocity" the velocity itself; "x0" the clean image, v = (x_t − x0)/max(t, 0.05);
-    "residual" what a quick decode of the latent lacks, see `Residual`; needs `base`.
+    "residual" what a quick decode of the latent lacks, see `Residual`; needs `base`. Then a network of small patches
+    may have a `deblock` filter, of that many hidden channels.
     """
 
     backbone: PixDiTSettings = field(default_factory=PixDiTSettings)
@@ -33,8 +36,14 @@ class PiDSettings:
     prediction: Literal["velocity", "x0", "residual"] = "velocity"
     base: TinyVAESettings | None = None
     residual_std: float = 0.15
+    deblock: int | None = None
 
     def __post_init__(self):
+        if self.deblock is not None and (self.prediction != "residual" or self.backbone.patch % BLOCK):
+            raise ValueError(
+                f"deblock={self.deblock}: for residual networks whose patches are multiples of {BLOCK} pixels, got "
+                f"prediction={self.prediction!r} with patch={self.backbone.patch}"
+            )
         if (self.prediction == "residual") != (self.base is not None):
             raise ValueError(
                 f"prediction={self.prediction!r} with base={self.base}: "
@@ -85,11 +94,12 @@ class PiD(nn.Module):
             self.gates = nn.ModuleList(SigmaGate(backbone.hidden, adapter.gate) for _ in self.adapter.heads)
             self.pixel_gate = SigmaGate(backbone.hidden, adapter.gate) if adapter.pixel_head else None
         self.base = TinyDecoder(settings.base) if settings.base is not None else None
+        self.deblock = Deblock(3 + backbone.in_channels, settings.deblock) if settings.deblock is not None else None
 
     def initialise(self, seed: int = 0) -> Self:
-        """Fresh weights, in place: Xavier-uniform Linears; zero modulations, final Linear and adapter heads, so that
-        every block starts as the identity and the adapter as if it were not there; truncated-normal (0.02) adapter
-        convolutions."""
+        """Fresh weights, in place: Xavier-uniform Linears; zero modulations, final Linear, adapter heads and last
+        convolution of the deblocking filter, so that every block starts as the identity and the rest as if it were not
+        there; truncated-normal (0.02) convolutions."""
         torch.manual_seed(seed)
         for name, module in self.named_modules():
             if name.startswith("base."):
@@ -103,7 +113,7 @@ class PiD(nn.Module):
         for name, parameter in self.named_parameters():
             if name.startswith("base."):
                 continue
-            if ".modulation." in name or "final_linear" in name or "adapter.heads" in name or "pixel_head" in name:
+            if any(part in name for part in _ZERO_AT_FIRST):
                 nn.init.zeros_(parameter)
             if "content.bias" in name:
                 nn.init.constant_(parameter, GATE_BIAS)
@@ -182,11 +192,26 @@ class PiD(nn.Module):
         if self.settings.prediction == "residual":
             assert condition is not None and condition.base is not None
             frame = Residual(condition.base, self.settings.residual_std)
-            return frame.velocity(x_t, t4, self.backbone(frame.inputs(x_t, t4), t, text, inject, chunk).float())
+            output = self.backbone(frame.inputs(x_t, t4), t, text, inject, chunk)
+            return frame.velocity(x_t, t4, self._deblocked(output, x_t, t, condition.base, chunk).float())
         output = self.backbone(x_t, t, text, inject, chunk).float()
         if self.settings.prediction == "x0":
             return (x_t - output) / t4.clamp_min(MIN_T)
         return output
+
+    def _deblocked(self, output: Tensor, x_t: Tensor, t: Tensor, base: Tensor, chunk: int | None) -> Tensor:
+        """The backbone's output (B,3,H,W) through the deblocking filter, if there is one; without gradients about
+        `chunk` patches at a time."""
+        if self.deblock is None:
+            return output
+        (height, width), patch, t4 = output.shape[-2:], self.settings.backbone.patch, t.float()[:, None, None, None]
+        rows = height if chunk is None or torch.is_grad_enabled() else max(1, chunk * patch // width) * patch
+        made = list[Tensor]()
+        for around, inside in bands(height, rows):
+            part = slice(None), slice(None), around
+            inputs = Residual(base[part], self.settings.residual_std).inputs(x_t[part], t4)
+            made.append(self.deblock(output[part], inputs, t)[:, :, inside])
+        return made[0] if len(made) == 1 else torch.cat(made, 2)
 
     def _band(self, condition: Condition, x_t: Tensor) -> Condition:
         """The part of a condition that belongs to the rows of patches that the backbone computes here."""

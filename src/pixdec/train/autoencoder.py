@@ -43,6 +43,7 @@ class AutoencoderRecipe:
     )
     crops: CropSettings = field(default_factory=lambda: CropSettings(size=96, zoom=7.0, unscaled=0.35, synthetic=0.1))
     match: float = 3.0
+    taught: float = 0.5
 
 
 def tuning() -> AutoencoderRecipe:
@@ -63,17 +64,17 @@ def error(decoded: Tensor, images: Tensor) -> Tensor:
     return ((squared + 4e-4).log() + 0.25 * (coarse + 1e-4).log()).mean()
 
 
-def losses(network: TinyVAE, teacher: TAEF2, images: Tensor, match: float) -> dict[str, Tensor]:
-    """Losses on images (B,3,H,W) in [-1,1]; the teacher is shown the first half of the batch."""
-    half = max(1, len(images) // 2)
+def losses(network: TinyVAE, teacher: TAEF2, images: Tensor, match: float, share: float = 0.5) -> dict[str, Tensor]:
+    """Losses on images (B,3,H,W) in [-1,1], of which the teacher is shown `share`, the first ones."""
+    n = max(1, round(share * len(images)))
     with torch.no_grad():
-        taught = teacher.encode(images[:half])  # (B/2,32,H/8,W/8)
+        taught = teacher.encode(images[:n])  # (n,32,H/8,W/8)
     latent = network.encoder(images)
-    from_teacher = error(network.decoder(taught), images[:half])
-    from_ours = error(network.decoder(latent[half:]), images[half:])
-    matching = F.mse_loss(latent[:half].float(), taught.float())
+    from_teacher = error(network.decoder(taught), images[:n])
+    from_ours = error(network.decoder(latent[n:]), images[n:])
+    matching = F.mse_loss(latent[:n].float(), taught.float())
     return {
-        "total": 0.25 * (from_ours + from_teacher) + match * matching,
+        "total": 0.5 * ((1 - share) * from_ours + share * from_teacher) + match * matching,
         "ours": from_ours,
         "teacher": from_teacher,
         "match": matching,
@@ -106,7 +107,7 @@ def main(
     def losses_at(step: int, part: int) -> dict[str, Tensor]:
         images = batch(step).contiguous(memory_format=torch.channels_last)
         with precision(MACHINE, CPU):
-            return losses(network, taef2, images, recipe.match)
+            return losses(network, taef2, images, recipe.match, recipe.taught)
 
     with Log(folder, state.step) as log:
         for progress in train(state, losses_at, recipe.loop):

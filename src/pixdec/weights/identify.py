@@ -28,7 +28,7 @@ from pixdec.weights.settings import (
 
 DecoderKind = Literal["student", "teacher", "prior"]
 UNKNOWN_LICENCE = "unknown"
-_OUR_ROOTS = ("backbone.", "adapter.", "gates.", "pixel_gate.", "base.")
+_OUR_ROOTS = ("backbone.", "adapter.", "gates.", "pixel_gate.", "base.", "deblock.")
 
 
 @dataclass(frozen=True)
