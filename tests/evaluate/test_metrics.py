@@ -133,6 +133,19 @@ def test_block_means_at_the_border() -> None:
     assert means.sum() == 600
 
 
+def test_grid() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 100, (96, 128, 3))
+    blocks = np.kron(rng.integers(0, 100, (12, 16, 1)), np.ones((8, 8, 1), dtype=int))
+    stepped, plain = (picture.astype(np.uint8) for picture in (noise + blocks, noise))
+    assert abs(metrics.grid(plain, 8)) < 0.03
+    assert metrics.grid(stepped, 8) > 0.3
+    assert metrics.grid(stepped[4:, 3:], 8) < 0  # blocks that lie elsewhere
+    assert metrics.grid(np.repeat(np.repeat(plain, 8, 0), 8, 1), 8) > 1e6  # nothing but steps
+    with pytest.raises(ValueError, match="8x20: has no borders of blocks of 8"):
+        metrics.grid(plain[:20, :8], 8)
+
+
 def test_consistency() -> None:
     image = Image.fromarray(noise(64, 128))
     low = np.asarray(image.resize((32, 16), Image.Resampling.BICUBIC))

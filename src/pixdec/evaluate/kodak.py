@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import TINY_REFINE, TINY_SPACE, ImageEncoder
-from pixdec.evaluate.metrics import colour_drift, psnr, spectrum_error, ssim
-from pixdec.evaluate.report import Report, measure
+from pixdec.evaluate.metrics import colour_drift, grid, psnr, spectrum_error, ssim
+from pixdec.evaluate.report import Column, Report, measure
 from pixdec.images import read_image, resize, save_image, to_pil, to_tensor
 from pixdec.latents import get_space
 from pixdec.models.taef2 import load_taef2
@@ -47,6 +47,7 @@ def main(
     def round_trip(images: Tensor) -> Tensor:
         return encoder.decode(encoder.encode(images).tensor)
 
+    patch = decoder.model.network.settings.backbone.patch
     paths = sorted(images.glob("*.png"))[:limit]
 
     def decode(count: int) -> Callable[[Tensor], Tensor]:
@@ -67,7 +68,8 @@ def main(
             start = time.perf_counter()
             results[name] = to_pil(method(low))[0]
             seconds = time.perf_counter() - start
-            rows[name].append({**measure(results[name], original, low=preview, scale=SCALE), "seconds": seconds})
+            figures = measure(results[name], original, low=preview, scale=SCALE)
+            rows[name].append({**figures, "grid": grid(results[name], patch), "seconds": seconds})
         _save_crops(original, results, out.with_name(f"{out.name}-{path.stem}.webp"))
     facts = {
         "command": "`make kodak`",
@@ -79,7 +81,8 @@ def main(
         "consistency": "against the tiny decode of the same latent",
     }
     names = [path.stem for path in paths]
-    Report(f"Four times larger: {decoder.model.name} on Kodak", names, rows, facts).write(out)
+    columns = {"grid": Column("grid of patches → 0", 3)}
+    Report(f"Four times larger: {decoder.model.name} on Kodak", names, rows, facts, columns).write(out)
     round_trips: dict[str, Callable[[Tensor], Tensor]] = {
         "TAEF2": lambda x: teacher.decode(teacher.encode(x)),
         "pixdec-tiny": round_trip,
