@@ -376,6 +376,41 @@ def test_a_batch_may_be_shared_out(step: int):
         assert value.item() == pytest.approx((halves[0][name] + halves[1][name]).item() / 2, rel=1e-4), name
 
 
+def test_looks_at_a_part_with_latents_of_its_own():
+    """At a place that changes; what is looked at there is the student's image, judged by the teacher at another phase
+    of its patches."""
+    made, whole = stage(NANO, replace(BARE, look=64)), stage(NANO, BARE)
+    told = list[tuple[Tensor, Tensor]]()
+    made.teacher.register_forward_pre_hook(lambda _, args: told.append((args[3], args[4])))
+    places = set[tuple[int, int]]()
+    for step in (1, 3, 5):
+        shown, calls = examples(step, 128), Calls(made.teacher)
+        made.losses(step, shown, draws(step))["total"].backward()
+        assert calls.inputs[-1].shape == (4, 3, 64, 64)
+        again = draws(step)
+        given = whole.conditioner(shown, again)
+        x = whole._make(shown.images, given, again)
+        top, left = (int(again.common() * 17) * 4 for _ in range(2))
+        part = slice(None), slice(None), slice(top, top + 64), slice(left, left + 64)
+        expected = made.conditioner.of_part(shown.images[part], given, again)
+        t, noise = made._look(shown.images[part], again)
+        assert torch.equal(calls.inputs[-1], interpolate(x[part], noise, t))
+        assert torch.equal(told[-1][0], expected.latent)
+        assert torch.equal(told[-1][1], given.sigma)
+        low = F.interpolate(shown.images[part], scale_factor=0.25, mode="bicubic", antialias=True)
+        assert (expected.low - low).abs().max() < 0.02
+        places.add((top % 8, left % 8))
+    assert len(places) > 1
+    assert made.network.backbone.final_linear.weight.grad is not None
+
+
+def test_parts_that_cannot_be_looked_at():
+    with pytest.raises(ValueError, match="look=128: larger than images of 64x64"):
+        stage(NANO, replace(BARE, look=128)).losses(1, examples(1), draws(1))
+    with pytest.raises(ValueError, match=r"look=64: the latents of parts .* set data\.precomputed to false"):
+        stage(NANO, replace(BARE, look=64)).losses(1, replace(examples(1), latents=torch.zeros(4, 128, 1, 1)), draws(1))
+
+
 # ---- who learns when
 
 
@@ -551,6 +586,7 @@ def test_sharded_networks_have_the_same_gradients(step: int):
         ({"gan": -1.0}, "gan=-1.0: expected 0 or more"),
         ({"r1_noise": -0.1}, "r1_noise"),
         ({"drift": -1.0}, "drift"),
+        ({"look": -64}, "look=-64"),
     ],
 )
 def test_settings_that_cannot_be(change: dict[str, float | str], message: str):

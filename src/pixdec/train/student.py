@@ -59,6 +59,9 @@ class StudentSettings:
         gan: weight of the adversarial loss in the student's turn, reached linearly over the first `gan_warmup` steps;
             0 leaves the discriminator out.
         r1: weight of the approximate R1 penalty, with noise of deviation `r1_noise` on what the discriminator sees.
+        look: the side in pixels of the part of each image, at a place that changes from step to step, that teacher,
+            fake score and discriminator look at; 0 is the whole image. They work in patches themselves, and do not see
+            a grid of patches that is also their own.
         block: the patch block of the teacher, counted from 0, whose tokens the discriminator sees.
         coarse, even: of the fake score's loss, as `DecoderSettings` has them for the teacher's.
         pixel: weight of the distance to the real image, which bounds how far a small decoder leaves it.
@@ -77,6 +80,7 @@ class StudentSettings:
     gan_warmup: int = 100
     r1: float = 200.0
     r1_noise: float = 0.1
+    look: int = 0
     block: int = 7
     coarse: float = 0.0
     even: bool = False
@@ -95,6 +99,7 @@ class StudentSettings:
             "gan_warmup",
             "r1",
             "r1_noise",
+            "look",
             "pixel",
             "drift",
         ):
@@ -144,6 +149,11 @@ class StudentStage:
     def losses(self, step: int, examples: Examples, draws: Draws) -> dict[str, Tensor]:
         """In the student's turn distribution_matching, gan, pixel and drift; in the critic's score_matching,
         discriminator and r1; those that are used, each before its weight, and total."""
+        if self.settings.look and examples.latents is not None:
+            raise ValueError(
+                f"look={self.settings.look}: the latents of parts of images are made on the way; set data.precomputed "
+                "to false, or look to 0"
+            )
         conditions = self.conditioner(examples, draws)
         if "student" in self.turn(step):
             return self._student(step, examples.images, conditions, draws)
@@ -152,12 +162,13 @@ class StudentStage:
     def _student(self, step: int, images: Tensor, conditions: Conditions, draws: Draws) -> dict[str, Tensor]:
         settings = self.settings
         x = self._make(images, conditions, draws)
-        t, noise = self._look(images, draws)
-        x_t = interpolate(x, noise, t)
-        teacher, adversarial = self._teach(x_t, t, conditions)
+        part, _, looked_at = self._part(x, images, conditions, draws)
+        t, noise = self._look(part, draws)
+        x_t = interpolate(part, noise, t)
+        teacher, adversarial = self._teach(x_t, t, looked_at)
         with torch.no_grad():
-            fake = clean(x_t, _velocity(self.fake, x_t, t, conditions), t)
-        losses = {"distribution_matching": distribution_matching(x, teacher, fake)}
+            fake = clean(x_t, _velocity(self.fake, x_t, t, looked_at), t)
+        losses = {"distribution_matching": distribution_matching(part, teacher, fake)}
         total = settings.distribution_matching * losses["distribution_matching"]
         if adversarial is not None:
             losses["gan"] = adversarial
@@ -174,6 +185,7 @@ class StudentStage:
         settings = self.settings
         with torch.no_grad():
             x = self._make(images, conditions, draws)
+        x, images, conditions = self._part(x, images, conditions, draws)
         t, noise = self._look(images, draws)
         x_t = interpolate(x, noise, t)
         error = _velocity(self.fake, x_t, t, conditions) - velocity_of(x, noise)
@@ -211,6 +223,21 @@ class StudentStage:
                     t = self._level(following, images)
                     x_t = interpolate(x0, draws.normal(*shape), t)
         return clean(x_t, _velocity(self.network, x_t, t, conditions), t)
+
+    def _part(
+        self, x: Tensor, images: Tensor, conditions: Conditions, draws: Draws
+    ) -> tuple[Tensor, Tensor, Conditions]:
+        """What is looked at of the student's images and of the real ones, and its conditions."""
+        side, scale = self.settings.look, self.settings.conditions.degrade.scale
+        if side == 0:
+            return x, images, conditions
+        if side > min(images.shape[-2:]):
+            width, height = images.shape[-1], images.shape[-2]
+            raise ValueError(f"look={side}: larger than images of {width}x{height}; set it to less, or to 0")
+        # On whole pixels of the low-resolution image, so that the part's is a part of it.
+        top, left = (int(draws.common() * ((each - side) // scale + 1)) * scale for each in images.shape[-2:])
+        place = slice(None), slice(None), slice(top, top + side), slice(left, left + side)
+        return x[place], images[place], self.conditioner.of_part(images[place], conditions, draws)
 
     def _look(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """t (B,) and eps (B,3,H,W) of a look at the student's images."""
