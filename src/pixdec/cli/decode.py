@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pixdec import __version__
-from pixdec.cli.options import AS_IT_IS, Dtype, Flag, Format, Inputs, Output, Run
+from pixdec.cli.options import USUAL, Decoding, Flag, Format, Inputs, Output
 from pixdec.cli.plan import Job, check_targets, plan, prepare
 from pixdec.cli.processes import Process
 from pixdec.cli.report import Report
@@ -56,33 +55,14 @@ class Decode:
     caption: str | None = None
     """What the images show, for models that read text; without it each latent's own prompt, if it was saved with one.
     "" is no caption."""
-    model: str = "pixdec-nano"
-    """The decoder: a name that `pixdec models` lists, or a file or folder of weights."""
-    lora: str | None = None
-    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
-    lora_strength: float = 1.0
-    """How much of the LoRA is added: 1 as trained, 0 nothing."""
-    space: str | None = None
-    """The latent space, where the model's file does not tell: those of FLUX.1, SD3 and Qwen-Image look alike."""
     seed: int | None = None
     """The same seed gives the same image, on every device; of a file's N latents the second draws from seed + 1.
     Without it each latent's own seed, if it was saved with one, else 0."""
-    steps: int | None = None
-    """Decoding steps; without it as many as the model is made for."""
     size: str | None = None
     """WIDTHxHEIGHT of the images in pixels, in their own shape: they are resampled to it."""
     trust: Flag = False
     """Decode latents also whose statistics look wrong (raw, of another space)."""
-    device: str | None = None
-    """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
-    dtype: Dtype | None = None
-    """Precision of the network; without it what suits the device."""
-    how: Run = AS_IT_IS
-    plan: Flag = False
-    """Print how each image would be decoded within --memory, or in what the device has, and what that would take; make
-    none."""
-    team: int = 1
-    """So many processes of torchrun decode each image together; the others share out the images."""
+    by: Decoding = USUAL
     format: Format | None = None
     """Format of the images in an output folder; png without it."""
     json: Flag = False
@@ -95,7 +75,7 @@ class Decode:
             lambda: self._find(process, report),
             lambda image: image.rows * image.columns,
             lambda images: self._make(images, process, report),
-            self.team,
+            self.by.team,
         )
 
     def _find(self, process: Process, report: Report) -> list[_Image]:
@@ -106,8 +86,8 @@ class Decode:
 
         if self.size is not None:
             parse_size(self.size)
-        process.part_of((), len, self.team)  # refuses a team that cannot be
-        check_run(self.how, self.device, self.team)
+        process.part_of((), len, self.by.team)  # refuses a team that cannot be
+        check_run(self.by.how, self.by.device, self.by.team)
         jobs = plan(
             self.inputs,
             self.output,
@@ -123,44 +103,29 @@ class Decode:
                 count, _, rows, columns = latent.tensor.shape
                 images += self._images(job, count, rows, columns)
         check_targets(image.job for image in images)
-        if not self.plan:
+        if not self.by.plan:
             prepare(image.job.target for image in images)
         return images
 
     def _make(self, images: Sequence[_Image], process: Process, report: Report) -> None:
         """These images, by this process or its team."""
-        from pixdec.cli.pictures import embed_captions, open_decoder, tell_plan
+        from pixdec.cli.pictures import embed_captions, open_for, tell_plan
         from pixdec.text import EncoderUnavailableError
 
-        device = process.device(self.device)
-        context = process.context(device, self.team)  # all processes meet, also those without images
-        if not images:
+        decoder = open_for(process, self.by, self.caption or "", any_images=bool(images))
+        if decoder is None:
             return
-        if not process.leads(self.team):
-            warnings.simplefilter("ignore")  # the first of the team says it
-        decoder = open_decoder(
-            self.model,
-            device,
-            self.dtype,
-            self.space,
-            caption=self.caption or "",
-            steps=self.steps,
-            lora=self.lora,
-            lora_strength=self.lora_strength,
-            run=self.how,
-        )
-        decoder.runner.context = context
-        if self.plan:
+        if self.by.plan:
             for image in images:
-                with process.attempt(report, image.job.source, self.team):
-                    if process.leads(self.team):
+                with process.attempt(report, image.job.source, self.by.team):
+                    if process.leads(self.by.team):
                         tell_plan(decoder, image.rows, image.columns, image.job, report)
             return
         with contextlib.suppress(EncoderUnavailableError):  # images that want it say so themselves
             embed_captions(decoder, [image.caption for image in images], decoder.device)
         with process.progress(len(images), "step") as bar:
             for image in images:
-                with process.attempt(report, image.job.source, self.team):
+                with process.attempt(report, image.job.source, self.by.team):
                     self._decode(image, decoder, process, report, bar, len(images))
 
     def _images(self, job: Job, count: int, rows: int, columns: int) -> list[_Image]:
@@ -205,7 +170,7 @@ class Decode:
             latent,
             caption=caption,
             seed=image.seed,
-            steps=self.steps,
+            steps=self.by.steps,
             bar=bar,
             images=images,
             size=size,
@@ -220,9 +185,9 @@ class Decode:
             "caption": caption,
             "seed": image.seed,
             "steps": steps,
-            **how_made(decoder, self.how, size),
+            **how_made(decoder, self.by.how, size),
         }
-        if not process.leads(self.team):
+        if not process.leads(self.by.team):
             return
         picture = to_pil(decoded)[0]
         save_image(picture, job.target, settings=settings)

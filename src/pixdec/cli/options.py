@@ -52,6 +52,36 @@ Run = Annotated[HowToRun, tyro.conf.arg(name="")]
 AS_IT_IS = HowToRun()
 
 
+@dataclass(frozen=True)
+class DecodeWith:
+    """Which decoder makes the images, and how."""
+
+    model: str = "pixdec-nano"
+    """The decoder: a name that `pixdec models` lists, or a file or folder of weights."""
+    lora: str | None = None
+    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
+    lora_strength: float = 1.0
+    """How much of the LoRA is added: 1 as trained, 0 nothing."""
+    space: str | None = None
+    """The latent space, where the model's file does not tell: those of FLUX.1, SD3 and Qwen-Image look alike."""
+    steps: int | None = None
+    """Decoding steps; without it as many as the model is made for."""
+    device: str | None = None
+    """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
+    dtype: Dtype | None = None
+    """Precision of the network; without it what suits the device."""
+    how: Run = AS_IT_IS
+    plan: Flag = False
+    """Print how each image would be decoded within --memory, or in what the device has, and what that would take; make
+    none."""
+    team: int = 1
+    """So many processes of torchrun decode each image together; the others share out the images."""
+
+
+Decoding = Annotated[DecodeWith, tyro.conf.arg(name="")]
+USUAL = DecodeWith()
+
+
 def torch_dtype(name: Dtype | None) -> torch.dtype | None:
     """The torch dtype of that name."""
     import torch

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixdec.cli.options import Dtype, HowToRun, check_device, torch_dtype
+from pixdec.cli.options import DecodeWith, Dtype, HowToRun, check_device, torch_dtype
 from pixdec.cli.plan import Job
 from pixdec.cli.report import Report
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from tqdm import tqdm
 
+    from pixdec.cli.processes import Process
     from pixdec.decoder import PixelDecoder
     from pixdec.latents import Latent
 
@@ -145,6 +147,33 @@ def open_decoder(
     if run.compile is not None:
         with _as_option("compile", run.compile):
             decoder.runner.compile(run.compile)
+    return decoder
+
+
+def open_for(process: Process, by: DecodeWith, caption: str, *, any_images: bool) -> PixelDecoder | None:
+    """The decoder of a process that shares images out, or an image with its team; None for one that has no images.
+
+    Raises:
+        ValueError, OSError: as `open_decoder`.
+    """
+    device = process.device(by.device)
+    context = process.context(device, by.team)  # all processes meet, also those without images
+    if not any_images:
+        return None
+    if not process.leads(by.team):
+        warnings.simplefilter("ignore")  # the first of the team says it
+    decoder = open_decoder(
+        by.model,
+        device,
+        by.dtype,
+        by.space,
+        caption=caption,
+        steps=by.steps,
+        lora=by.lora,
+        lora_strength=by.lora_strength,
+        run=by.how,
+    )
+    decoder.runner.context = context
     return decoder
 
 

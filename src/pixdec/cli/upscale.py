@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pixdec import __version__
-from pixdec.cli.options import AS_IT_IS, Dtype, Flag, Format, Inputs, Output, Run, check_refine
+from pixdec.cli.options import USUAL, Decoding, Flag, Format, Inputs, Output, check_refine
 from pixdec.cli.plan import Job, plan, prepare
 from pixdec.cli.processes import Process
 from pixdec.cli.report import Report
@@ -49,14 +48,6 @@ class Upscale:
     """How much may be invented, 0 to 0.8: the noise level that is added to the latent and told to the decoder."""
     caption: str = ""
     """What the images show, for models that read text."""
-    model: str = "pixdec-nano"
-    """The decoder: a name that `pixdec models` lists, or a file or folder of weights."""
-    lora: str | None = None
-    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
-    lora_strength: float = 1.0
-    """How much of the LoRA is added: 1 as trained, 0 nothing."""
-    space: str | None = None
-    """The latent space, where the model's file does not tell: those of FLUX.1, SD3 and Qwen-Image look alike."""
     vae: str | None = None
     """The autoencoder that encodes, a diffusers VAE by name or folder; without it the bundled one (FLUX.2 only)."""
     refine: int | None = None
@@ -64,18 +55,7 @@ class Upscale:
     it 16 for the bundled autoencoder and 0 for others."""
     seed: int = 0
     """The same seed gives the same image, on every device."""
-    steps: int | None = None
-    """Decoding steps; without it as many as the model is made for."""
-    device: str | None = None
-    """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
-    dtype: Dtype | None = None
-    """Precision of the decoder; without it what suits the device."""
-    how: Run = AS_IT_IS
-    plan: Flag = False
-    """Print how each image would be decoded within --memory, or in what the device has, and what that would take; make
-    none."""
-    team: int = 1
-    """So many processes of torchrun decode each image together; the others share out the images."""
+    by: Decoding = USUAL
     format: Format | None = None
     """Format of the images in an output folder; png without it."""
     json: Flag = False
@@ -88,7 +68,7 @@ class Upscale:
             lambda: self._find(process, report),
             lambda piece: piece[1][0] * piece[1][1],
             lambda pieces: self._make(pieces, process, report),
-            self.team,
+            self.by.team,
         )
 
     def _find(self, process: Process, report: Report) -> list[Piece]:
@@ -100,8 +80,8 @@ class Upscale:
             raise ValueError(f"--strength {self.strength}: expected 0 to {MAX_STRENGTH}")
         check_refine(self.refine)
         self._check_sizes()
-        process.part_of((), len, self.team)  # refuses a team that cannot be
-        check_run(self.how, self.device, self.team)
+        process.part_of((), len, self.by.team)  # refuses a team that cannot be
+        check_run(self.by.how, self.by.device, self.by.team)
         jobs = plan(
             self.inputs,
             self.output,
@@ -114,40 +94,25 @@ class Upscale:
         for job in jobs:
             with process.attempt(report, job.source):
                 sizes[job] = image_size(job.source)
-        if not self.plan:
+        if not self.by.plan:
             prepare(job.target for job in sizes)
         return list(sizes.items())
 
     def _make(self, pieces: Sequence[Piece], process: Process, report: Report) -> None:
         """These images, by this process or its team."""
-        from pixdec.cli.pictures import check_output, open_decoder, tell_plan
+        from pixdec.cli.pictures import check_output, open_for, tell_plan
 
-        device = process.device(self.device)
-        context = process.context(device, self.team)  # all processes meet, also those without images
-        if not pieces:
+        decoder = open_for(process, self.by, self.caption, any_images=bool(pieces))
+        if decoder is None:
             return
-        if not process.leads(self.team):
-            warnings.simplefilter("ignore")  # the first of the team says it
-        decoder = open_decoder(
-            self.model,
-            device,
-            self.dtype,
-            self.space,
-            caption=self.caption,
-            steps=self.steps,
-            lora=self.lora,
-            lora_strength=self.lora_strength,
-            run=self.how,
-        )
-        decoder.runner.context = context
-        if self.plan:
+        if self.by.plan:
             for job, (width, height) in pieces:
-                with process.attempt(report, job.source, self.team):
+                with process.attempt(report, job.source, self.by.team):
                     large = self._output_size((height, width), decoder.scale)
                     check_output(job.target, large[1], large[0])
                     sides, factor = self._encoded_size((height, width), decoder.scale), decoder.space.factor
                     rows, columns = (math.ceil(side / factor) for side in sides)
-                    if process.leads(self.team):
+                    if process.leads(self.by.team):
                         tell_plan(decoder, rows, columns, job, report)
             return
 
@@ -156,7 +121,7 @@ class Upscale:
         encoder = ImageEncoder.from_pretrained(decoder.space.name, self.vae, decoder.device, refine=self.refine)
         with process.progress(len(pieces), "step") as bar:
             for job, (width, height) in pieces:
-                with process.attempt(report, job.source, self.team):
+                with process.attempt(report, job.source, self.by.team):
                     large = self._output_size((height, width), decoder.scale)
                     check_output(job.target, large[1], large[0])
                     self._upscale(job, decoder, encoder, process, report, bar, len(pieces))
@@ -224,7 +189,7 @@ class Upscale:
             latent,
             caption=self.caption,
             seed=self.seed,
-            steps=self.steps,
+            steps=self.by.steps,
             bar=bar,
             images=images,
         )
@@ -242,9 +207,9 @@ class Upscale:
             "caption": self.caption,
             "seed": self.seed,
             "steps": steps,
-            **how_made(decoder, self.how, None if size == (image.height * scale, image.width * scale) else size),
+            **how_made(decoder, self.by.how, None if size == (image.height * scale, image.width * scale) else size),
         }
-        if not process.leads(self.team):
+        if not process.leads(self.by.team):
             return
         save_image(large, job.target, settings=settings)
         seconds = round(time.perf_counter() - started, 3)
