@@ -45,9 +45,9 @@ bundled-models: .venv/dev
 	    --from-run $(RUNS)/tiny-first
 	$(BIN)/python -m pixdec.train.export --autoencoder $(RUNS)/tiny
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec train decoder nano --data $(PHOTOS) \
-	    -o $(RUNS)/nano --encoder tiny tiny tiny taef2:$(TAEF2)
+	    -o $(RUNS)/nano --encoder tiny:4 tiny:4 tiny:4 taef2:$(TAEF2)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec train student nano --data $(PHOTOS) \
-	    -o $(RUNS)/nano-student --teacher $(RUNS)/nano
+	    -o $(RUNS)/nano-student --teacher $(RUNS)/nano --encoder tiny:4
 	$(BIN)/python -m pixdec.train.export --decoder $(RUNS)/nano --student $(RUNS)/nano-student
 
 # The quality table of docs/bundled-models.md.

@@ -55,7 +55,7 @@ def test_autoencoder_golden_losses():
     state = new_state({"autoencoder": network}, LOOP)
     losses = [
         progress.losses["total"]
-        for progress in train(state, lambda i, _: autoencoder.losses(network, teacher, pictures(i, 32), 1.0), LOOP)
+        for progress in train(state, lambda i, _: autoencoder.losses(network, teacher, pictures(i, 32), 1.0, 0.5), LOOP)
     ]
     assert len(losses) == 20
     assert losses[0] == pytest.approx(GOLDEN_AUTOENCODER[0], rel=1e-3)

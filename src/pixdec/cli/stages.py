@@ -135,7 +135,12 @@ def _encoder(name: str, space: str, device: torch.device) -> Encode:
 
         vision = VisionEncoder.from_pretrained(space, None if name == "tiny" else name, device=device)
         return lambda images: vision.encode(images).tensor.to(device)
-    encoder = ImageEncoder.from_pretrained(space, None if name == "tiny" else name, device)
+    steps = None
+    if kind == "tiny" and place:
+        if not place.isdecimal():
+            raise ValueError(f"--encoder {name}: expected tiny, or tiny:STEPS with a number of refining steps")
+        name, steps = kind, int(place)
+    encoder = ImageEncoder.from_pretrained(space, None if name == "tiny" else name, device, refine=steps)
     return lambda images: encoder.encode(images).tensor.to(device)
 
 

@@ -21,7 +21,7 @@ class TinyVAESettings:
     encoder_widths: tuple[int, int, int] = (32, 64, 128)
     encoder_depths: tuple[int, int, int] = (0, 2, 4)
     decoder_widths: tuple[int, int, int] = (48, 64, 128)
-    decoder_depths: tuple[int, int, int] = (2, 3, 4)
+    decoder_depths: tuple[int, int, int] = (2, 5, 5)
 
 
 class ResidualBlock(nn.Module):

@@ -183,6 +183,7 @@ def nano_network() -> PiDSettings:
         prediction="residual",
         base=TinyVAESettings(),
         residual_std=0.2,
+        deblock=48,
     )
 
 
@@ -194,7 +195,7 @@ _NANO_DATA = DataSettings(
     crops=CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12),
     fit=FitSettings(zoom=3.0, unscaled=0.25),
 )
-_NANO_MACHINE = MachineSettings(precision="float32", shard=False, recompute=False)
+_NANO_MACHINE = MachineSettings(precision="bfloat16", shard=False, recompute=False)
 _NANO_FOLDER = FolderSettings(save_every=100, sheet_every=500)
 
 
@@ -226,6 +227,7 @@ def student_nano() -> StudentRecipe:
         distribution_matching=0.5,
         gan=0.15,
         gan_warmup=60,
+        look=128,
         block=3,
         coarse=0.5,
         even=True,
