@@ -47,8 +47,8 @@ class Options:
     teacher: str | None = None
     """For a student: what it learns from, named like --from. It also begins there, without --from."""
     encoder: tuple[str, ...] = ("tiny",)
-    """What makes latents: "tiny" (the bundled one, FLUX.2 space; "tiny:4" refines them in 4 steps), "taef2:FOLDER", or a
-    diffusers VAE or vision encoder by name or folder. Several take turns over the images of a batch."""
+    """What makes latents: "tiny" (the bundled one, FLUX.2 space; "tiny:4" refines them in 4 steps), "taef2:FOLDER", or
+    a diffusers VAE or vision encoder by name or folder. Several take turns over the images of a batch."""
     gemma: str | None = None
     """The caption encoder, where it is not the released models' own or lies in a folder."""
     features: str | None = None
