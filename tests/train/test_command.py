@@ -160,6 +160,10 @@ def test_the_latents_of_another_autoencoder(train: Train, tmp_path: Path):
         (["train", "decoder", "nano", "--data", "{photos}", "-o", "{out}", "--from", "{nowhere}"], "{nowhere}"),
         (["train", "decoder", "nano", "--data", "{photos}", "-o", "{out}", "--encoder", "{nowhere}"], "{nowhere}"),
         (
+            ["train", "decoder", "nano", "--data", "{photos}", "-o", "{out}", "--encoder", "tiny:x"],
+            "'tiny:x': expected",
+        ),
+        (
             ["train", "decoder", "nano", "--data", "{photos}", "-o", "{out}", "--network.base.latent-channels", "16"],
             "does not fit latents of 128",
         ),

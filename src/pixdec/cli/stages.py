@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from pixdec.encoder import TINY_SPACE, ImageEncoder
+from pixdec.evaluate.autoencoders import open_autoencoder
+from pixdec.latents import get_space
 from pixdec.models.pid import PiD
-from pixdec.models.taef2 import load_taef2
-from pixdec.models.tiny_vae import TinyDecoder, pack
+from pixdec.models.tiny_vae import TinyDecoder
 from pixdec.text import GEMMA, NEGATIVE_PROMPT, CaptionEmbeddings
 from pixdec.train.decoder import DecoderStage
 from pixdec.train.examples import Source, open_source
@@ -124,23 +125,19 @@ def _conditioner(
 
 def _encoder(name: str, space: str, device: torch.device) -> Encode:
     """Images (B,3,H,W) in [-1,1] on `device` -> normalised latents (B,C,h,w) there."""
-    kind, _, place = name.partition(":")
-    if kind == "taef2" and place:
-        if space != TINY_SPACE:
-            raise ValueError(f"--encoder {name}: makes {TINY_SPACE} latents, the recipe's space is {space}")
-        teacher = load_taef2(place).to(device)
-        return lambda images: pack(teacher.encode(images))
+    target = get_space(space)
+    if name.partition(":")[0] in ("tiny", "taef2") and target.name == TINY_SPACE:
+        autoencoder = open_autoencoder(name, target, device)
+        return lambda images: autoencoder.encode(images).tensor.to(device)
+    if name.startswith("taef2:"):
+        raise ValueError(f"--encoder {name}: makes {TINY_SPACE} latents, the recipe's space is {space}")
+    own = None if name == "tiny" else name
     if space in ("dinov2", "siglip"):
         from pixdec.integrations.vision import VisionEncoder
 
-        vision = VisionEncoder.from_pretrained(space, None if name == "tiny" else name, device=device)
+        vision = VisionEncoder.from_pretrained(space, own, device=device)
         return lambda images: vision.encode(images).tensor.to(device)
-    steps = None
-    if kind == "tiny" and place:
-        if not place.isdecimal():
-            raise ValueError(f"--encoder {name}: expected tiny, or tiny:STEPS with a number of refining steps")
-        name, steps = kind, int(place)
-    encoder = ImageEncoder.from_pretrained(space, None if name == "tiny" else name, device, refine=steps)
+    encoder = ImageEncoder.from_pretrained(space, own, device)
     return lambda images: encoder.encode(images).tensor.to(device)
 
 

@@ -1,7 +1,7 @@
 """Autoencoders by name: one makes the latents of an evaluation, others decode them at their own size as baselines.
 
-Names: `tiny`, the bundled one (FLUX.2 space); `taef2:FOLDER`, TAEF2 from its two original files (FLUX.2 space);
-`vae:NAME`, a diffusers VAE of the space by hub id or folder.
+Names: `tiny`, the bundled one (FLUX.2 space), or `tiny:4` with so many steps of refining; `taef2:FOLDER`, TAEF2 from
+its two original files (FLUX.2 space); `vae:NAME`, a diffusers VAE of the space by hub id or folder.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ def open_autoencoder(name: str, space: LatentSpace, device: torch.device) -> Aut
         ValueError: a name of no such form, a file that is missing or does not fit, or one of another space.
     """
     kind, _, place = name.partition(":")
-    if (kind == "tiny") == bool(place) or kind not in ("tiny", "taef2", "vae"):
+    known = kind in ("taef2", "vae") and place
+    if not known and not (name == "tiny" or (kind == "tiny" and place.isdecimal())):
         raise ValueError(f"autoencoder {name!r}: expected {NAMES}")
     if kind == "taef2":
         return _taef2(name, place, space, device)
-    encoder = ImageEncoder.from_pretrained(space.name, place or None, device, torch.float32)
+    vae, refine = (None, int(place) if place else None) if kind == "tiny" else (place, None)
+    encoder = ImageEncoder.from_pretrained(space.name, vae, device, torch.float32, refine)
 
     @torch.inference_mode()
     def decode(latent: Latent) -> Tensor:
