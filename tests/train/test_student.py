@@ -18,6 +18,7 @@ from pixdec.models.pid import PiD, PiDSettings
 from pixdec.train.draws import Draws, noise_levels
 from pixdec.train.features import watching
 from pixdec.train.loop import LoopSettings, new_state, train
+from pixdec.train.losses import seams
 from pixdec.train.stages import Conditioner, Conditions, ConditionSettings
 from pixdec.train.state import State
 from pixdec.train.student import StudentSettings, StudentStage
@@ -376,6 +377,15 @@ def test_a_batch_may_be_shared_out(step: int):
         assert value.item() == pytest.approx((halves[0][name] + halves[1][name]).item() / 2, rel=1e-4), name
 
 
+def test_a_grid_of_patches_counts():
+    made = stage(NANO, replace(BARE, seams=2.0))
+    losses = made.losses(1, examples(1), draws(1))
+    x = stage(NANO, BARE)._make(examples(1).images, conditions_of(made, 1, d := draws(1)), d)
+    assert losses["seams"].item() == pytest.approx(seams(x, NANO.backbone.patch).item(), rel=1e-5)
+    parts = losses["distribution_matching"] + 2.0 * losses["seams"]
+    assert losses["total"].item() == pytest.approx(parts.item(), rel=1e-5)
+
+
 def test_looks_at_a_part_with_latents_of_its_own():
     """At a place that changes; what is looked at there is the student's image, judged by the teacher at another phase
     of its patches."""
@@ -587,6 +597,7 @@ def test_sharded_networks_have_the_same_gradients(step: int):
         ({"r1_noise": -0.1}, "r1_noise"),
         ({"drift": -1.0}, "drift"),
         ({"look": -64}, "look=-64"),
+        ({"seams": -0.5}, "seams"),
     ],
 )
 def test_settings_that_cannot_be(change: dict[str, float | str], message: str):

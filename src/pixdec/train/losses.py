@@ -14,6 +14,7 @@ YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 YCBCR_WEIGHTS = (0.25, 1.0, 1.0)
 CHARBONNIER = 1e-3
 EASE = 0.25  # keeps crops without detail from weighing without bound
+STEP = 0.01  # about one level of 255: smaller steps are not seen
 
 
 def flow_matching(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
@@ -86,3 +87,20 @@ def alignment(prediction: Tensor, target: Tensor, sigma: Tensor, keep: Tensor) -
     distance = charbonnier(difference).mean((1, 2, 3))
     weight = (1 - sigma.float()) * keep.float()
     return (distance * weight).sum() / weight.sum().clamp_min(1e-8)
+
+
+def seams(images: Tensor, side: int) -> Tensor:
+    """How far the steps across the borders of side x side patches are from those inside: the mean square of
+    log(border / inside), each a mean absolute difference of neighbouring pixels over places of about 64 pixels a side.
+
+    Images (B,3,H,W) in [-1,1], of more than one patch a side -> a scalar, about 0 for photographs.
+    """
+    found = list[Tensor]()
+    for turned in (images, images.mT):
+        steps = turned.float().diff(dim=2).abs().mean(1)  # (B,H-1,W)
+        rows = steps.shape[1] // side
+        steps = steps[:, : rows * side].unflatten(1, (rows, side))  # the last of each is across a border
+        place = (min(64 // side, rows), min(64, steps.shape[3]))
+        border, inside = (F.avg_pool2d(each, place) for each in (steps[:, :, -1], steps[:, :, :-1].mean(2)))
+        found.append(((border + STEP) / (inside + STEP)).log().square().mean())
+    return torch.stack(found).mean()

@@ -233,6 +233,7 @@ def student_nano() -> StudentRecipe:
         even=True,
         pixel=1.0,
         drift=4.0,
+        seams=2.0,
     )
     loop = LoopSettings(steps=640, batch=4, learning_rate=4e-5, warmup=20, decay=0.6)
     return StudentRecipe(

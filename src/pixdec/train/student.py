@@ -5,7 +5,7 @@ score, at first its copy, learns the student's; the discriminator is a head on t
 x_t = (1−t)·x + t·eps. In its turn the student minimises
 
     distribution_matching · DM(x, x0_teacher, x0_fake) + gan · softplus(−D(x_t)) + pixel · charbonnier(x − image)
-        + drift · charbonnier(8 x 8 means of x − image)
+        + drift · charbonnier(8 x 8 means of x − image) + seams · seams(x)
 
 and in theirs fake score and discriminator, together the critic,
 
@@ -37,6 +37,7 @@ from pixdec.train.losses import (
     discriminator_loss,
     distribution_matching,
     generator_loss,
+    seams,
     velocity_errors,
 )
 from pixdec.train.stages import Conditioner, Conditions, ConditionSettings, Examples
@@ -67,6 +68,8 @@ class StudentSettings:
         pixel: weight of the distance to the real image, which bounds how far a small decoder leaves it.
         drift: weight of the distance of 8 x 8 means to those of the real image, against drifts of colour: the latent
             says what they are.
+        seams: weight of the steps across the borders of patches (`losses.seams`), which show as a grid in a small
+            network.
     """
 
     levels: LevelSettings = field(default_factory=lambda: LevelSettings(least=0.02, most=0.99))
@@ -86,6 +89,7 @@ class StudentSettings:
     even: bool = False
     pixel: float = 0.0
     drift: float = 0.0
+    seams: float = 0.0
 
     def __post_init__(self) -> None:
         if self.ratio < 2:
@@ -102,6 +106,7 @@ class StudentSettings:
             "look",
             "pixel",
             "drift",
+            "seams",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
@@ -147,7 +152,7 @@ class StudentStage:
         return ("student",) if (step + 1) % self.settings.ratio == 0 else self._critic_turn
 
     def losses(self, step: int, examples: Examples, draws: Draws) -> dict[str, Tensor]:
-        """In the student's turn distribution_matching, gan, pixel and drift; in the critic's score_matching,
+        """In the student's turn distribution_matching, gan, pixel, drift and seams; in the critic's score_matching,
         discriminator and r1; those that are used, each before its weight, and total."""
         if self.settings.look and examples.latents is not None:
             raise ValueError(
@@ -179,6 +184,9 @@ class StudentStage:
         if settings.drift:
             losses["drift"] = charbonnier(F.avg_pool2d(x - images, 8)).mean()
             total = total + settings.drift * losses["drift"]
+        if settings.seams:
+            losses["seams"] = seams(x, self.network.settings.backbone.patch)
+            total = total + settings.seams * losses["seams"]
         return {"total": total, **losses}
 
     def _critic(self, images: Tensor, conditions: Conditions, draws: Draws) -> dict[str, Tensor]:
