@@ -12,7 +12,7 @@ from pixdec.train.recipes import NANO_TIMES
 from pixdec.weights.catalog import BUNDLED
 from pixdec.weights.load import load_autoencoder, load_decoder, save_autoencoder, save_decoder
 
-NANO_SHARE = 0.35
+NANO_SHARE = 0.7
 
 
 def main(

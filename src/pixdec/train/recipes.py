@@ -235,7 +235,7 @@ def student_nano() -> StudentRecipe:
         drift=4.0,
         seams=2.0,
     )
-    loop = LoopSettings(steps=640, batch=4, learning_rate=4e-5, warmup=20, decay=0.6)
+    loop = LoopSettings(steps=760, batch=4, learning_rate=8e-5, warmup=20, decay=0.6)
     return StudentRecipe(
         "nano", nano_network(), loop, version="nano", times=NANO_TIMES, data=_NANO_DATA, machine=_NANO_MACHINE,
         folder=_NANO_FOLDER, objective=objective,
