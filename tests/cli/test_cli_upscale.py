@@ -207,8 +207,9 @@ def test_any_factor_and_any_size(
 
 def test_a_smaller_factor_shrinks_what_the_model_decodes(run: Run, photo: Photo, tmp_path: Path) -> None:
     source = photo(tmp_path / "in.png", 37, 21)
-    assert run("upscale", source, "-o", tmp_path / "four.png").code == 0
-    assert run("upscale", source, "-o", tmp_path / "two.png", "--scale", 2).code == 0
+    # Random weights overshoot on refined latents, and a file clips before it is shrunk.
+    assert run("upscale", source, "-o", tmp_path / "four.png", "--refine", 0).code == 0
+    assert run("upscale", source, "-o", tmp_path / "two.png", "--scale", 2, "--refine", 0).code == 0
     four, two = read_image(tmp_path / "four.png"), read_image(tmp_path / "two.png")
     ours, theirs = np.asarray(two).astype(int), np.asarray(four.resize((74, 42), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(ours - theirs).max() <= 2
