@@ -30,7 +30,7 @@ from pixdec.batches import (
     stacked,
 )
 from pixdec.denoise import TEACHER_GUIDANCE, TEACHER_STEPS, denoised, is_distilled, times_for
-from pixdec.devices import best_device, has_bfloat16_units
+from pixdec.devices import best_device, computes_in_bfloat16
 from pixdec.execution.kernels import KernelName
 from pixdec.execution.memory import DecodePlan
 from pixdec.execution.quantised import Kind as Quantised
@@ -110,12 +110,11 @@ class PixelDecoder:
         device cannot; OSError if a download fails.
         """
         place = torch.device(device) if device is not None else best_device()
-        quick = place.type != "cpu" or has_bfloat16_units()
         model = load_decoder(
             name_or_path,
             space=space,
             device=place if memory is None else "cpu",  # it may not fit
-            dtype=dtype if dtype is not None or quick else torch.float32,
+            dtype=dtype if dtype is not None or computes_in_bfloat16(place) else torch.float32,
             half=torch.bfloat16,
         )
         decoder = cls(model, _caption_embeddings() if model.needs_text else None, place)

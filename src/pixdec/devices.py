@@ -19,6 +19,11 @@ def has_bfloat16_units() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
 
 
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is quick on a device: everywhere but on a processor that emulates it."""
+    return device.type != "cpu" or has_bfloat16_units()
+
+
 def release_memory() -> None:
     """Give back what models held that nothing refers to any more."""
     gc.collect()  # a model may be part of reference cycles, and a pipeline with hooks is

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pixdec.devices import has_bfloat16_units
+from pixdec.devices import computes_in_bfloat16
 from pixdec.files import first_line_of
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 from pixdec.latents.refine import refine
@@ -77,7 +77,7 @@ class ImageEncoder:
             )
         images = images.to(next(self.vae.parameters()))
         # Its steps need no more than 8 bits: 16 of them end within 0.001 dB of where they do in float32.
-        low = images.device.type == "cuda" or (images.device.type == "cpu" and has_bfloat16_units())
+        low = images.device.type in ("cpu", "cuda") and computes_in_bfloat16(images.device)
         latent = self._guess(images)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low and images.dtype == torch.float32):
             return Latent(refine(latent, images, self.decode, self.refine).cpu(), self.space)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from battery import randomised
+from pixdec import devices
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
@@ -200,7 +201,7 @@ def low_precision(network: PiD) -> dict:
 
 
 def in_bfloat16(world: World) -> dict:
-    parallel.has_bfloat16_units = lambda: True  # emulated where the processor has none
+    devices.has_bfloat16_units = lambda: True  # emulated where the processor has none
     network, machine = new_network("text"), MachineSettings(recompute=False)
     prepare({"decoder": network}, [], machine, world)
     with precision(machine, world.device):

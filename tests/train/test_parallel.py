@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from pair import EXACT, TEXT, VARIANTS, given, new_network
 
+from pixdec import devices
 from pixdec.models.pid import PiD
 from pixdec.models.places import Context
 from pixdec.train import parallel
@@ -118,16 +119,16 @@ def test_precision_is_bfloat16_only_where_that_is_quick(monkeypatch: pytest.Monk
         with precision(machine, cpu):
             return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
 
-    monkeypatch.setattr(parallel, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(devices, "has_bfloat16_units", lambda: True)
     assert product(MachineSettings()) == torch.bfloat16
     assert product(MachineSettings(precision="float32")) == torch.float32
-    monkeypatch.setattr(parallel, "has_bfloat16_units", lambda: False)
+    monkeypatch.setattr(devices, "has_bfloat16_units", lambda: False)
     assert product(MachineSettings()) == torch.float32
 
 
 def test_frozen_networks_are_kept_in_what_is_computed_in(monkeypatch: pytest.MonkeyPatch):
     for units, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(parallel, "has_bfloat16_units", lambda units=units: units)
+        monkeypatch.setattr(devices, "has_bfloat16_units", lambda units=units: units)
         teacher, network = new_network("text"), new_network("text")
         prepare({"decoder": network}, [teacher], MachineSettings(), World())
         assert {p.dtype for p in network.parameters()} == {torch.float32}

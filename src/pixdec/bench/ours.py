@@ -20,7 +20,7 @@ from pixdec.bench.names import RANDOM, Ours
 from pixdec.bench.plain import plain_velocity
 from pixdec.bench.settings import Job
 from pixdec.decoder import PixelDecoder
-from pixdec.devices import has_bfloat16_units
+from pixdec.devices import computes_in_bfloat16
 from pixdec.flow import STUDENT_TIMES, student_times
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
@@ -49,8 +49,8 @@ def open_decoder(model: str, device: torch.device, dtype: torch.dtype | None) ->
         ValueError, OSError: as `PixelDecoder.from_pretrained`.
     """
     if model in RANDOM:
-        quick = device.type != "cpu" or has_bfloat16_units()
-        loaded = random_decoder(model, device, dtype or (torch.bfloat16 if quick else torch.float32))
+        usual = torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+        loaded = random_decoder(model, device, dtype or usual)
     else:
         loaded = PixelDecoder.from_pretrained(model, device, dtype).model
     width, length = loaded.network.settings.backbone.text_width, loaded.network.settings.backbone.text_length

@@ -93,11 +93,10 @@ def load_pipeline(blueprint: Blueprint, device: str, dtype: torch.dtype | None, 
     """
     import torch
 
-    from pixdec.devices import has_bfloat16_units
+    from pixdec.devices import computes_in_bfloat16
 
     if dtype is None:
-        emulated = device.startswith("cpu") and not has_bfloat16_units()
-        dtype = torch.float32 if emulated else torch.bfloat16
+        dtype = torch.bfloat16 if computes_in_bfloat16(torch.device(device)) else torch.float32
     with _naming(blueprint.name, "cannot be loaded"), short_of_memory(device):
         pipe = _diffusers().DiffusionPipeline.from_pretrained(blueprint.name, torch_dtype=dtype)
         if offload and device.startswith("cuda"):

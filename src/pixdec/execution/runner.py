@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from pixdec.devices import has_bfloat16_units
+from pixdec.devices import computes_in_bfloat16
 from pixdec.execution.compiled import compile_blocks
 from pixdec.execution.graphs import GraphedVelocity
 from pixdec.execution.kernels import NAMES, KernelName, Shape, choose, shapes_of
@@ -124,7 +124,7 @@ class Runner:
         device = self.device.type
         if device not in get_args(DeviceType):
             raise ValueError(f"memory on {self.device}: can be planned on {', '.join(get_args(DeviceType))} only")
-        has_low = device != "cpu" or has_bfloat16_units()
+        has_low = computes_in_bfloat16(self.device)
         return plan_decode(
             self.network.settings,
             height,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixdec.models.pixdit import parts
+
 BLOCK = 4  # pixels a side of what is one position for the convolutions
 REACH = 3 * BLOCK  # pixels that a pixel's neighbourhood reaches beyond its own position
 
@@ -41,6 +43,6 @@ class Deblock(nn.Module):
 def bands(height: int, rows: int) -> Iterator[tuple[slice, slice]]:
     """An image of so many rows of pixels in bands of `rows`, a multiple of BLOCK: where each is together with the
     neighbourhood that its pixels need, and where it is inside that."""
-    for top in range(0, height, rows):
-        first, bottom = max(0, top - REACH), min(top + rows, height)
-        yield slice(first, min(height, bottom + REACH)), slice(top - first, bottom - first)
+    for band in parts(height, rows):
+        first = max(0, band.start - REACH)
+        yield slice(first, min(height, band.stop + REACH)), slice(band.start - first, band.stop - first)

@@ -193,23 +193,26 @@ class PiD(nn.Module):
             assert condition is not None and condition.base is not None
             frame = Residual(condition.base, self.settings.residual_std)
             output = self.backbone(frame.inputs(x_t, t4), t, text, inject, chunk)
-            return frame.velocity(x_t, t4, self._deblocked(output, x_t, t, condition.base, chunk).float())
+            return frame.velocity(x_t, t4, self._deblocked(output, frame, x_t, t, t4, chunk).float())
         output = self.backbone(x_t, t, text, inject, chunk).float()
         if self.settings.prediction == "x0":
             return (x_t - output) / t4.clamp_min(MIN_T)
         return output
 
-    def _deblocked(self, output: Tensor, x_t: Tensor, t: Tensor, base: Tensor, chunk: int | None) -> Tensor:
+    def _deblocked(
+        self, output: Tensor, frame: "Residual", x_t: Tensor, t: Tensor, t4: Tensor, chunk: int | None
+    ) -> Tensor:
         """The backbone's output (B,3,H,W) through the deblocking filter, if there is one; without gradients about
-        `chunk` patches at a time."""
+        `chunk` patches at a time. The backbone's inputs are made again, a band at a time: kept, they would be alive
+        beside all that it computes."""
         if self.deblock is None:
             return output
-        (height, width), patch, t4 = output.shape[-2:], self.settings.backbone.patch, t.float()[:, None, None, None]
-        rows = height if chunk is None or torch.is_grad_enabled() else max(1, chunk * patch // width) * patch
+        (height, width), patch = output.shape[-2:], self.settings.backbone.patch
+        rows = height if chunk is None or torch.is_grad_enabled() else max(1, chunk // (width // patch)) * patch
         made = list[Tensor]()
         for around, inside in bands(height, rows):
             part = slice(None), slice(None), around
-            inputs = Residual(base[part], self.settings.residual_std).inputs(x_t[part], t4)
+            inputs = Residual(frame.base[part], frame.std).inputs(x_t[part], t4)
             made.append(self.deblock(output[part], inputs, t)[:, :, inside])
         return made[0] if len(made) == 1 else torch.cat(made, 2)
 

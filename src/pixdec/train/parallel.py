@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from pixdec.devices import best_device, has_bfloat16_units
+from pixdec.devices import best_device, computes_in_bfloat16
 from pixdec.execution.sharing import context_of, is_windowed, meet, own_cuda
 from pixdec.models.pid import PiD
 
@@ -179,7 +179,7 @@ def precision(machine: MachineSettings, device: torch.device) -> AbstractContext
 
 def _in_bfloat16(machine: MachineSettings, device: torch.device) -> bool:
     """A processor that would emulate bfloat16 computes in float32 instead, which is quicker and no less exact."""
-    return machine.precision == "bfloat16" and (device.type != "cpu" or has_bfloat16_units())
+    return machine.precision == "bfloat16" and computes_in_bfloat16(device)
 
 
 def _sharded(machine: MachineSettings) -> bool:
