@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import data
 
 from pixdec import ImageEncoder, PixelDecoder
-from pixdec.images import resize, save_image, to_pil, to_tensor
+from pixdec.io.images import resize, save_image, to_pil, to_tensor
 
 SIDE = 256
 CROP = (360, 60, 760, 460)  # of the large image: the face

@@ -15,7 +15,7 @@ from skimage import data
 
 from pixdec import ImageEncoder, Latent, PixelDecoder
 from pixdec.evaluate.metrics import consistency
-from pixdec.images import read_image, resize, save_image, to_pil, to_tensor
+from pixdec.io.images import read_image, resize, save_image, to_pil, to_tensor
 
 SIDE = 96
 SIGMAS = (0.0, 0.2, 0.4, 0.6)

@@ -10,11 +10,11 @@ import torch
 
 from battery import randomised
 from pixdec.decoder import PixelDecoder
+from pixdec.inference.sizes import fit
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
-from pixdec.sizes import fit
 from pixdec.weights.catalog import Sizes
 from pixdec.weights.load import save_decoder
 
@@ -267,7 +267,7 @@ def test_a_bad_latent_in_a_list_is_refused_before_any_is_decoded(student: PixelD
 def test_no_more_images_at_once_than_have_the_pixels_of_the_largest(
     student: PixelDecoder, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pixdec.execution.runner.WHOLE", 2 * 64 * 96 + 1)
+    monkeypatch.setattr("pixdec.inference.runner.WHOLE", 2 * 64 * 96 + 1)
     taken = calls(student)
     student.decode(latents(5))
     student.decode(latents(2, 8, 8))
@@ -300,7 +300,7 @@ def trained_on(decoder: PixelDecoder, sizes: Sizes | None) -> PixelDecoder:
 
 def limited(decoder: PixelDecoder, monkeypatch: pytest.MonkeyPatch) -> PixelDecoder:
     """Trained on squares of 64, and no larger ones."""
-    monkeypatch.setattr("pixdec.sizes.TILE", 64)
+    monkeypatch.setattr("pixdec.inference.sizes.TILE", 64)
     return trained_on(decoder, Sizes(64 * 64, 64 * 64, 1.0))
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
-from pixdec.images import resize
-from pixdec.tiling import Tile, Tiling
+from pixdec.io.images import resize
+from pixdec.sampling.tiling import Tile, Tiling
 
 SIDE = 640  # output pixels; three tiles of 256 a side
 TILING = Tiling(SIDE, SIDE, side=256, overlap=32, patch=8)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixdec.batches import (
+from pixdec.devices import best_device, computes_in_bfloat16
+from pixdec.inference.batches import (
     OutputSize,
     Prompt,
     Seed,
@@ -29,15 +30,14 @@ from pixdec.batches import (
     sizes_for,
     stacked,
 )
-from pixdec.denoise import TEACHER_GUIDANCE, TEACHER_STEPS, denoised, is_distilled, times_for
-from pixdec.devices import best_device, computes_in_bfloat16
-from pixdec.execution.kernels import KernelName
-from pixdec.execution.memory import DecodePlan
-from pixdec.execution.quantised import Kind as Quantised
-from pixdec.execution.runner import CompileMode, Runner
+from pixdec.inference.denoise import TEACHER_GUIDANCE, TEACHER_STEPS, denoised, is_distilled, times_for
+from pixdec.inference.kernels import KernelName
+from pixdec.inference.memory import DecodePlan
+from pixdec.inference.quantised import Kind as Quantised
+from pixdec.inference.runner import CompileMode, Runner
+from pixdec.inference.sizes import Frame, Size, check_size, fit
 from pixdec.latents import Latent, LatentSpace, get_space
-from pixdec.sampling import Step
-from pixdec.sizes import Frame, Size, check_size, fit
+from pixdec.sampling.samplers import Step
 from pixdec.weights.load import LoadedDecoder, load_decoder
 from pixdec.weights.lora import Lora, MergedLora, check_strength, read_lora
 
@@ -60,8 +60,8 @@ class PixelDecoder:
     """A loaded network with everything it needs to decode latents of its space.
 
     Attributes: `model`, what was loaded (its name, kind, times, licence); `space`, its latent space; `device`; `dtype`;
-    `tile`, the side in pixels of the tiles that network calls run in (see `pixdec.tiling`), a multiple of the patch
-    side: None decodes images as a whole within the trained sizes, and in tiles of such beyond (`sizes.tile_side`);
+    `tile`, the side in pixels of the tiles that network calls run in (`pixdec.sampling.tiling`), a multiple of the
+    patch side: None decodes images as a whole within the trained sizes, and in tiles of such beyond (`sizes.tile_side`);
     `runner`, how the network is called: its `attention` kernel, its limit of `memory`, `compile`, `quantise`.
     """
 
@@ -101,10 +101,10 @@ class PixelDecoder:
         space: the latent space where a file alone does not tell (16-channel checkpoints outside their released folder).
         memory: what a decode may take, weights included, such as "8GB", a number of bytes, or "auto", what the device
             has: chunks, tiles, precision and where the weights are follow from it, see `plan`. None does not ask.
-        attention: the kernel that computes it, see `pixdec.execution.kernels.choose`; "auto" the fastest trusted one.
+        attention: the kernel that computes it, see `pixdec.inference.kernels.choose`; "auto" the fastest trusted one.
         quantise: "int8", "int8-weights" or "fp8": quicker or smaller, but not the same image, see
-            `pixdec.execution.quantised`.
-        compile: "default", or "graphs" for CUDA graphs too, see `pixdec.execution.compiled`.
+            `pixdec.inference.quantised`.
+        compile: "default", or "graphs" for CUDA graphs too, see `pixdec.inference.compiled`.
 
         Raises ValueError for an unknown name, a damaged or foreign file, an ambiguous space, or anything that this
         device cannot; OSError if a download fails.
@@ -289,7 +289,7 @@ class PixelDecoder:
             same image on every device, alone or in a batch.
         steps: 1 to 4 for the released students, any number for teachers and `pixdec-nano`; None is the model's own.
         size: (height, width) of the images, or one for each latent of a list. The decoder decodes at its own scale,
-            H = h·factor·scale, W = w·factor·scale, and the image is resampled, see `pixdec.sizes.fit`. Its shape is
+            H = h·factor·scale, W = w·factor·scale, and the image is resampled, see `inference.sizes.fit`. Its shape is
             kept: a size that both sides do not reach by one factor, to a pixel, is refused. None: H x W.
         output: "pil", a list of all images; "pt", (B,3,H,W) float32 in [0,1] on the decoder's device; "np", (B,H,W,3)
             float32 in [0,1]. For a list of latents, a list of these, one for each.

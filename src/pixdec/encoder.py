@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.devices import computes_in_bfloat16
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 from pixdec.latents.refine import refine
 from pixdec.models.tiny_vae import TinyVAE
@@ -73,7 +73,7 @@ class ImageEncoder:
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
             raise ValueError(
                 f"images of shape {tuple(images.shape)}: expected (B, 3, H, W) with H and W multiples of {factor}; "
-                f"crop first, or pad with pixdec.images.pad_to_multiple(images, {factor})"
+                f"crop first, or pad with pixdec.io.images.pad_to_multiple(images, {factor})"
             )
         images = images.to(next(self.vae.parameters()))
         # Its steps need no more than 8 bits: 16 of them end within 0.001 dB of where they do in float32.

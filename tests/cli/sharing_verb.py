@@ -13,7 +13,7 @@ import torch
 from pixdec.cli.plan import Job, plan
 from pixdec.cli.processes import Process
 from pixdec.cli.report import Report
-from pixdec.images import READABLE, WRITABLE, image_size, read_image, save_image, to_pil, to_tensor
+from pixdec.io.images import READABLE, WRITABLE, image_size, read_image, save_image, to_pil, to_tensor
 
 
 @dataclass(frozen=True)

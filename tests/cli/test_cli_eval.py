@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pixdec.evaluate.metrics import psnr
-from pixdec.images import read_image, to_pil, to_tensor
+from pixdec.io.images import read_image, to_pil, to_tensor
 from pixdec.models.taef2 import TAEF2
 from pixdec.train.data.degrade import degrade
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pixdec.images import save_image, to_pil
+from pixdec.io.images import save_image, to_pil
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings

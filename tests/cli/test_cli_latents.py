@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
-from pixdec.images import read_image, read_settings, to_tensor
+from pixdec.io.images import read_image, read_settings, to_tensor
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from klein_pipeline import klein, one_process
 
-from pixdec.images import read_image, read_settings, to_tensor
+from pixdec.io.images import read_image, read_settings, to_tensor
 from pixdec.latents import Latent, get_space
 from pixdec.weights.load import load_decoder
 from pixdec.weights.lora import save_lora

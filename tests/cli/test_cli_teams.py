@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pixdec.cli import main
-from pixdec.images import read_image, read_settings
+from pixdec.io.images import read_image, read_settings
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from pixdec.images import pad_to_multiple, read_image, read_settings, resize, to_pil, to_tensor
+from pixdec.io.images import pad_to_multiple, read_image, read_settings, resize, to_pil, to_tensor
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings

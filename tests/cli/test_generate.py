@@ -25,8 +25,8 @@ from transformers import Qwen3ForCausalLM
 
 from pixdec.cli.prompts import read_prompts
 from pixdec.decoder import PixelDecoder
-from pixdec.images import read_image, read_settings
 from pixdec.integrations.diffusers import generate
+from pixdec.io.images import read_image, read_settings
 from pixdec.latents import Latent
 from pixdec.models.pid import PiD
 

@@ -103,6 +103,6 @@ def test_two_processes_share_and_end_alike(folder: Path) -> None:
 
 
 def readable() -> str:
-    from pixdec.images import READABLE
+    from pixdec.io.images import READABLE
 
     return ", ".join(sorted(READABLE))

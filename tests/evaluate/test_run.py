@@ -19,7 +19,7 @@ from pixdec.evaluate.rows import append_row, read_rows
 from pixdec.evaluate.run import Broken, EvalSettings, Row, evaluate, sheets_of, tabulate, write_report
 from pixdec.evaluate.scores import Metrics, open_metrics
 from pixdec.evaluate.sheets import GAP, LABEL, most_detailed
-from pixdec.images import read_image, resize, to_pil, to_tensor
+from pixdec.io.images import read_image, resize, to_pil, to_tensor
 from pixdec.models.tiny_vae import TinyVAE, unpack
 from pixdec.train.data.degrade import degrade
 

@@ -11,8 +11,8 @@ from cases import ALL, BY_NAME, FAMILIES, HEIGHT, PIXART, PROMPT, STEPS, STOP, W
 from exact import preserving, preserving_level, stand_in
 
 from pixdec.encoder import ImageEncoder
-from pixdec.images import to_tensor
 from pixdec.integrations.diffusers import capture
+from pixdec.io.images import to_tensor
 from pixdec.latents import Statistics, get_space
 
 

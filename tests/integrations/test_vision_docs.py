@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from vision_tiny import Captions, decoder, dinov2, mean_and_variance, noise, shaken, siglip
 
-from pixdec.flow import shift
+from pixdec.sampling.flow import shift
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "vision-latents.md"
 

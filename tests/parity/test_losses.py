@@ -3,9 +3,9 @@
 import torch
 from reference import distance, needs_reference, tensors
 
-from pixdec.flow import expand
 from pixdec.models.discriminator import Discriminator
 from pixdec.models.pid import MIN_T
+from pixdec.sampling.flow import expand
 from pixdec.train.losses import alignment, discriminator_loss, distribution_matching, flow_matching, generator_loss
 
 pytestmark = needs_reference

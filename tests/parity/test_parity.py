@@ -4,8 +4,8 @@ import pytest
 import torch
 from reference import CASES, distance, needs_reference, network, replay, tensors
 
-from pixdec.flow import STUDENT_TIMES
-from pixdec.sampling import student
+from pixdec.sampling.flow import STUDENT_TIMES
+from pixdec.sampling.samplers import student
 
 TOLERANCE = 5e-6
 WITH_LATENT = [case for case in CASES if not case.startswith("prior")]

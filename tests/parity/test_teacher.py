@@ -6,8 +6,8 @@ import pytest
 import torch
 from reference import distance, needs_reference, network, tensors
 
-from pixdec.flow import clean, interpolate, shifted_times, velocity_of
-from pixdec.sampling import dpm_solver, guided
+from pixdec.sampling.flow import clean, interpolate, shifted_times, velocity_of
+from pixdec.sampling.samplers import dpm_solver, guided
 
 pytestmark = needs_reference
 CASES = ("steps8_shift3_guidance1", "steps8_shift6_guidance5", "steps4_shift6_guidance5", "steps1_shift6_guidance5")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixdec.cli import main
-from pixdec.images import read_settings, save_image, to_pil
+from pixdec.io.images import read_settings, save_image, to_pil
 from pixdec.latents import Latent, get_space
 from pixdec.train.lora import LoraSettings, add_lora, lora_of
 from pixdec.weights.load import load_decoder

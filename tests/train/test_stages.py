@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pixdec.flow import interpolate
 from pixdec.models.pid import PiD
+from pixdec.sampling.flow import interpolate
 from pixdec.train.data.degrade import DegradeSettings, degrade
 from pixdec.train.decoder import DecoderSettings, DecoderStage
 from pixdec.train.draws import Draws, LevelSettings, noise_levels

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from pixdec.flow import clean, expand, interpolate
 from pixdec.models.pid import PiD, PiDSettings
+from pixdec.sampling.flow import clean, expand, interpolate
 from pixdec.train.draws import Draws, noise_levels
 from pixdec.train.features import watching
 from pixdec.train.loop import LoopSettings, new_state, train
@@ -314,7 +314,7 @@ def test_the_rollout_walks_down_the_students_times():
 
 def test_the_rollout_is_the_samplers():
     """The same noise gives the image that a decode stopped there would show."""
-    from pixdec.sampling import student
+    from pixdec.sampling.samplers import student
 
     made = stage(NANO)
     given = conditions_of(made, 1, d := draws(1))

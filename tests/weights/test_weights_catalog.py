@@ -10,8 +10,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from pixdec import flow
 from pixdec.latents import SPACES, get_space
+from pixdec.sampling import flow
 from pixdec.weights import catalog
 from pixdec.weights.catalog import CARDS, Card, accepted_spaces, fetch, get_card, located
 

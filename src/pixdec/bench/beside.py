@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from pixdec.bench.measure import Method
 from pixdec.bench.names import Beside, Vae, Way
 from pixdec.bench.settings import Job
-from pixdec.files import first_line_of
-from pixdec.images import to_pil, to_tensor
+from pixdec.io.files import first_line_of
+from pixdec.io.images import to_pil, to_tensor
 from pixdec.weights.load import load_autoencoder
 
 SEED = 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixdec.bench.settings import Job
-from pixdec.files import reason_of, replacing
+from pixdec.io.files import reason_of, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ def _be_the_first_to_go() -> None:
 
 def _bound_memory(limit: int | None) -> None:
     """On a CPU an allocation that does not fit is refused, instead of the process being ended for it."""
-    from pixdec.execution.limits import available_memory
+    from pixdec.inference.limits import available_memory
 
     if sys.platform == "linux":
         most = limit or available_memory("cpu")

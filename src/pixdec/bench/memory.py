@@ -1,4 +1,4 @@
-"""How decodes by the released networks' size fit into a card, as `pixdec.execution.memory` plans them; as Markdown.
+"""How decodes by the released networks' size fit into a card, as `pixdec.inference.memory` plans them; as Markdown.
 
 python -m pixdec.bench.memory > docs/benchmarks/memory.md
 """
@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from pixdec.execution.memory import plan_decode
+from pixdec.inference.memory import plan_decode
 from pixdec.models.pid import PiDSettings
 from pixdec.weights.catalog import TWO_TO_FOUR_K
 

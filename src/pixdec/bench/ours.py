@@ -21,11 +21,11 @@ from pixdec.bench.plain import plain_velocity
 from pixdec.bench.settings import Job
 from pixdec.decoder import PixelDecoder
 from pixdec.devices import computes_in_bfloat16
-from pixdec.flow import STUDENT_TIMES, student_times
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
-from pixdec.sampling import NoiseSource, Step, student
+from pixdec.sampling.flow import STUDENT_TIMES, student_times
+from pixdec.sampling.samplers import NoiseSource, Step, student
 from pixdec.weights.catalog import TWO_TO_FOUR_K
 from pixdec.weights.load import LoadedDecoder
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixdec.layers.attention import Windows
+from pixdec.layers.embeddings import pixel_rows, time_sinusoid
+from pixdec.layers.patching import patch_vectors, pixels_to_image
+from pixdec.layers.rope import image_table, text_table
 from pixdec.models.adapter import SigmaGate
 from pixdec.models.pid import MIN_T, PiD
 from pixdec.models.pixdit import PatchBlock, PixDiT, PixelBlock, Stream
 from pixdec.models.places import TEXT_THETA
-from pixdec.nn.attention import Windows
-from pixdec.nn.embeddings import pixel_rows, time_sinusoid
-from pixdec.nn.patching import patch_vectors, pixels_to_image
-from pixdec.nn.rope import image_table, text_table
 
 EPSILON = 1e-6
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pixdec.bench.rows import Bench, Row
-from pixdec.files import replacing
+from pixdec.io.files import replacing
 
 PICTURE = "bench.webp"
 GAP = 0.038  # between names, as a share of the axis

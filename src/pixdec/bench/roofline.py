@@ -18,9 +18,9 @@ from pixdec.bench.measure import timed
 from pixdec.bench.plain import plain_velocity
 from pixdec.bench.settings import Job
 from pixdec.decoder import PixelDecoder
+from pixdec.inference.sizes import tiling_for
 from pixdec.models.cost import AcceleratorKernels, Cost, Meter, decode_cost, meta_network, random_inputs
 from pixdec.models.pid import PiDSettings
-from pixdec.sizes import tiling_for
 
 SPENT = 0.5  # seconds of repetitions for each peak, at least three of them
 PRODUCT = {"cuda": 8192, "mps": 4096, "cpu": 2048}  # rows, columns and depth

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from pixdec.bench.settings import BenchSettings
-from pixdec.files import replacing
+from pixdec.io.files import replacing
 
 FORMAT = 1
 Status = Literal["ok", "out of memory", "over the limit", "killed", "failed"]

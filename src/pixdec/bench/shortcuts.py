@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from pixdec.bench.machine import library_versions, machine_facts
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
-from pixdec.execution.compiled import compile_blocks
-from pixdec.execution.memory import CHUNKS
-from pixdec.execution.quantised import Kind, quantise, stored_bytes
-from pixdec.images import READABLE, read_image, resize, to_tensor
+from pixdec.inference.compiled import compile_blocks
+from pixdec.inference.memory import CHUNKS
+from pixdec.inference.quantised import Kind, quantise, stored_bytes
+from pixdec.io.images import READABLE, read_image, resize, to_tensor
 from pixdec.latents import Latent
 from pixdec.models.cost import Inputs, random_inputs
 from pixdec.models.pid import PiD, PiDSettings

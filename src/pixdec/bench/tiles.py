@@ -14,7 +14,7 @@ from pixdec.bench.ours import DTYPES
 from pixdec.bench.settings import Dtype
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
-from pixdec.images import read_image, resize, to_tensor
+from pixdec.io.images import read_image, resize, to_tensor
 
 HEAD = """# Tiles beside the whole image
 

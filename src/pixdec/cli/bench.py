@@ -124,7 +124,7 @@ def _write_page(out: Path) -> Sequence[Row]:
     from pixdec.bench.report import TABLE, markdown
     from pixdec.bench.rows import read_bench
     from pixdec.bench.run import FILE
-    from pixdec.files import replacing
+    from pixdec.io.files import replacing
 
     found = read_bench(out / FILE)
     assert found is not None

@@ -81,7 +81,7 @@ class Decode:
     def _find(self, process: Process, report: Report) -> list[_Image]:
         """All images; what can be refused before anything is loaded is refused."""
         from pixdec.cli.pictures import check_run, parse_size
-        from pixdec.images import WRITABLE
+        from pixdec.io.images import WRITABLE
         from pixdec.latents import Latent
 
         if self.size is not None:
@@ -156,7 +156,7 @@ class Decode:
         images: int,
     ) -> None:
         from pixdec.cli.pictures import check_output, check_shape, decode_one, how_made, parse_size
-        from pixdec.images import save_image, to_pil
+        from pixdec.io.images import save_image, to_pil
 
         started, job, latent = time.perf_counter(), image.job, image.latent()
         caption = image.caption if decoder.model.needs_text else ""

@@ -39,7 +39,7 @@ class Encode:
     """Print one JSON object for each input."""
 
     def run(self) -> int:
-        from pixdec.images import READABLE, image_size
+        from pixdec.io.images import READABLE, image_size
 
         check_refine(self.refine)
         jobs = plan(
@@ -81,7 +81,7 @@ class Encode:
 
 
 def _encode(job: Job, encoder: ImageEncoder, report: Report) -> None:
-    from pixdec.images import read_image, to_tensor
+    from pixdec.io.images import read_image, to_tensor
 
     latent = encoder.encode(to_tensor(read_image(job.source)))
     latent.save(job.target)

@@ -105,7 +105,7 @@ class Generate:
         prompts = self._prompts()
         from pixdec.cli.pictures import check_run
         from pixdec.cli.plan import prepare
-        from pixdec.images import WRITABLE
+        from pixdec.io.images import WRITABLE
 
         shots = plan_shots(
             prompts,

@@ -30,7 +30,7 @@ class Inspect:
     """Print one JSON object."""
 
     def run(self) -> int:
-        from pixdec.images import READABLE
+        from pixdec.io.images import READABLE
 
         path = Path(self.file)
         facts = _image(path) if path.suffix.lower() in READABLE else _tensors(path)
@@ -46,7 +46,7 @@ class Inspect:
 
 
 def _image(path: Path) -> Facts:
-    from pixdec.images import image_size, read_settings
+    from pixdec.io.images import image_size, read_settings
 
     width, height = image_size(path)
     facts: Facts = {"file": str(path), "kind": "image", "bytes": path.stat().st_size, "width": width, "height": height}

@@ -234,7 +234,7 @@ class Maker:
         """Write the image, and forget a latent that only waited for it. The settings that were written with it."""
         from pixdec.cli.pictures import check_output, decode_one
         from pixdec.cli.pipelines import short_of_memory
-        from pixdec.images import save_image, to_pil
+        from pixdec.io.images import save_image, to_pil
 
         if (level := float(latent.sigma[0])) > MAX_STRENGTH:
             warnings.warn(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ Output = Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="OUT")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Format = Literal["png", "webp", "jpg"]
 Dtype = Literal["float32", "bfloat16"]
-# As in pixdec.execution, which would import torch.
+# As in pixdec.inference, which would import torch.
 Attention = Literal["auto", "torch", "math", "flash", "efficient", "cudnn", "flash3", "sage"]
 Quantised = Literal["int8", "int8-weights", "fp8"]
 Compile = Literal["default", "graphs"]

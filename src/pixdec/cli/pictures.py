@@ -32,7 +32,7 @@ def check_output(target: Path, width: int, height: int) -> None:
     Raises:
         ValueError: one line that names the size and the limit.
     """
-    from pixdec.images import MAX_SIDE, output_format
+    from pixdec.io.images import MAX_SIDE, output_format
 
     output_format(target, width, height)
     if max(width, height) > MAX_SIDE:
@@ -58,7 +58,7 @@ def check_shape(size: tuple[int, int], source: Path, image: tuple[int, int]) -> 
     Raises:
         ValueError: one line that names sizes of the right shape.
     """
-    from pixdec.sizes import has_shape_of, nearest
+    from pixdec.inference.sizes import has_shape_of, nearest
 
     if not has_shape_of(size, image):
         asked, own, *others = (f"{width}x{height}" for height, width in (size, image, *nearest(size, image)))
@@ -75,8 +75,8 @@ def check_run(run: HowToRun, device: str | None, team: int = 1) -> None:
         ValueError: one line that names the option.
     """
     from pixdec.devices import best_device
-    from pixdec.execution.kernels import kernel_of
-    from pixdec.execution.limits import parse_memory
+    from pixdec.inference.kernels import kernel_of
+    from pixdec.inference.limits import parse_memory
 
     check_device(device)
     memory, kind = run.memory, str(best_device()) if device is None else device
@@ -116,9 +116,9 @@ def open_decoder(
         OSError: as `PixelDecoder.from_pretrained`.
     """
     from pixdec.decoder import PixelDecoder
-    from pixdec.execution.kernels import choose, shapes_of
-    from pixdec.flow import student_times
-    from pixdec.sizes import check_tile
+    from pixdec.inference.kernels import choose, shapes_of
+    from pixdec.inference.sizes import check_tile
+    from pixdec.sampling.flow import student_times
 
     if steps is not None and steps < 1:
         raise ValueError(f"--steps {steps}: expected at least 1")
@@ -192,7 +192,7 @@ def tell_plan(decoder: PixelDecoder, rows: int, columns: int, job: Job, report: 
     Raises:
         ValueError: it does not fit.
     """
-    from pixdec.sizes import Frame
+    from pixdec.inference.sizes import Frame
 
     patch = decoder.network.settings.backbone.patch
     plan = decoder.plan(*Frame.of(rows, columns, decoder.space.factor * decoder.scale, patch).whole)

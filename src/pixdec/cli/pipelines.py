@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 
 if TYPE_CHECKING:
     import torch

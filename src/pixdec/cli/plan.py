@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixdec.files import files_below
+from pixdec.io.files import files_below
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class Process:
             return kind
         if kind != "cuda":
             raise ValueError(f"--device {named}: of {self.world} processes each takes its own GPU; say --device cuda")
-        from pixdec.execution.sharing import own_cuda
+        from pixdec.inference.sharing import own_cuda
 
         return str(own_cuda(self.local))
 
@@ -151,13 +151,13 @@ class Process:
         processes call it, also those of teams without work.
 
         Raises:
-            ValueError: as `pixdec.execution.sharing.meet`.
+            ValueError: as `pixdec.inference.sharing.meet`.
         """
         if team == 1:
             return None
         import torch
 
-        from pixdec.execution.sharing import context_of, meet
+        from pixdec.inference.sharing import context_of, meet
 
         return context_of(meet(torch.device(device), team).get_group("context"))
 
@@ -209,7 +209,7 @@ class Process:
         """Whether there are others, which this process has met now."""
         if self.world == 1 or "MASTER_ADDR" not in os.environ:
             return False
-        from pixdec.execution.sharing import join_all
+        from pixdec.inference.sharing import join_all
 
         join_all(patience=_PATIENCE)
         return True

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pixdec.files import reason_of
+from pixdec.io.files import reason_of
 
 if TYPE_CHECKING:
     from tqdm import tqdm

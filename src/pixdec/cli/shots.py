@@ -131,7 +131,7 @@ def difference(path: Path, asked: Asked) -> str | None:
     """What keeps an image or a latent from being the one asked for; "" if it is the one, None if there is no file."""
     if not path.exists():
         return None
-    from pixdec.images import read_settings
+    from pixdec.io.images import read_settings
     from pixdec.latents import latent_settings
 
     try:

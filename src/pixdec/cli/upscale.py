@@ -74,7 +74,7 @@ class Upscale:
     def _find(self, process: Process, report: Report) -> list[Piece]:
         """All images; what can be refused before anything is loaded is refused."""
         from pixdec.cli.pictures import check_run
-        from pixdec.images import READABLE, WRITABLE, image_size
+        from pixdec.io.images import READABLE, WRITABLE, image_size
 
         if not 0 <= self.strength <= MAX_STRENGTH:
             raise ValueError(f"--strength {self.strength}: expected 0 to {MAX_STRENGTH}")
@@ -143,7 +143,7 @@ class Upscale:
     def _output_size(self, image: tuple[int, int], own_scale: int) -> tuple[int, int]:
         """The (height, width) of the output for an image of (height, width)."""
         from pixdec.cli.pictures import parse_size
-        from pixdec.sizes import scaled
+        from pixdec.inference.sizes import scaled
 
         if self.size is not None:
             return parse_size(self.size)
@@ -169,8 +169,8 @@ class Upscale:
         images: int,
     ) -> None:
         from pixdec.cli.pictures import check_shape, decode_one, how_made
-        from pixdec.images import pad_to_multiple, read_image, resize, save_image, to_pil, to_tensor
-        from pixdec.sizes import fit
+        from pixdec.inference.sizes import fit
+        from pixdec.io.images import pad_to_multiple, read_image, resize, save_image, to_pil, to_tensor
 
         started, scale = time.perf_counter(), decoder.scale
         image = read_image(job.source)

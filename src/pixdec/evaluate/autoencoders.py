@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.encoder import TINY_SPACE, ImageEncoder
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 from pixdec.latents import Latent, LatentSpace
 from pixdec.models.taef2 import load_taef2
 

@@ -20,7 +20,7 @@ from pixdec.decoder import PixelDecoder
 from pixdec.encoder import TINY_REFINE, TINY_SPACE, ImageEncoder
 from pixdec.evaluate.metrics import colour_drift, grid, psnr, spectrum_error, ssim
 from pixdec.evaluate.report import Column, Report, measure
-from pixdec.images import read_image, resize, save_image, to_pil, to_tensor
+from pixdec.io.images import read_image, resize, save_image, to_pil, to_tensor
 from pixdec.latents import get_space
 from pixdec.models.taef2 import load_taef2
 from pixdec.weights.load import load_autoencoder

@@ -23,9 +23,9 @@ from pixdec.decoder import PixelDecoder
 from pixdec.devices import best_device
 from pixdec.encoder import TINY_SPACE
 from pixdec.evaluate.autoencoders import Autoencoder, fingerprint, open_autoencoder
-from pixdec.flow import student_times
-from pixdec.images import resize
+from pixdec.io.images import resize
 from pixdec.latents import Latent, LatentSpace, get_space
+from pixdec.sampling.flow import student_times
 
 DEFAULT_SCALE = 4  # where no decoder tells
 

@@ -28,7 +28,7 @@ def as_array(image: Picture) -> Bytes:
     """The (H, W, 3) uint8 array of an image; ValueError for any other mode, type or shape: no guesses."""
     if isinstance(image, Image.Image):
         if image.mode != "RGB":
-            raise ValueError(f"image of mode {image.mode}: expected RGB; read it with pixdec.images.read_image")
+            raise ValueError(f"image of mode {image.mode}: expected RGB; read it with pixdec.io.images.read_image")
         return np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"array of {image.dtype} {image.shape}: expected uint8 (H, W, 3), the image as saved")

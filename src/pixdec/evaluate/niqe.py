@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from pixdec.evaluate.metrics import Floats, Picture, luma
-from pixdec.files import replacing
+from pixdec.io.files import replacing
 
 NOTE = "NIQE with this project's own pristine model: it does not compare with published NIQE figures"
 
@@ -105,7 +105,7 @@ def fit(folder: str | Path) -> NiqeModel:
     patches together. ValueError when there are no photographs, one is too small, or the patches are too few for a
     covariance of full rank.
     """
-    from pixdec.images import read_image
+    from pixdec.io.images import read_image
 
     folder = Path(folder)
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _score(files: Sequence[Path], model: NiqeModel) -> None:
-    from pixdec.images import read_image
+    from pixdec.io.images import read_image
 
     scores = [niqe(read_image(path), model) for path in files]
     for path, score in zip(files, scores, strict=True):

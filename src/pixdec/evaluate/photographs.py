@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from pixdec.evaluate.methods import Lineup, Sample
-from pixdec.files import files_below
-from pixdec.images import READABLE, image_size, read_image, to_tensor
+from pixdec.io.files import files_below
+from pixdec.io.images import READABLE, image_size, read_image, to_tensor
 from pixdec.train.data.degrade import degrade
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pixdec.evaluate.metrics import Picture, colour_drift, consistency, psnr, spectrum_error, ssim
 from pixdec.evaluate.niqe import NOTE, niqe
-from pixdec.files import replacing
+from pixdec.io.files import replacing
 
 Figures = Mapping[str, float]  # metric -> value, of one image
 

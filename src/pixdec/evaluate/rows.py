@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from pixdec.files import replacing
+from pixdec.io.files import replacing
 
 
 def key_of(settings: Mapping[str, object]) -> str:

@@ -27,8 +27,8 @@ from pixdec.evaluate.report import Column, Report
 from pixdec.evaluate.rows import append_row, key_of, read_rows
 from pixdec.evaluate.scores import Metrics
 from pixdec.evaluate.sheets import save_sheet
-from pixdec.files import reason_of, replacing
-from pixdec.images import read_settings, to_pil
+from pixdec.io.files import reason_of, replacing
+from pixdec.io.images import read_settings, to_pil
 
 ROWS, FIGURES, TABLE, SHEETS = "rows.jsonl", "figures.json", "table.md", "sheets"  # in the output folder
 SECONDS = Column("seconds ↓", 2)

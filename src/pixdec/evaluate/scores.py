@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixdec.evaluate.report import COLUMNS, Column, measure
-from pixdec.images import to_tensor
+from pixdec.io.images import to_tensor
 
 ALL = "all"
 TRIAL_SIDE = 256  # pixels; networks and multi-scale metrics refuse much smaller images

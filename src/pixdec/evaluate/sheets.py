@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pixdec.evaluate.metrics import Floats, luma
-from pixdec.images import save_image
+from pixdec.io.images import save_image
 
 SIDE = 256  # pixels of a piece; less where the photograph is smaller
 STRIDE = 16  # pixels between the pieces that are looked at

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.files import first_line_of, replacing
-from pixdec.latents.check import check_form, check_statistics
+from pixdec.io.files import first_line_of, replacing
 from pixdec.latents.space import LatentSpace, get_space, noise_levels
+from pixdec.latents.validation import check_form, check_statistics
 
 
 @dataclass(frozen=True, eq=False, init=False)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixdec.layers.attention import Kernel, attention, queries_keys_values
+from pixdec.layers.embeddings import time_sinusoid
+from pixdec.layers.norms import RMSNorm, modulated_norm
+from pixdec.layers.patching import patch_pixels, patch_vectors, pixels_to_image
 from pixdec.models.places import Attending, Bands, Context, Grid, Places, pixel_positions
-from pixdec.nn.attention import Kernel, attention, queries_keys_values
-from pixdec.nn.embeddings import time_sinusoid
-from pixdec.nn.norms import RMSNorm, modulated_norm
-from pixdec.nn.patching import patch_pixels, patch_vectors, pixels_to_image
 
 TIME_WIDTH = 256
 TOKENS_AT_ONCE = 8192  # in the MLPs of patch blocks, whose hidden activations would be the most that is alive at once

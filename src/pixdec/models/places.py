@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pixdec.nn.attention import Kernel, Windows, merge_heads
-from pixdec.nn.embeddings import pixel_rows
-from pixdec.nn.rope import image_table, text_table
+from pixdec.layers.attention import Kernel, Windows, merge_heads
+from pixdec.layers.embeddings import pixel_rows
+from pixdec.layers.rope import image_table, text_table
 
 TEXT_THETA = 10000.0
 

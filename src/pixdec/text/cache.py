@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.files import cache_folder, replacing
+from pixdec.io.files import cache_folder, replacing
 
 _KIND: Final = "caption embedding"
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 from pixdec.text.prompts import CHI_PROMPT
 from pixdec.text.source import GEMMA, EncoderUnavailableError, fetch
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 
 GEMMA: Final = "google/gemma-2-2b-it"
 

@@ -12,8 +12,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.flow import interpolate, velocity_of
 from pixdec.models.pid import PiD
+from pixdec.sampling.flow import interpolate, velocity_of
 from pixdec.train.draws import Draws, LevelSettings, noise_levels
 from pixdec.train.losses import alignment, velocity_errors
 from pixdec.train.stages import Conditioner, ConditionSettings, Examples

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixdec.flow import resolution_shift
+from pixdec.sampling.flow import resolution_shift
 
 EDGE = 1e-4  # a normal deviate is cut off at about 3.7 deviations
 
@@ -58,7 +58,7 @@ class LevelSettings:
     section 3.1, and their eq. 23 for the shift s), evenly spread over each batch.
 
     Attributes:
-        shift: s; "v1" or "v1.5": by the image's size, `pixdec.flow.resolution_shift`.
+        shift: s; "v1" or "v1.5": by the image's size, `pixdec.sampling.flow.resolution_shift`.
         high: a share that is uniform in [0.5, 0.999] instead, where the first step of a few-step decode works.
         least, most: t is clamped to these.
     """

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixdec.files import replacing
+from pixdec.io.files import replacing
 from pixdec.train.loop import Progress
 
 

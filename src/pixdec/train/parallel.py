@@ -27,7 +27,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from pixdec.devices import best_device, computes_in_bfloat16
-from pixdec.execution.sharing import context_of, is_windowed, meet, own_cuda
+from pixdec.inference.sharing import context_of, is_windowed, meet, own_cuda
 from pixdec.models.pid import PiD
 
 BACKEND = "inductor"  # of torch.compile

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pixdec.flow import interpolate
 from pixdec.models.pid import PiD
+from pixdec.sampling.flow import interpolate
 from pixdec.train.draws import Draws, LevelSettings, noise_levels
 from pixdec.train.losses import flow_matching
 from pixdec.train.representation import Representation, RepresentationSettings

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pixdec.flow import STUDENT_TIMES
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.tiny_vae import TinyVAESettings
+from pixdec.sampling.flow import STUDENT_TIMES
 from pixdec.train.data.degrade import DegradeSettings
 from pixdec.train.data.fit import FitSettings
 from pixdec.train.data.photos import CropSettings

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pixdec.files import replacing
+from pixdec.io.files import replacing
 from pixdec.models.pid import PiD
 from pixdec.train.draws import Draws
 from pixdec.train.examples import Place, Source

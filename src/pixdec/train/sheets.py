@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixdec.files import replacing
-from pixdec.flow import resolution_shift, shifted_times, student_times
-from pixdec.images import to_pil
+from pixdec.io.files import replacing
+from pixdec.io.images import to_pil
 from pixdec.models.pid import PiD
-from pixdec.sampling import NoiseSource, dpm_solver, student
+from pixdec.sampling.flow import resolution_shift, shifted_times, student_times
+from pixdec.sampling.samplers import NoiseSource, dpm_solver, student
 
 PRIOR_START = 0.999
 

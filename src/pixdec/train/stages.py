@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pixdec.flow import expand, interpolate
 from pixdec.models.pid import PiD
+from pixdec.sampling.flow import expand, interpolate
 from pixdec.train.data.degrade import DegradeSettings, degraded
 from pixdec.train.draws import Draws
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.train.state import checkpoints, read_average, read_network
 from pixdec.weights.catalog import CARDS

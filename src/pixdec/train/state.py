@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 from pixdec.train.parallel import reshard, together, whole_tensor
 
 # gamma of the power-function average for a relative width of 0.1 (Karras et al. 2024, EDM2, section 3.1).

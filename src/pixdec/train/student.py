@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.flow import clean, interpolate, velocity_of
 from pixdec.models.discriminator import Discriminator
 from pixdec.models.pid import PiD
+from pixdec.sampling.flow import clean, interpolate, velocity_of
 from pixdec.train.decoder import difficulty
 from pixdec.train.draws import Draws, LevelSettings, noise_levels
 from pixdec.train.features import Seen, watching

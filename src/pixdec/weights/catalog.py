@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 
 Kind = Literal["student", "teacher", "prior", "autoencoder"]
 
 REPOSITORY = "nvidia/PiD"
 BUNDLED = Path(__file__).with_name("bundled")
-STUDENT_TIMES = (0.999, 0.866, 0.634, 0.342, 0.0)  # pixdec.flow's, which cannot be imported without torch
+STUDENT_TIMES = (0.999, 0.866, 0.634, 0.342, 0.0)  # pixdec.sampling.flow's, which cannot be imported without torch
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pixdec.files import first_line_of
+from pixdec.io.files import first_line_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _DTYPE_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}

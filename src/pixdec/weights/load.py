@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pixdec.files import replacing
+from pixdec.io.files import replacing
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Sizes, fetch, get_card

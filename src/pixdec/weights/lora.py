@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pixdec.files import replacing
+from pixdec.io.files import replacing
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.weights.checkpoint import Checkpoint, listed, open_checkpoint, write_safetensors
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from pixdec.images import read_image, to_tensor
+from pixdec.io.images import read_image, to_tensor
 from pixdec.train.data.degrade import degrade
 from pixdec.train.data.duplicates import Seen, look_hash, pixel_hash
 from pixdec.train.data.pack import CaptionEmbedder, LatentEncoder, PackSettings, pack

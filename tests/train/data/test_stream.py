@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixdec.images import read_image, to_tensor
+from pixdec.io.images import read_image, to_tensor
 from pixdec.train.data.buckets import Bucket
 from pixdec.train.data.captions import inside
 from pixdec.train.data.degrade import degrade

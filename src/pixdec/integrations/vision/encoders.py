@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixdec.files import first_line_of
-from pixdec.images import resize, to_tensor
 from pixdec.integrations.vision.recipes import PATCH, Recipe, nominal_side, recipe_of
+from pixdec.io.files import first_line_of
+from pixdec.io.images import resize, to_tensor
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 
 if TYPE_CHECKING:

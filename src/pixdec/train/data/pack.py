@@ -24,8 +24,8 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.files import reason_of, replacing
-from pixdec.images import to_tensor
+from pixdec.io.files import reason_of, replacing
+from pixdec.io.images import to_tensor
 from pixdec.train.data.buckets import assign, buckets
 from pixdec.train.data.captions import PLAIN
 from pixdec.train.data.degrade import degrade

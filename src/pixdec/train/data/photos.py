@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixdec.images import read_image
+from pixdec.io.images import read_image
 from pixdec.train.data.synthetic import draw_page
 
 T = TypeVar("T")

@@ -4,11 +4,11 @@ import io
 
 from PIL import ExifTags, Image
 
-from pixdec.images import NEVER_ANIMATED, read_image
+from pixdec.io.images import NEVER_ANIMATED, read_image
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """The whole image as `pixdec.images.read_image` gives it: RGB, 8 bit, upright, sRGB.
+    """The whole image as `pixdec.io.images.read_image` gives it: RGB, 8 bit, upright, sRGB.
 
     Raises:
         ValueError: one line that begins with `name`: empty, truncated, not an image, too large.

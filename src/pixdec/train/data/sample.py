@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from pixdec.images import to_tensor
+from pixdec.io.images import to_tensor
 from pixdec.train.data.buckets import Bucket
 from pixdec.train.data.captions import PLAIN, inside
 from pixdec.train.data.fit import FitSettings, fit

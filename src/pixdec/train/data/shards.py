@@ -24,8 +24,8 @@ from urllib.request import url2pathname
 import numpy as np
 from numpy.typing import NDArray
 
-from pixdec.files import reason_of, replacing
-from pixdec.images import READABLE
+from pixdec.io.files import reason_of, replacing
+from pixdec.io.images import READABLE
 from pixdec.train.data.reading import upright_size
 
 INDEX = "index.jsonl"

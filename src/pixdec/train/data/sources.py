@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pixdec.files import files_below, reason_of
-from pixdec.images import READABLE
+from pixdec.io.files import files_below, reason_of
+from pixdec.io.images import READABLE
 from pixdec.train.data.captions import beside
 from pixdec.train.data.duplicates import Seen, look_hash, pixel_hash
 from pixdec.train.data.reading import decode_image, frames
