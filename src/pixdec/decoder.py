@@ -61,7 +61,7 @@ class PixelDecoder:
 
     Attributes: `model`, what was loaded (its name, kind, times, licence); `space`, its latent space; `device`; `dtype`;
     `tile`, the side in pixels of the tiles that network calls run in (`pixdec.sampling.tiling`), a multiple of the
-    patch side: None decodes images as a whole within the trained sizes, and in tiles of such beyond (`sizes.tile_side`);
+    patch side: None decodes images as a whole within the trained sizes, and in such tiles beyond (`sizes.tile_side`);
     `runner`, how the network is called: its `attention` kernel, its limit of `memory`, `compile`, `quantise`.
     """
 
