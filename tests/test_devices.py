@@ -1,13 +1,15 @@
-"""devices: memory given back."""
+"""devices: memory given back, and where bfloat16 is quick."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 
+import pytest
 import torch
 
-from pixdec.devices import release_memory
+from pixdec.devices import computes_in_bfloat16, release_memory
 
 
 def test_models_in_reference_cycles_are_released() -> None:
@@ -22,3 +24,15 @@ def test_models_in_reference_cycles_are_released() -> None:
         assert seen() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("capability", "quick"), [((7, 5), False), ((8, 0), True)], ids=["Turing", "Ampere"])
+def test_bfloat16_that_a_gpu_emulates_is_not_quick(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], quick: bool
+) -> None:
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return including_emulation or capability >= (8, 0)
+
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert computes_in_bfloat16(torch.device("cuda")) is quick

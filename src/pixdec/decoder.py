@@ -36,7 +36,9 @@ from pixdec.inference.memory import DecodePlan
 from pixdec.inference.quantised import Kind as Quantised
 from pixdec.inference.runner import CompileMode, Runner
 from pixdec.inference.sizes import Frame, Size, check_size, fit
+from pixdec.io.arguments import whole
 from pixdec.latents import Latent, LatentSpace, get_space
+from pixdec.latents.validation import check_form
 from pixdec.sampling.samplers import Step
 from pixdec.weights.load import LoadedDecoder, load_decoder
 from pixdec.weights.lora import Lora, MergedLora, check_strength, read_lora
@@ -300,11 +302,13 @@ class PixelDecoder:
         """
         if output not in ("pil", "pt", "np"):
             raise ValueError(f"output={output!r}: expected 'pil', 'pt' or 'np'")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
-        given = [latent] if isinstance(latent, Latent | Tensor) else list(latent)
+        batch_size = None if batch_size is None else whole("batch_size", batch_size)
+        given = list(latent) if isinstance(latent, Sequence) else [latent]
         if not given:
             raise ValueError("latent=[]: expected one or more latents")
+        for each in given:
+            if not isinstance(each, Latent):
+                check_form(each, self.space)
         latents = [self._accept(*each) for each in zip(given, levels_for(sigma, given), strict=True)]
         requests = requests_of(latents, prompt, seed, size)
         for request in requests:  # all are judged before any is decoded
@@ -334,6 +338,7 @@ class PixelDecoder:
         """As `decode` of one batch, all of it at once, but yields every step's estimate of the image: `Step.x0`
         (B,3,H,W) float32 in [-1,1], at the model's own size; only that of the last step, the result, has `size`."""
         latent, (size,) = self._accept(latent, sigma), sizes_for(size, 1)
+        steps = None if steps is None else whole("steps", steps)
         batch, frame = latent.tensor.shape[0], self._frame(latent, size)
         captions, seeds = captions_for(prompt, batch), seeds_for(seed, batch)
         arranged = self.runner.arrange(*frame.whole, batch)
@@ -385,14 +390,14 @@ class PixelDecoder:
 
     def _accept(self, latent: Latent | Tensor, sigma: Sigma) -> Latent:
         """A checked latent of this decoder's space, at the noise level that was asked for."""
-        if isinstance(latent, Tensor):
+        if not isinstance(latent, Latent):
             return Latent(latent, self.space, 0.0 if sigma is None else sigma)
         if not self.space.holds_latents_of(latent.space):
             raise ValueError(
                 f"a latent of {latent.space.name} for {self.model.name}, which decodes "
                 f"{' and '.join(self.model.spaces)}; take a decoder of {latent.space.name}, see `pixdec models`"
             )
-        return latent if sigma is None else Latent(latent.tensor, latent.space, sigma)
+        return latent if sigma is None else latent.with_sigma(sigma)
 
     def _frame(self, latent: Latent, size: Size | None) -> Frame:
         """What the latent decodes to; ValueError for a size that this cannot be resampled to."""

@@ -20,7 +20,11 @@ def has_bfloat16_units() -> bool:
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is quick on a device: everywhere but on a processor that emulates it."""
+    """Whether bfloat16 is quick on a device: not on a processor, nor on an NVIDIA GPU before Ampere, that emulates
+    it."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or has_bfloat16_units()
 
 

@@ -6,19 +6,20 @@ B batch · C channels · h, w latent grid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, cast
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pixdec.inference.sizes import Size
+from pixdec.io.arguments import items, seed_of, whole
 from pixdec.io.images import to_pil
 from pixdec.latents import Latent, noise_levels
 
 Prompt = str | Sequence[str]
 Sigma = float | Sequence[float] | Tensor | None
-Seed = int | Sequence[int]
+Seed = SupportsIndex | Sequence[SupportsIndex]
 OutputSize = Size | Sequence[Size | None] | None
 
 
@@ -91,7 +92,9 @@ def stacked(images: Sequence[Any], counts: Sequence[int]) -> list[Any]:
 
 def captions_for(prompt: Prompt, images: int) -> list[str]:
     """A caption for each image."""
-    captions = [prompt] * images if isinstance(prompt, str) else list(prompt)
+    captions = [prompt] * images if isinstance(prompt, str) else items(prompt)
+    if captions is None or not all(isinstance(each, str) for each in captions):
+        raise ValueError(f"prompt={prompt!r}: expected a string, or one for each latent; '' is no caption")
     if len(captions) != images:
         raise ValueError(f"{len(captions)} captions for {images} latents; give one, or one for each")
     return captions
@@ -99,19 +102,22 @@ def captions_for(prompt: Prompt, images: int) -> list[str]:
 
 def seeds_for(seed: Seed, images: int) -> list[int]:
     """A seed for each image: of one seed s, s + i for image i."""
-    seeds = [seed + i for i in range(images)] if isinstance(seed, int) else list(seed)
+    seeds = items(seed)
+    if seeds is None:
+        return [seed_of(seed_of(seed) + i) for i in range(images)]
     if len(seeds) != images:
         raise ValueError(f"{len(seeds)} seeds for {images} latents; give one, or one for each")
-    return seeds
+    return [seed_of(each) for each in seeds]
 
 
 def sizes_for(size: OutputSize, latents: int) -> list[Size | None]:
     """A size for each latent."""
     if size is None:
         return [None] * latents
-    if all(isinstance(side, int) for side in size):
+    each = items(size)
+    if each is None or not any(other is None or items(other) for other in each):
         return [_size(size)] * latents
-    sizes = [None if each is None else _size(each) for each in cast("Sequence[Size | None]", size)]
+    sizes = [None if one is None else _size(one) for one in each]
     if len(sizes) != latents:
         raise ValueError(f"{len(sizes)} sizes for {latents} latents; give one, or one for each")
     return sizes
@@ -126,7 +132,8 @@ def levels_for(sigma: Sigma, latents: Sequence[Latent | Tensor]) -> list[Tensor 
 
 
 def _size(given: object) -> Size:
-    sides = list(given) if isinstance(given, Sequence) else []
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"size={given}: expected (height, width) in pixels")
-    return sides[0], sides[1]
+    try:
+        height, width = (whole("size", side) for side in items(given) or ())
+    except ValueError as error:
+        raise ValueError(f"size={given}: expected (height, width) in pixels, whole numbers of at least 1") from error
+    return height, width

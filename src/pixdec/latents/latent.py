@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pixdec.io.arguments import seed_of
 from pixdec.io.files import first_line_of, replacing
 from pixdec.latents.space import LatentSpace, get_space, noise_levels
 from pixdec.latents.validation import check_form, check_statistics
@@ -35,16 +36,17 @@ class Latent:
     def __init__(
         self,
         tensor: Tensor,
-        space: LatentSpace,
+        space: LatentSpace | str,
         sigma: float | Sequence[float] | Tensor = 0.0,
         *,
         statistics: bool = True,
     ) -> None:
-        """Check and hold. sigma: one number for all, or one for each; statistics: see `check_latent`.
+        """Check and hold. space: or its name; sigma: one number, or one for each; statistics: see `check_latent`.
 
         Raises:
             ValueError: not a normalised latent of `space` (`check_latent`); sigma outside [0, 1] or of another count.
         """
+        space = get_space(space)
         check_form(tensor, space)
         levels = noise_levels(sigma, tensor.shape[0], tensor.device)
         if statistics:
@@ -53,15 +55,19 @@ class Latent:
         object.__setattr__(self, "space", space)
         object.__setattr__(self, "sigma", levels)
 
-    def noised(self, sigma: float, seed: int) -> Latent:
-        """This clean latent noised to the level `sigma`, which it then carries; itself for 0. Drawn on the CPU, so that
-        a seed gives the same noise on every device."""
+    def with_sigma(self, sigma: float | Sequence[float] | Tensor) -> Latent:
+        """The same latent, said to be of another noise level."""
+        return Latent(self.tensor, self.space, sigma, statistics=False)
+
+    def noised(self, sigma: float, seed: SupportsIndex) -> Latent:
+        """This clean latent noised to the level `sigma`, which it then carries; itself for 0. Drawn on the CPU in
+        float32, so that a seed gives the same noise on every device, whatever torch's defaults are."""
         if sigma == 0:
             return self
         # Not the seed itself: the decoder draws the image's noise with that, and the two must be independent. PyTorch's
         # CPU generator heeds only the lower 32 bits.
-        generator = torch.Generator().manual_seed((seed ^ 0x6C6174) & 0xFFFFFFFF)
-        noise = torch.randn(self.tensor.shape, generator=generator).to(self.tensor)
+        generator = torch.Generator("cpu").manual_seed((seed_of(seed) ^ 0x6C6174) & 0xFFFFFFFF)
+        noise = torch.randn(self.tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(self.tensor)
         return Latent(self.space.add_noise(self.tensor, sigma, noise), self.space, sigma, statistics=False)
 
     def save(self, path: str | Path, settings: Mapping[str, object] | None = None) -> None:
@@ -133,6 +139,6 @@ def latent_settings(path: str | Path) -> dict[str, object]:
 def _sigma(metadata: dict[str, str]) -> Tensor:
     text = metadata.get("sigma", "")
     try:
-        return torch.tensor(json.loads(text), dtype=torch.float32)
+        return torch.tensor(json.loads(text), dtype=torch.float32, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"its metadata has sigma {text!r}; expected a JSON list of noise levels") from error

@@ -251,7 +251,10 @@ def noise_levels(sigma: float | Sequence[float] | Tensor, batch: int, device: to
     Raises:
         ValueError: the count does not fit, or a level lies outside [0, 1].
     """
-    levels = torch.as_tensor(sigma, dtype=torch.float32, device=device)
+    try:
+        levels = torch.as_tensor(sigma, dtype=torch.float32, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's and numpy's, by what is in a list
+        raise ValueError(f"sigma={sigma!r}: expected one number, or one for each of {batch} latents") from error
     if levels.ndim > 1 or (levels.ndim == 1 and levels.shape[0] != batch):
         raise ValueError(
             f"sigma has shape {tuple(levels.shape)}; expected one number, or one for each of {batch} latents"
@@ -296,12 +299,14 @@ _ALL = (
 SPACES: Mapping[str, LatentSpace] = MappingProxyType({space.name: space for space in _ALL})
 
 
-def get_space(name: str) -> LatentSpace:
-    """The space of that name; `SPACES` has them all.
+def get_space(name: str | LatentSpace) -> LatentSpace:
+    """The space of that name; `SPACES` has them all. A space is itself.
 
     Raises:
         ValueError: there is none of that name; lists the names.
     """
+    if isinstance(name, LatentSpace):
+        return name
     if name not in SPACES:
         raise ValueError(f"unknown latent space {name!r}; expected one of {', '.join(SPACES)}")
     return SPACES[name]

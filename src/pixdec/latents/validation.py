@@ -26,14 +26,14 @@ import warnings
 import torch
 from torch import Tensor
 
-from pixdec.latents.space import SPACES, LatentSpace
+from pixdec.latents.space import SPACES, LatentSpace, get_space
 
 _MIN_CELLS = 64
 _FLUX2_RAW_STD = 1.8  # the VAE's batch-norm statistics are not at hand here; this is their typical size
 
 
 def check_latent(
-    tensor: object, space: LatentSpace, *, sigma: float | Tensor | None = None, statistics: bool = True
+    tensor: object, space: LatentSpace | str, *, sigma: float | Tensor | None = None, statistics: bool = True
 ) -> None:
     """Refuse what is not a normalised latent (B, C, h, w) of `space`.
 
@@ -44,6 +44,7 @@ def check_latent(
     Raises:
         ValueError: one line that says what it looks like and which call converts it.
     """
+    space = get_space(space)
     latent = check_form(tensor, space)
     if statistics:
         check_statistics(latent, space, sigma)
@@ -52,7 +53,10 @@ def check_latent(
 def check_form(tensor: object, space: LatentSpace) -> Tensor:
     """The part of `check_latent` that needs no judgement: a floating-point tensor, not empty, finite, well shaped."""
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"a latent must be a torch.Tensor (B, {space.channels}, h, w), got {type(tensor).__name__}")
+        raise ValueError(
+            f"a latent must be a torch.Tensor (B, {space.channels}, h, w), got {type(tensor).__name__}; "
+            "call torch.as_tensor(latent)"
+        )
     prefix = _prefix(tensor, space)
     if tensor.numel() == 0:
         raise ValueError(f"{prefix}: it is empty")
@@ -183,7 +187,11 @@ def _looks_raw(latent: Tensor, space: LatentSpace) -> bool:
 
 
 def _raw_std(space: LatentSpace) -> Tensor:
-    return space.constants.std if space.constants is not None else torch.tensor([_FLUX2_RAW_STD])
+    return (
+        space.constants.std
+        if space.constants is not None
+        else torch.tensor([_FLUX2_RAW_STD], dtype=torch.float32, device="cpu")
+    )
 
 
 def _pooled_std(latent: Tensor) -> float:

@@ -31,7 +31,7 @@ def pixel_rows(first: int, count: int, channels: int, device: torch.device | Non
     """Fixed position table (count, channels/2), float32, of `count` places along one axis from `first` on: [sin, cos]
     of position · 10000^(−i/(channels/4))."""
     quarter = channels // 4
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
     # Made on the CPU: not every device has float64.
-    angles = torch.outer(torch.arange(first, first + count, dtype=torch.float64), frequencies)
+    angles = torch.outer(torch.arange(first, first + count, dtype=torch.float64, device="cpu"), frequencies)
     return torch.cat((angles.sin(), angles.cos()), -1).float().to(device)

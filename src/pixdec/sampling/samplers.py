@@ -62,7 +62,7 @@ class NoiseSource:
     def _draw(self, shape: Sequence[int]) -> Tensor:
         """The noise of the next call, on the CPU."""
         with torch.inference_mode(False):  # other threads write into it
-            noise = torch.empty(tuple(shape))
+            noise = torch.empty(tuple(shape), dtype=torch.float32, device="cpu")
         tasks = list[tuple[Tensor, torch.Generator]]()
         for seed, own, image in zip(self.seeds, self._generators, noise, strict=True):
             first, *others = image.view(-1).split(_PART)
@@ -95,11 +95,11 @@ def student(
     x = noise(shape)
     total = len(times) - 1
     for i, (t, following) in enumerate(pairwise(times)):
-        level = torch.full((shape[0],), t, device=x.device)
+        level = _levels(t, x)
         x0 = clean(x, denoise(x, level), level)
         yield Step(i, total, t, x0.clamp(-1, 1))
         if following > 0:
-            x = interpolate(x0, noise(shape), torch.full((shape[0],), following, device=x.device))
+            x = interpolate(x0, noise(shape), _levels(following, x))
 
 
 def dpm_solver(denoise: Denoiser, x: Tensor, times: Sequence[float]) -> Iterator[Step]:
@@ -111,7 +111,7 @@ def dpm_solver(denoise: Denoiser, x: Tensor, times: Sequence[float]) -> Iterator
     total = len(times) - 1
     previous: tuple[float, Tensor] | None = None
     for i, (t, following) in enumerate(pairwise(times)):
-        level = torch.full((x.shape[0],), t, device=x.device)
+        level = _levels(t, x)
         x0 = clean(x, denoise(x, level), level)
         here, there = _half_log_snr(t), _half_log_snr(following)
         target = x0
@@ -121,6 +121,11 @@ def dpm_solver(denoise: Denoiser, x: Tensor, times: Sequence[float]) -> Iterator
         previous = here, x0
         x = following / t * x + (1 - following) * -math.expm1(here - there) * target
         yield Step(i, total, t, x0 if following > 0 else x)
+
+
+def _levels(t: float, x: Tensor) -> Tensor:
+    """(B,) float32: one noise level for all images, whatever torch's default dtype is."""
+    return torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
 
 
 def _half_log_snr(t: float) -> float:

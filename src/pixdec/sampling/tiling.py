@@ -83,9 +83,9 @@ class Tiling:
         return down[:, None] * across
 
     def _ramp(self, start: int, length: int, whole: int, device: torch.device) -> Tensor:
-        place = (torch.arange(length, device=device) + 0.5) / self.overlap
+        place = (torch.arange(length, dtype=torch.float32, device=device) + 0.5) / self.overlap
         rise = (place.clamp(max=1) * (math.pi / 2)).sin().square()
-        ramp = torch.ones(length, device=device)
+        ramp = torch.ones(length, dtype=torch.float32, device=device)
         if start > 0:
             ramp = torch.minimum(ramp, rise)
         if start + length < whole:
@@ -108,7 +108,7 @@ def tiled_velocity(
     A round of n tiles is in memory at a time. `velocity` itself must not be shared.
     """
     total = torch.zeros_like(x_t, dtype=torch.float32)
-    weights = torch.zeros(x_t.shape[-2:], device=x_t.device)
+    weights = torch.zeros(x_t.shape[-2:], dtype=torch.float32, device=x_t.device)
     for tile, part in _parts(velocity, x_t, condition, tiling, context):
         weight = tiling.weight(tile, x_t.device)
         tile.of(total).addcmul_(part, weight)

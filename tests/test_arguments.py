@@ -1,0 +1,125 @@
+"""What a person gives to `decode`: integers of any kind, one line for what does not fit, and nothing from torch's
+defaults."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pixdec import Latent, PixelDecoder
+from pixdec.io.arguments import items, seed_of, whole
+
+
+@pytest.fixture(scope="module")
+def decoder() -> PixelDecoder:
+    return PixelDecoder.from_pretrained(device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def latent() -> torch.Tensor:
+    return 0.7 * torch.randn(1, 128, 2, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("number", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_whole_numbers_of_any_kind(number: object) -> None:
+    assert whole("n", number) == seed_of(number) == 3
+    assert type(seed_of(number)) is int
+
+
+@pytest.mark.parametrize("number", [True, np.bool_(1), 3.0, np.float32(3), torch.tensor(3.0), None, "3", 2**64])
+def test_anything_else_is_named(number: object) -> None:
+    with pytest.raises(ValueError, match=r"^seed=.*: expected a whole number from -2\^63 to 2\^64 - 1$"):
+        seed_of(number)
+
+
+def test_least_and_most_are_said() -> None:
+    with pytest.raises(ValueError, match="n=0: expected a whole number of at least 1"):
+        whole("n", np.int32(0))
+    with pytest.raises(ValueError, match="n=5: expected a whole number from 1 to 4"):
+        whole("n", 5, most=4)
+
+
+def test_several_are_told_from_one() -> None:
+    assert [items(one) for one in ("ab", 3, None, np.int64(3), torch.tensor(3))] == [None] * 5
+    assert [items(two) for two in ([1, 2], (1, 2), np.array([1, 2]), torch.tensor([1, 2]))] == [[1, 2]] * 4
+
+
+def test_every_kind_of_integer_gives_the_same_image(decoder: PixelDecoder, latent: torch.Tensor) -> None:
+    plain = decoder.decode(latent, seed=3, steps=1, size=(64, 64), output="pt")
+    for seed in (np.int64(3), torch.tensor(3), [np.int32(3)], np.array([3])):
+        given: dict[str, Any] = {"seed": seed, "steps": np.int64(1), "size": np.array([64, 64])}
+        assert torch.equal(decoder.decode(latent, output="pt", **given), plain)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seed": 2**64},
+        {"seed": 1.5},
+        {"seed": None},
+        {"seed": ["1"]},
+        {"steps": 2.0},
+        {"steps": 0},
+        {"prompt": None},
+        {"prompt": [None]},
+        {"prompt": 3},
+        {"size": 64},
+        {"size": (64.0, 64.0)},
+        {"size": "64x64"},
+        {"sigma": "a"},
+        {"sigma": [None]},
+        {"batch_size": 1.0},
+        {"output": 3},
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_named(decoder: PixelDecoder, latent: torch.Tensor, given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(ValueError, match=rf"^{name}=.*expected|^{name}=.*decoder takes"):
+        decoder.decode(latent, **{"steps": 1, **given})
+
+
+def test_a_latent_of_another_kind_is_named(decoder: PixelDecoder, latent: torch.Tensor) -> None:
+    for wrong in (latent.numpy(), [latent.numpy()], None, "latent.safetensors"):
+        with pytest.raises(ValueError, match=r"a latent must be a torch\.Tensor"):
+            decoder.decode(wrong, steps=1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def test_a_trusted_latent_takes_another_noise_level(decoder: PixelDecoder) -> None:
+    raw = 3 * torch.randn(1, 128, 8, 8, generator=torch.Generator().manual_seed(0))
+    trusted = Latent(raw, "flux2", statistics=False)
+    decoder.decode(trusted, sigma=0.5, steps=1)
+    assert trusted.with_sigma(0.5).sigma.tolist() == [0.5]
+    with pytest.raises(ValueError, match="looks raw"):
+        decoder.decode(raw, sigma=0.5, steps=1)
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16, torch.float16, "meta"], ids=str)
+def defaults(request: pytest.FixtureRequest) -> Iterator[object]:
+    """Torch's default dtype or device, as another program in the same process may have set it."""
+    asked = request.param
+    (torch.set_default_device if asked == "meta" else torch.set_default_dtype)(asked)
+    yield asked
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.fixture(scope="module")
+def expected(decoder: PixelDecoder, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return decoder.decode(latent, output="pt"), Latent(latent, "flux2").noised(0.3, 0).tensor
+
+
+def test_a_seed_means_the_same_whatever_the_defaults(
+    expected: tuple[torch.Tensor, torch.Tensor], decoder: PixelDecoder, latent: torch.Tensor, defaults: object
+) -> None:
+    assert torch.equal(decoder.decode(latent, output="pt"), expected[0])
+    assert torch.equal(Latent(latent, "flux2").noised(0.3, 0).tensor, expected[1])
+
+
+def test_loading_does_not_depend_on_the_defaults(
+    expected: tuple[torch.Tensor, torch.Tensor], latent: torch.Tensor, defaults: object
+) -> None:
+    loaded = PixelDecoder.from_pretrained(device="cpu", dtype=torch.float32)
+    assert torch.equal(loaded.decode(latent, output="pt"), expected[0])
