@@ -16,7 +16,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from pixdec.io import images
+from pixdec.io import images, tensors
 from pixdec.io.images import image_size, output_format, read_image, read_settings, resize, save_image, to_pil, to_tensor
 from pixdec.models.cost import Meter
 
@@ -98,9 +98,11 @@ def test_transparency_is_composited_on_white(tmp_path: Path) -> None:
     image.putpixel((1, 0), (200, 100, 0, 0))
     image.putpixel((2, 0), (0, 0, 0, 128))
     image.save(tmp_path / "in.png")
-    assert pixels(read_image(tmp_path / "in.png"))[0].tolist() == [[200, 100, 0], [255] * 3, [127] * 3]
+    with pytest.warns(UserWarning, match=r"in\.png: its transparency is composited on white"):
+        assert pixels(read_image(tmp_path / "in.png"))[0].tolist() == [[200, 100, 0], [255] * 3, [127] * 3]
 
 
+@pytest.mark.filterwarnings("ignore:.*transparency")
 def test_transparent_palette_and_key_colour(tmp_path: Path) -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([255, 0, 0, 0, 0, 255])
@@ -313,7 +315,7 @@ def test_to_pil_goes_band_by_band_and_leaves_no_line(monkeypatch: pytest.MonkeyP
     tensor = torch.rand(2, 3, 50, 40, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
     whole = to_pil(tensor)
     for band in (1, 3 * 40, 7 * 40 + 5):
-        monkeypatch.setattr(images, "_BAND", band)
+        monkeypatch.setattr(tensors, "_BAND", band)
         assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(to_pil(tensor), whole, strict=True))
     for row in (0, 25, 49):
         tensor[1, 2, row, 7] = float("inf")
@@ -324,7 +326,7 @@ def test_to_pil_goes_band_by_band_and_leaves_no_line(monkeypatch: pytest.MonkeyP
 
 def test_to_pil_of_a_large_image_takes_little_besides_it(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.zeros(1, 3, 1024, 512)
-    monkeypatch.setattr(images, "_BAND", 2**15)  # a sixteenth of it
+    monkeypatch.setattr(tensors, "_BAND", 2**15)  # a sixteenth of it
     with Meter() as meter:
         to_pil(tensor)
     assert 0 < meter.cost().peak < tensor.nbytes / 4
@@ -422,8 +424,10 @@ def test_a_format_that_is_too_small_is_refused() -> None:
 
 
 def test_only_rgb_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mode L"):
+        save_image(Image.new("L", (2, 2)), tmp_path / "out.png", settings={})
     with pytest.raises(ValueError, match="mode RGBA"):
-        save_image(Image.new("RGBA", (2, 2)), tmp_path / "out.png", settings={})
+        save_image(Image.new("RGBA", (2, 2)), tmp_path / "out.jpg", settings={})
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])

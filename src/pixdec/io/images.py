@@ -1,4 +1,5 @@
-"""Images at the border: files ↔ PIL ↔ tensors, and resizing.
+"""Images out of files: as PIL, or with all that belongs to them (`Picture`). `tensors`, `writing` and `metadata` do the
+rest, and are offered here too.
 
 PIL images are RGB, 8 bit, sRGB. Tensors are (B, 3, H, W) in [-1, 1]; B batch, H,W pixels.
 """
@@ -6,33 +7,32 @@ PIL images are RGB, 8 bit, sRGB. Tensors are (B, 3, H, W) in [-1, 1]; B batch, H
 from __future__ import annotations
 
 import io
-import json
-import struct
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from torch import Tensor
 
-from pixdec.io.files import reason_of, replacing
+from pixdec.io.files import reason_of
+from pixdec.io.metadata import exif_of, metadata_of, settings_in
+from pixdec.io.tensors import pad_to_multiple, resize, to_pil, to_tensor
+from pixdec.io.writing import MAX_SIDE, WRITABLE, Picture, output_format, save_image, save_picture
 
-MAX_SIDE = 2**14  # pixels; squares of this side are written
 MAX_PIXELS = 2**27  # larger images are not read, which is seen from their header: a small file can claim any size
-_BAND = 2**22  # pixels of an image that are converted at a time
 
-READABLE = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
-WRITABLE: Mapping[str, str] = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}  # suffix → format
-_FORMAT_MAX_SIDE = {"PNG": 2**31 - 1, "WEBP": 16383, "JPEG": 65535}
+READABLE = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".tga"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
 
-_ASCII_COMMENT = b"ASCII\0\0\0"  # EXIF's UserComment begins with its character code
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,31 +51,48 @@ def read_image(file: str | Path | BinaryIO, *, name: str | None = None) -> Image
 
     `name` is what messages call it; None: its path, or "the image" for a stream.
 
-    EXIF rotation is applied; transparency is composited on white; an embedded colour profile is converted to sRGB;
-    CMYK, palette, grey and 16-bit images (value / 257, rounded) are converted. Of an animation the first frame is
-    read, with a `UserWarning`.
+    EXIF rotation is applied; an embedded color profile is converted to sRGB; CMYK, palette, grey and 16-bit images
+    (value / 257, rounded) are converted. Of an animation the first frame is read, and transparency is composited on
+    white, each with a `UserWarning`. `read_picture` keeps transparency and 16 bits.
 
     Raises:
         ValueError: one line: missing, truncated, not an image, larger than MAX_SIDE a side or MAX_PIXELS in all (found
             from the header, before any pixel is decoded), or of a kind without an agreed range (floating point).
     """
-    name = name or (str(file) if isinstance(file, str | Path) else "the image")
-    with _open(file, name) as image:
-        try:
-            image.load()
-        except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-            raise ValueError(
-                f"{name}: the {image.format} image is truncated or damaged ({reason_of(error)})"
-            ) from error
-        frames = int(getattr(image, "n_frames", 1))
-        if frames > 1 and image.format not in NEVER_ANIMATED:
-            warnings.warn(f"{name}: animated, {frames} frames; the first one is used", UserWarning, stacklevel=2)
+    name = name or _name_of(file)
+    with _loaded(file, name) as image:
+        colors, alpha = _to_srgb(image)
+        if alpha is not None and cast("tuple[int, int]", alpha.getextrema())[0] < 255:
+            warnings.warn(f"{name}: its transparency is composited on white", UserWarning, stacklevel=2)
+            colors = Image.composite(colors, Image.new("RGB", colors.size, "white"), alpha)
+        return _upright(colors, image)
+
+
+def read_picture(file: str | Path | BinaryIO, *, name: str | None = None) -> Picture:
+    """As `read_image`, with transparency, 16 bits a channel and metadata.
+
+    Of images with 16 bits a channel and another color profile than sRGB, colors are converted with 8 bits, with a note.
+
+    Raises:
+        ValueError: as `read_image`.
+    """
+    name = name or _name_of(file)
+    with _loaded(file, name) as image:
+        metadata, deep = metadata_of(image), _is_deep(image)
+        values = _values_of_16_bits(image, file) if deep and not _foreign_profile(image) else None
+        if values is None:
+            if deep:
+                why = "of another color profile than sRGB" if _foreign_profile(image) else "stored in an unusual way"
+                warnings.warn(f"{name}: 16 bits a channel, {why}: read with 8", UserWarning, stacklevel=2)
+            colors, opacity = _to_srgb(image)
+            merged = colors if opacity is None else Image.merge("RGBA", (*colors.split(), opacity))
+            values = np.asarray(merged)
         turn = _ORIENTATIONS.get(_orientation(image))
-        try:
-            rgb = _to_rgb(image)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        return rgb if turn is None else rgb.transpose(turn)
+        most = 65535 if values.dtype == np.uint16 else 255
+        tensor = torch.as_tensor(_turned(values, turn).astype(np.float32)).permute(2, 0, 1)[None]
+        color, alpha = tensor[:, :3] / (most / 2) - 1, tensor[:, 3:] / most
+        is_opaque = alpha.numel() == 0 or bool((alpha == 1).all())
+        return Picture(color, None if is_opaque else alpha, 16 if deep else 8, metadata)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -88,51 +105,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return image.size
 
 
-def save_image(image: Image.Image, path: str | Path, *, settings: Mapping[str, object]) -> None:
-    """Write RGB to `path` as PNG, WebP or JPEG, by its suffix, whole or not at all (`files.replacing`).
-
-    `settings` (JSON) goes into the metadata, where `read_settings` finds it: a PNG text chunk "pixdec"; in WebP and
-    JPEG the EXIF UserComment {"pixdec": settings}. WebP is lossless; JPEG has quality 95 without chroma subsampling.
-
-    Raises:
-        ValueError: not RGB, the suffix is none of these, or the format cannot hold an image this large.
-        OSError: `path` cannot be written.
-    """
-    if image.mode != "RGB":
-        raise ValueError(f"image of mode {image.mode}; expected RGB: convert it with image.convert('RGB')")
-    kind = output_format(path, image.width, image.height)
-    encoded = io.BytesIO()  # whole in memory first: Pillow reports a full disk as "encoder error -2"
-    if kind == "PNG":
-        chunks = PngInfo()
-        chunks.add_text("pixdec", json.dumps(settings))
-        image.save(encoded, kind, pnginfo=chunks)
-    else:
-        exif = Image.Exif()
-        comment = _ASCII_COMMENT + json.dumps({"pixdec": settings}).encode("ascii")
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
-        if kind == "WEBP":
-            image.save(encoded, kind, lossless=True, exif=exif)
-        else:
-            image.save(encoded, kind, quality=95, subsampling=0, exif=exif)
-    with replacing(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
-
-
-def output_format(path: str | Path, width: int, height: int) -> str:
-    """The format, "PNG", "WEBP" or "JPEG", that `save_image` writes an image of this size to `path` in.
-
-    Raises:
-        ValueError: the suffix names none of them, or the format cannot hold an image this large.
-    """
-    kind = WRITABLE.get(Path(path).suffix.lower())
-    if kind is None:
-        suffix = Path(path).suffix or "a file without a suffix"
-        raise ValueError(f"{path}: cannot write {suffix}; expected one of {', '.join(WRITABLE)}")
-    if max(width, height) > _FORMAT_MAX_SIDE[kind]:
-        raise ValueError(f"{path}: {width}x{height} pixels; {kind} holds {_FORMAT_MAX_SIDE[kind]} a side, write a .png")
-    return kind
-
-
 def read_settings(path: str | Path) -> dict[str, object]:
     """The settings `save_image` wrote into the metadata of a file; empty if there are none.
 
@@ -140,98 +112,65 @@ def read_settings(path: str | Path) -> dict[str, object]:
         ValueError: the file is missing or not an image.
     """
     with _open(path, str(path), pixels=MAX_SIDE**2) as image:  # nothing but the metadata is read
-        if image.format == "PNG":
-            return _json_object(image.info.get("pixdec"))
-        comment: object = _exif(image).get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-        if not isinstance(comment, bytes) or not comment.startswith(_ASCII_COMMENT):
-            return {}
-        return _json_object(_json_object(comment.removeprefix(_ASCII_COMMENT)).get("pixdec"))
+        return settings_in(image)
 
 
-def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:
-    """RGB images of one size → (B, 3, H, W) float32 in [-1, 1]: value / 127.5 - 1.
-
-    Raises:
-        ValueError: no image, not RGB, or of several sizes.
-    """
-    batch = [images] if isinstance(images, Image.Image) else list(images)
-    if not batch:
-        raise ValueError("no images; expected one or more of the same size")
-    for image in batch:
-        if image.mode != "RGB":
-            raise ValueError(f"image of mode {image.mode}; expected RGB: convert it with image.convert('RGB')")
-        if image.size != batch[0].size:
-            raise ValueError(f"images of {_by(batch[0].size)} and {_by(image.size)} pixels; a batch has one size")
-    values = np.stack([np.asarray(image) for image in batch])  # (B,H,W,3)
-    return torch.as_tensor(values).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+def _name_of(file: str | Path | BinaryIO) -> str:
+    return str(file) if isinstance(file, str | Path) else "the image"
 
 
-def to_pil(images: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) → B images: round((x + 1) · 127.5), with values outside [-1, 1] clamped to it.
-
-    Raises:
-        ValueError: another shape, or NaN or infinite values.
-    """
-    _check_images(images)
-    return [_picture(image) for image in images.detach()]
-
-
-def _picture(image: Tensor) -> Image.Image:
-    """(3,H,W) → an image, some rows at a time: whole float copies of a large one would take gigabytes."""
-    height, width = image.shape[1:]
-    picture, rows = Image.new("RGB", (width, height)), max(1, _BAND // width)
-    for top in range(0, height, rows):
-        band = image[:, top : top + rows]
-        if not bool(band.isfinite().all()):
-            raise ValueError(f"images of shape {tuple(image.shape)} hold NaN or infinite values; nothing can show them")
-        values = band.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
-        picture.paste(Image.fromarray(values.permute(1, 2, 0).contiguous().cpu().numpy()), (0, top))
-    return picture
-
-
-def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
-    """Extend (B, 3, H, W) on the right and below, until both sides are multiples of `factor`: what encoders ask for.
-
-    By reflection, so that the border looks like more of the image; where a side is too short to reflect that much, by
-    repeating its last pixels. Of an image that is decoded `scale` times larger, [..., : H·scale, : W·scale] is wanted.
-    """
-    bottom, right = -images.shape[2] % factor, -images.shape[3] % factor
-    images = F.pad(images, (0, right, 0, 0), mode="reflect" if right < images.shape[3] else "replicate")
-    return F.pad(images, (0, 0, 0, bottom), mode="reflect" if bottom < images.shape[2] else "replicate")
+@contextmanager
+def _loaded(file: str | Path | BinaryIO, name: str) -> Generator[Image.Image]:
+    """An image with its pixels. Whatever goes wrong with it is a ValueError of one line: Pillow's decoders, and what it
+    looks up on demand (frames, palettes, metadata), raise many kinds on damaged files."""
+    with _open(file, name) as image:
+        try:
+            tiles = list(cast("Any", image).tile)
+            image.load()
+            cast("Any", image).stored_as = tiles  # `load` forgets it
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{name}: the {image.format} image is truncated or damaged ({reason_of(error)})"
+            ) from error
+        if (frames := _frames(image)) > 1:
+            warnings.warn(f"{name}: animated, {frames} frames; the first one is used", UserWarning, stacklevel=4)
+        try:
+            yield image
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{name}: {reason_of(error)}") from error
 
 
-def resize(images: Tensor, height: int, width: int, *, how: Literal["bicubic", "lanczos"] = "bicubic") -> Tensor:
-    """Resize (B, 3, H, W) → (B, 3, height, width), antialiased, in float32; device and dtype are kept.
-
-    Sharp edges overshoot: the result may leave [-1, 1] a little, and is not clamped.
-
-    "bicubic" is Keys' kernel with a = -1/2, on the images' device; "lanczos" has three lobes and runs on the CPU. Both
-    agree with Pillow's filters of those names, without its rounding to 8 bits.
-
-    Raises:
-        ValueError: another shape, a side below 1, or another `how`.
-    """
-    _check_images(images)
-    if height < 1 or width < 1:
-        raise ValueError(f"size {height}x{width}: both sides must be at least 1")
-    if how == "bicubic":
-        source = images.float().cpu() if images.device.type == "mps" else images.float()  # which has no such kernel
-        resized = F.interpolate(source, (height, width), mode="bicubic", antialias=True, align_corners=False)
-        return resized.to(images.device, images.dtype)
-    if how == "lanczos":
-        resized = [_lanczos(plane, height, width) for plane in images.detach().float().cpu().flatten(0, 1)]
-        return torch.stack(resized).view(*images.shape[:2], height, width).to(images.device, images.dtype)
-    raise ValueError(f"how={how!r}; expected 'bicubic' or 'lanczos'")
+def _frames(image: Image.Image) -> int:
+    try:
+        return 1 if image.format in NEVER_ANIMATED else int(getattr(image, "n_frames", 1))
+    except Exception:  # what follows the first image is damaged
+        return 1
 
 
-def _lanczos(plane: Tensor, height: int, width: int) -> Tensor:  # (H,W) → (height,width)
-    resized = Image.fromarray(plane.numpy()).resize((width, height), Image.Resampling.LANCZOS)  # mode F: float32
-    return torch.as_tensor(np.array(resized))
+def _upright(image: Image.Image, stored: Image.Image) -> Image.Image:
+    turn = _ORIENTATIONS.get(_orientation(stored))
+    return image if turn is None else image.transpose(turn)
 
 
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
-        raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W), none of them 0")
+def _turned(values: np.ndarray[Any, Any], turn: Image.Transpose | None) -> np.ndarray[Any, Any]:
+    """(H,W,C) transposed as Pillow does."""
+    if turn is None:
+        return values
+    across, down = values[:, ::-1], values[::-1]
+    swapped = values.swapaxes(0, 1)
+    return {
+        Image.Transpose.FLIP_LEFT_RIGHT: across,
+        Image.Transpose.ROTATE_180: across[::-1],
+        Image.Transpose.FLIP_TOP_BOTTOM: down,
+        Image.Transpose.TRANSPOSE: swapped,
+        Image.Transpose.ROTATE_270: down.swapaxes(0, 1),
+        Image.Transpose.TRANSVERSE: across[::-1].swapaxes(0, 1),
+        Image.Transpose.ROTATE_90: across.swapaxes(0, 1),
+    }[turn]
 
 
 def _open(file: str | Path | BinaryIO, name: str, *, pixels: int = MAX_PIXELS) -> Image.Image:
@@ -250,12 +189,12 @@ def _open(file: str | Path | BinaryIO, name: str, *, pixels: int = MAX_PIXELS) -
         why = "the file is empty" if size == 0 else "not an image, or of a format unknown here"
         raise ValueError(f"{name}: {why}") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: too many pixels, {limit} ({reason_of(error)})") from error
+        raise ValueError(f"{name}: too many pixels, {limit}; shrink or crop it first ({reason_of(error)})") from error
     except Exception as error:  # Pillow's parsers raise many kinds on damaged headers
         raise ValueError(f"{name}: cannot be read as an image ({reason_of(error)})") from error
     if max(image.size) > MAX_SIDE or image.width * image.height > pixels:
         image.close()
-        raise ValueError(f"{name}: {_by(image.size)} pixels; {limit}")
+        raise ValueError(f"{name}: {image.width}x{image.height} pixels; {limit}; shrink or crop it first")
     return image
 
 
@@ -275,8 +214,8 @@ def _identified(file: str | Path | BinaryIO, *, bombs: bool) -> Image.Image:
         return kind(file)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode → RGB, as a new image without metadata."""
+def _to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Any mode → RGB in sRGB, as a new image without metadata, and the opacity (L) of one that has any."""
     profile: object = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
@@ -289,28 +228,91 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGB")
     elif image.mode not in ("RGB", "L", "CMYK"):
         image = image.convert("RGB")
-    colours = _to_srgb(image, profile).convert("RGB")
-    if alpha is not None:
-        colours = Image.composite(colours, Image.new("RGB", colours.size, "white"), alpha)
-    colours.info = {}  # Pillow would save a profile that lies here
-    return colours
+    colors = _converted(image, profile).convert("RGB")
+    if colors is image:  # as it was opened
+        colors = image.copy()
+    colors.info = {}  # Pillow would save a profile that lies here
+    return colors, alpha
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Grey of 16 bits (modes I;16…, or I, which Pillow also uses for it) → L or, with a transparent value, LA."""
+    values, opacity = _grey_of_16_bits(image)
+    grey = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
+    if opacity is not None:
+        grey.putalpha(Image.fromarray((opacity // 257).astype(np.uint8)))
+    return grey
+
+
+def _grey_of_16_bits(image: Image.Image) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    """The values (H,W) of 16-bit grey and, with a transparent value, the opacity, 0 or 65535."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(
             f"its integers span {values.min()} to {values.max()}, no agreed range; save it with 8 or 16 bits a channel"
         )
-    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     transparent: object = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return grey
+    opacity = np.where(values == transparent, 0, 65535).astype(np.uint16) if isinstance(transparent, int) else None
+    return values.astype(np.uint16), opacity
 
 
-def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file has 16 bits a channel, as far as Pillow tells."""
+    return image.mode.startswith("I") or any(";16" in _raw_mode(tile) for tile in cast("Any", image).stored_as)
+
+
+def _raw_mode(tile: Any) -> str:
+    args: object = tile[3]
+    first: object = cast("tuple[object, ...]", args)[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _values_of_16_bits(image: Image.Image, file: str | Path | BinaryIO) -> np.ndarray[Any, Any] | None:
+    """(H,W,3 or 4) of 16 bits; None for what cannot be read so.
+
+    Pillow keeps the upper byte of each value of RGB and RGBA. Told that the bytes are in the other order, it gives the
+    lower ones; told that grey with opacity is RGBA of 8 bits, all four.
+    """
+    if image.mode.startswith("I"):
+        grey, opacity = _grey_of_16_bits(image)
+        return np.stack([grey] * 3 if opacity is None else [grey, grey, grey, opacity], -1)
+    tiles = cast("Any", image).stored_as
+    modes, mode = {_raw_mode(tile) for tile in tiles}, _raw_mode(tiles[0])
+    kind, _, order = mode.partition(";16")
+    if len(modes) > 1 or kind not in ("RGB", "RGBA", "LA") or order not in ("B", "L", "N"):
+        return None
+    if kind == "RGB" and image.has_transparency_data:  # one transparent color
+        return None
+    if order == "N":
+        order = "L" if sys.byteorder == "little" else "B"
+    other = "RGBA" if kind == "LA" else f"{kind};16{'L' if order == 'B' else 'B'}"
+    if not isinstance(file, str | Path):
+        file.seek(0)
+    with _identified(file, bombs=True) as again:
+        opened: Any = again
+        args = [(other, *tile[3][1:]) if isinstance(tile[3], tuple) else other for tile in tiles]
+        opened.tile = [tile._replace(args=each) for tile, each in zip(opened.tile, args, strict=True)]
+        again.load()
+        found = np.asarray(again).astype(np.uint16)
+    if kind == "LA":
+        grey, opacity = found[..., 0] * 256 + found[..., 1], found[..., 2] * 256 + found[..., 3]
+        return np.stack([grey, grey, grey, opacity], -1)
+    upper = np.asarray(image)[..., : found.shape[-1]].astype(np.uint16)
+    return upper * 256 + found
+
+
+def _foreign_profile(image: Image.Image) -> bool:
+    """Whether there is a usable color profile other than sRGB."""
+    profile: object = image.info.get("icc_profile")
+    if not isinstance(profile, bytes) or not profile:
+        return False
+    try:
+        return "sRGB" not in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return False
+
+
+def _converted(image: Image.Image, profile: object) -> Image.Image:
     """Convert RGB, L or CMYK from its embedded profile to sRGB; without a usable profile, as it is."""
     if not isinstance(profile, bytes) or not profile:
         return image
@@ -324,32 +326,9 @@ def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
         return image
 
 
-def _exif(image: Image.Image) -> Image.Exif:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Pillow's, of corrupt EXIF data
-            return image.getexif()
-    except (OSError, SyntaxError, ValueError, LookupError, struct.error):  # no reason to refuse the pixels
-        return Image.Exif()
-
-
 def _orientation(image: Image.Image) -> int:
-    value: object = _exif(image).get(ExifTags.Base.Orientation, 1)
+    value: object = exif_of(image).get(ExifTags.Base.Orientation, 1)
     return value if isinstance(value, int) else 1
-
-
-def _json_object(text: object) -> dict[str, object]:
-    """A JSON object, given as such or as text; empty if it is none."""
-    if isinstance(text, str | bytes):
-        try:
-            text = json.loads(text)
-        except ValueError:
-            return {}
-    return cast("dict[str, object]", text) if isinstance(text, dict) else {}
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 __all__ = [
@@ -357,13 +336,16 @@ __all__ = [
     "MAX_SIDE",
     "READABLE",
     "WRITABLE",
+    "Picture",
     "image_size",
     "output_format",
     "pad_to_multiple",
     "read_image",
+    "read_picture",
     "read_settings",
     "resize",
     "save_image",
+    "save_picture",
     "to_pil",
     "to_tensor",
 ]
