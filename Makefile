@@ -55,23 +55,19 @@ kodak: .venv/dev
 	$(BIN)/python -m pixdec.evaluate.kodak --images $(KODAK) --taef2 $(TAEF2) --out docs/benchmarks/kodak
 
 # The figures of the README and of docs/benchmarks, on a CPU: leave the machine alone meanwhile, for half an hour.
+# Goes on where it was stopped; after a change of code or machine remove the JSON files first.
 bench-cpu: .venv/dev
-	$(BIN)/pixdec bench --sides 1024 2048 --runs 3 --warmup 1 --limit 1200 --ours plain eager compiled \
-	    --beside vae:flux2+lanczos tiny+lanczos -o docs/benchmarks/nano-cpu
-	$(BIN)/pixdec bench --model random:v1 --sides 512 1024 --steps 1 --runs 3 --warmup 1 --limit 1200 \
-	    --ours plain eager -o docs/benchmarks/full-size-cpu
-	$(BIN)/python -m pixdec.bench.tiles --image $(BIG) --sides 1024 2048 4096 > docs/benchmarks/tiles.md
-	$(BIN)/python -m pixdec.bench.memory > docs/benchmarks/memory.md
-	$(BIN)/python -m pixdec.bench.shortcuts --images $(KODAK) --runs 3 2 1 --full-size 512 > docs/benchmarks/shortcuts.md
+	$(BIN)/python -m benchmarks --sides 1024 2048 --methods plain eager compiled vae:flux2+lanczos tiny+lanczos \
+	    --limit 1200 -o docs/benchmarks/nano-cpu
+	$(BIN)/python -m benchmarks --model random:v1 --sides 512 1024 --steps 1 --methods plain eager int8 vae:flux2 \
+	    vae:flux2+lanczos --limit 1200 -o docs/benchmarks/full-size-cpu
+	$(BIN)/python -m scripts.fidelity --images $(KODAK) --sides 1024 2048 --limit 2 --output docs/benchmarks/fidelity.md
 
-# The same on a GPU, at the released network's size with random weights, by the Python that is there ($(PYTHON), with
-# PyTorch for CUDA, diffusers, torchao and matplotlib). Resumes where it was stopped.
+# The released network's size with random weights, on a GPU, by the Python that is there ($(PYTHON), with PyTorch for
+# CUDA and diffusers; torchao and spandrel where installed).
 bench-gpu:
-	PYTHONPATH=src $(PYTHON) -m pixdec bench --model random:v1 --sides 256 512 1024 2048 4096 8192 --device cuda \
-	    --ours plain eager compiled graphs --beside vae:flux1 vae:flux1:tiled vae:flux2 vae:flux2:tiled vae:sdxl \
-	    vae:sdxl:tiled vae:flux1+lanczos vae:flux1+real-esrgan tiny+lanczos -o docs/benchmarks/full-size-gpu
-	PYTHONPATH=src $(PYTHON) -m pixdec.bench.shortcuts --images $(KODAK) --device cuda --dtype bfloat16 --compiled 512 1024 2048 \
-	    --full-size 1024 2048 > docs/benchmarks/shortcuts-gpu.md
+	PYTHONPATH=src $(PYTHON) -m benchmarks --model random:v1 --device cuda --sides 2048 4096 8192 --methods plain eager \
+	    compiled int8 vae:flux1 vae:flux1:tiled vae:flux1+lanczos vae:flux1+real-esrgan -o docs/benchmarks/full-size-gpu
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -1,7 +1,6 @@
 """Plans: counted work against formulas, PyTorch's own counter and published figures; counted bytes against real
 steps."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixdec.bench import training
 from pixdec.devices import has_bfloat16_units
 from pixdec.models.cost import Cost, Meter, decode_cost, random_inputs
 from pixdec.models.pid import PiD, PiDSettings
@@ -22,7 +20,7 @@ from pixdec.train.loop import LoopSettings, new_state, train
 from pixdec.train.parallel import MachineSettings, World, precision, prepare
 from pixdec.train.passes import passes
 from pixdec.train.plan import plan
-from pixdec.train.recipes import DECODERS, DataSettings, DecoderRecipe, PriorRecipe, Recipe, StudentRecipe
+from pixdec.train.recipes import DataSettings, DecoderRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.trial import random_examples, trial
 from trainset import NANO, WORDY
 
@@ -315,14 +313,3 @@ def test_bad_numbers():
         plan(decoder(NANO, machine=replace(PLAIN, context=2)), PRESETS["h100"], 2, (SIDE, SIDE))
     with pytest.raises(ValueError, match="multiples of 64"):
         plan(decoder(), PRESETS["h100"], 1, (SIDE, 100))
-
-
-def test_bench_measures_beside_the_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(DECODERS, "small", lambda: decoder(NANO))
-    training.main(recipe="small", steps=1, size=(SIDE, SIDE))
-    figures = json.loads(capsys.readouterr().out)
-    assert figures["peak_tensors_GiB"] == pytest.approx(figures["planned_memory_GiB"], rel=TOLERANCE)
-    assert len(figures["seconds_for_each_step"]) == 1
-    assert figures["processor_seconds_for_each_step"][0] > 0
-    with pytest.raises(ValueError, match="expected one of"):
-        training.main(recipe="smaller")

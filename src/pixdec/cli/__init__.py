@@ -18,7 +18,6 @@ from typing import Protocol, TextIO
 import tyro
 
 from pixdec import __version__
-from pixdec.cli.bench import Bench
 from pixdec.cli.convert import Convert
 from pixdec.cli.data import Data
 from pixdec.cli.decode import Decode
@@ -46,7 +45,6 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "decode": Decode,
     "encode": Encode,
     "eval": Eval,
-    "bench": Bench,
     "generate": Generate,
     "models": Models,
     "convert": Convert,

@@ -8,7 +8,7 @@ but smaller, and closer. "fp8": as "int8", in float8 (e4m3); it could not be mea
 Small Linears, modulations, gates, norms, embeddings, final layers and the base decoder stay as they are: they are a
 small part of the work, and some are read part by part. Rounding activations in passes of their own takes back much of
 what the products gain, so that a narrow network gains time only where it is compiled. Errors, times and bytes:
-docs/benchmarks/shortcuts.md.
+docs/benchmarks/fidelity.md.
 """
 
 import logging

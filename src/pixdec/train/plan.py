@@ -3,8 +3,7 @@
     pixdec train decoder v1-5 --plan --hardware h100 --ranks 8
 
 Operations and activations are counted by running the stage's own code on tensors without values
-(`pixdec.train.passes`); what stays for the whole run follows from the number of parameters. `pixdec.bench.training`
-measures a recipe beside its plan.
+(`pixdec.train.passes`); what stays for the whole run follows from the number of parameters.
 """
 
 from collections import defaultdict

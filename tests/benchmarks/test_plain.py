@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from battery import randomised
-from pixdec.bench.plain import plain_velocity
+from benchmarks.plain import plain_velocity
 from pixdec.decoder import PixelDecoder
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
