@@ -117,7 +117,7 @@ def test_index(run: Run, pictures: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "index.jsonl").read_bytes() == written
     elsewhere = tmp_path / "else" / "where.jsonl"
     assert run("data", "index", braces, "-o", elsewhere).code == 0
-    assert read_index(elsewhere).shards[0].url == str(tmp_path / "out" / names[0])
+    assert read_index(elsewhere).shards[0].url == (tmp_path / "out" / names[0]).as_uri()
     assert StreamLoader(elsewhere, StreamSettings(base=64, multiple=16, batch=2)).images == 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -131,3 +132,19 @@ def test_files_below_are_those_with_a_suffix_that_nothing_hides(tmp_path: Path) 
 )
 def test_errors_in_one_line(error: Exception, whole: str, first: str) -> None:
     assert (reason_of(error), first_line_of(error)) == (whole, first)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("a/x.png", "b/y.png", ".c/z.png", "a/._x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    scan = os.scandir
+
+    def forbidden(path: str):
+        if str(path).endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.warns(UserWarning, match=r"b: this folder cannot be read and is left out \(Permission denied\)"):
+        assert files_below(tmp_path, {".png"}) == [Path("a/x.png")]

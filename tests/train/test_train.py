@@ -1,26 +1,31 @@
 """Training: golden losses, exact resumption, steps that are not finite, schedules."""
 
+import gc
+import io
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from torch import nn
 
+from pixdec.io.images import read_image
 from pixdec.models.pid import PiD
 from pixdec.models.taef2 import TAEF2
 from pixdec.models.tiny_vae import TinyVAE
 from pixdec.train import autoencoder
 from pixdec.train.data.degrade import DegradeSettings, degrade
 from pixdec.train.data.photos import CropSettings, Photos, ahead
-from pixdec.train.data.synthetic import draw_page
+from pixdec.train.data.synthetic import _font, draw_page
 from pixdec.train.decoder import DecoderSettings, DecoderStage
 from pixdec.train.draws import Draws, LevelSettings
 from pixdec.train.loop import LoopSettings, learning_rate, new_state, train
 from pixdec.train.stages import Conditioner, ConditionSettings
 from pixdec.train.state import PowerAverage, State
+from shardset import photograph
 from trainset import NANO, TINY, examples, pictures, tiny_encoder
 
 LOOP = LoopSettings(steps=20, batch=4, learning_rate=2e-3, warmup=2, seed=3)
@@ -192,11 +197,72 @@ def test_crops_depend_on_seed_and_index_alone(tmp_path: Path):
     assert batch.shape == (6, 3, 32, 32)
     assert batch.min() >= -1
     assert batch.max() <= 1
-    with pytest.raises(ValueError, match="smaller than the crop"):
+    with pytest.raises(ValueError, match="png: a picture of 100x80 is smaller than the crop of 128"):
         one.batch(CropSettings(size=128, synthetic=0), 0, 0, 1)
-    with pytest.raises(ValueError, match="no pictures"):
-        (tmp_path / "empty").mkdir()
+
+
+def folder_with_faults(folder: Path) -> Path:
+    """Three photographs, in a folder below too, and what else lies about in folders."""
+    for i in range(3):
+        photograph(folder / ("" if i else "below") / f"{i}.png", 80, 80, seed=i)
+    whole = photograph(folder / "x.jpg", 90, 90, seed=9).read_bytes()
+    (folder / "x.jpg").unlink()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.png").write_text("hello")
+    (folder / "._0.png").write_bytes(b"\0\5\x16\7Mac OS X")
+    photograph(folder / ".hidden" / "h.png", 80, 80)
+    photograph(folder / "tiny.png", 40, 90)
+    frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moves.gif", save_all=True, append_images=frames[1:])
+    return folder
+
+
+def test_what_of_a_folder_is_left_out(tmp_path: Path):
+    folder = folder_with_faults(tmp_path / "photos")
+    with pytest.warns(UserWarning, match=r"3 of 7 pictures are left out") as seen:
+        photos = Photos(folder, 64)
+    told = str(seen[0].message)
+    for expected in ("moves.gif (animated, 2 frames)", "text.png (cannot be read)", "tiny.png (40x90 pixels, smaller"):
+        assert expected in told
+    settings = CropSettings(size=64, synthetic=0)
+    with pytest.warns(UserWarning, match=r"cut\.jpg: .*others stand in for it") as seen:
+        batch = photos.batch(settings, 0, 0, 20)
+    assert len(seen) == 1
+    with pytest.warns(UserWarning):
+        again = Photos(folder, 64, cache=0)
+        assert torch.equal(again.batch(settings, 0, 0, 20, range(10, 20)), batch[10:])
+    with pytest.raises(ValueError, match=r"2 of 7 pictures cannot be read, the first cut\.jpg"):
+        Photos(folder, 64, unreadable="stop")
+    with pytest.raises(ValueError, match=r"none of 7 pictures can be used: .* and others"):
+        Photos(folder, 100)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no images"):
         Photos(tmp_path / "empty")
+
+
+def test_when_no_picture_can_be_read_it_stops(tmp_path: Path):
+    for i in range(2):
+        path = photograph(tmp_path / f"{i}.jpg", 80, 80, seed=i)
+        path.write_bytes(path.read_bytes()[:-500])
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no picture can be read"):
+        Photos(tmp_path).batch(CropSettings(size=64, synthetic=0), 0, 0, 4)
+
+
+def test_few_pictures_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for i in range(6):
+        photograph(tmp_path / f"{i}.png", 100, 100, seed=i)
+    photos = Photos(tmp_path, cache=2 * 3 * 100 * 100)
+    held = list[weakref.ref[Image.Image]]()
+
+    def remembered(path: Path) -> Image.Image:
+        held.append(weakref.ref(image := read_image(path)))
+        return image
+
+    monkeypatch.setattr("pixdec.train.data.photos.read_image", remembered)
+    photos.batch(CropSettings(size=64, synthetic=0), 0, 0, 20)
+    gc.collect()
+    assert len(held) > 6
+    assert sum(image() is not None for image in held) == 2
 
 
 def test_pages_have_ink():
@@ -204,6 +270,13 @@ def test_pages_have_ink():
     assert all(page.shape == (64, 64, 3) for page in pages)
     assert sum(page.std() > 10 for page in pages) >= 6
     assert np.array_equal(pages[3], np.asarray(draw_page(np.random.default_rng(3), 64)))
+
+
+def test_pages_need_no_fonts_of_the_machine():
+    """Only Pillow's own font, which it holds as bytes."""
+    font = _font(30)
+    assert font.layout_engine == ImageFont.Layout.BASIC
+    assert isinstance(font.path, io.BytesIO)
 
 
 def test_batches_made_ahead_are_the_same():

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, torch_dtype
-from pixdec.cli.report import Report, progress
+from pixdec.cli.report import Report, progress, tell
 
 if TYPE_CHECKING:
     from pixdec.train.data.pack import CaptionEmbedder, LatentEncoder
+
+MOST_NAMED = 20  # images of a shard that are left out
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ class Pack:
 class IndexShards:
     """Index WebDataset shards that were made elsewhere, so that training can read them: each is read through once.
 
-    Shards are paths or URLs (file:, http:, https:, hf:, gs:, or pipe: and a command), with braces for many:
-    "https://example.org/shard-{000000..000031}.tar".
+    Shards are paths or URLs (file:, http:, https:, hf:, gs:), with braces for many:
+    "https://example.org/shard-{000000..000031}.tar". Images that cannot be read or told apart, or whose caption cannot
+    be read, are named and left out.
     """
 
     inputs: Inputs
@@ -128,13 +131,16 @@ class IndexShards:
 
     def run(self) -> int:
         from pixdec.cli.plan import prepare
-        from pixdec.train.data.shards import Index, Shard, expand, index_shard, save_index
+        from pixdec.train.data.shards import Index, Shard, index_shard, save_index
+        from pixdec.train.data.urls import expand, name_in
 
         if not self.output.endswith(".jsonl"):
             raise ValueError(f"{self.output}: expected the name of a file that ends in .jsonl, such as index.jsonl")
         urls = expand(self.inputs)
         if not urls:
             raise ValueError("no input; name shards, paths or URLs")
+        for url in urls:
+            name_in(Path(self.output), url)  # refused before anything is read
         prepare([Path(self.output)])
         report = Report(json_lines=self.json)
 
@@ -142,13 +148,26 @@ class IndexShards:
             with progress(len(urls), "shard") as bar:
                 for url in urls:
                     with report.attempt(url):
-                        shard = index_shard(url)
-                        unreadable = int((shard.sizes == 0).all(axis=-1).sum())
+                        found = index_shard(url)
+                        images, left_out = len(found.shard.sizes), found.left_out
+                        for line in left_out[:MOST_NAMED]:
+                            tell(f"{url}: left out: {line}")
+                        if len(left_out) > MOST_NAMED:
+                            tell(f"{url}: and {len(left_out) - MOST_NAMED} more are left out")
+                        if not images:
+                            tell(f"{url}: holds no images")
                         report.done(
-                            {"input": url, "images": len(shard.sizes), "unreadable": unreadable},
-                            f"{url}  {len(shard.sizes)} images, {unreadable} of them unreadable",
+                            {
+                                "input": url,
+                                "images": images,
+                                "unreadable": len(left_out),
+                                "uncaptioned": found.uncaptioned,
+                                "left_out": list(left_out),
+                            },
+                            f"{url}  {images} images, {len(left_out)} of them left out, "
+                            f"{found.uncaptioned} without a caption",
                         )
-                        yield shard
+                        yield found.shard
                     bar.update()
 
         found = tuple(shards())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,11 +57,19 @@ def cache_folder() -> Path:
 
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files below a folder, at any depth, with one of these suffixes (".png", lower case; theirs may be upper):
-    relative to the folder and in order, without those that are hidden or in hidden folders."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    return sorted(
-        path for path in found if not any(part.startswith(".") for part in path.parts) and (folder / path).is_file()
-    )
+    relative to the folder and in order, without those that are hidden or in hidden folders. A folder that cannot be
+    read is a warning."""
+    found: list[Path] = []
+
+    def unreadable(error: OSError) -> None:
+        reason = error.strerror or error
+        warnings.warn(f"{error.filename}: this folder cannot be read and is left out ({reason})", stacklevel=4)
+
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(place) / name for name in names if not name.startswith("."))
+        found += [path.relative_to(folder) for path in paths if path.suffix.lower() in suffixes and path.is_file()]
+    return sorted(found)
 
 
 def reason_of(error: object) -> str:

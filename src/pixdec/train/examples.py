@@ -51,7 +51,8 @@ def open_source(data: str | Path, recipe: Recipe, share: Share) -> Source:
             f"{data}: this recipe's network reads captions, which a plain folder has none of; pack it first: "
             f"pixdec data pack {data} -o shards"
         )
-    return FolderSource(Photos(folder), recipe, share)
+    photos = Photos(folder, recipe.data.crops.size, unreadable=recipe.data.unreadable)
+    return FolderSource(photos, recipe, share)
 
 
 def _place(recipe: Recipe, share: Share, number: int) -> Place:

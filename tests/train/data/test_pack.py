@@ -145,7 +145,7 @@ def test_captions(tmp_path: Path):
         (b"\xff", "UTF-8"),
         (b"{", "not JSON"),
         (b"[1]", "a list"),
-        (b'{"long": 3}', "its long is a int"),
+        (b'{"long": 3}', "its caption 'long' is int"),
         (b"{}", "nothing"),
     ],
 )

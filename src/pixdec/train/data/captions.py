@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from pixdec.io.files import reason_of
+
 LENGTHS = ("long", "medium", "short")
 PLAIN = "text"  # the name of a caption that has no length: that of a .txt
 
@@ -28,42 +30,48 @@ def beside(image: Path) -> dict[str, str]:
     return found
 
 
-def inside(members: Mapping[str, bytes]) -> dict[str, str]:
-    """The captions of a shard's sample, given its members by extension ("json", "txt").
+def inside(members: Mapping[str, bytes], key: str) -> dict[str, str]:
+    """The captions of a shard's sample, given its members by extension ("json", "txt"); `key` is its name.
 
     Our own shards have them in the .json under "captions"; of others are understood the three lengths or "caption" in
-    the .json, and a .txt. Empty if there are none; a .json of something else is none.
+    the .json, and a .txt. Empty if there are none; a .json of other facts is none.
+
+    Raises:
+        ValueError: one line: a file that is not UTF-8 or not JSON, or a caption that is not a text.
     """
-    found: dict[str, str] = {}
-    facts = _object(members.get("json", b"{}"))
-    own = facts.get("captions")
-    if isinstance(own, dict):
-        found |= {name: text for name, text in cast("dict[str, object]", own).items() if isinstance(text, str)}
-    elif any(name in facts for name in LENGTHS):
-        found |= {name: text for name in LENGTHS if isinstance(text := facts.get(name), str)}
-    elif isinstance(caption := facts.get("caption"), str):
-        found[PLAIN] = caption
+    found: dict[str, object] = {}
+    if "json" in members:
+        facts = _object(_text(members["json"], f"{key}.json"), f"{key}.json")
+        own = facts.get("captions")
+        if isinstance(own, dict):
+            found |= cast("dict[str, object]", own)
+        elif own is not None:
+            found["captions"] = own
+        elif any(name in facts for name in LENGTHS):
+            found |= {name: facts[name] for name in LENGTHS if name in facts}
+        elif "caption" in facts:
+            found[PLAIN] = facts["caption"]
     if "txt" in members:
-        found[PLAIN] = members["txt"].decode("utf-8", errors="replace").strip()
-    return found
+        found = {name: text for name, text in found.items() if text is not None}
+        found[PLAIN] = _text(members["txt"], f"{key}.txt").strip()
+    return {name: _caption(text, f"{key}.json", "caption" if name == PLAIN else name) for name, text in found.items()}
 
 
 def _lengths(text: str, name: str) -> dict[str, str]:
-    expected = f"{name}: expected a JSON object with texts under {', '.join(LENGTHS)}, or some of them"
-    try:
-        value: object = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{expected}; it is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{expected}; it holds a {type(value).__name__}")
-    given = cast("dict[str, object]", value)
+    given = _object(text, name)
     found = {key: given[key] for key in LENGTHS if key in given}
     if not found:
-        raise ValueError(f"{expected}; it has {', '.join(map(repr, given)) or 'nothing'}")
-    for key, caption in found.items():
-        if not isinstance(caption, str):
-            raise ValueError(f"{expected}; its {key} is a {type(caption).__name__}")
-    return {key: str(caption).strip() for key, caption in found.items()}
+        raise ValueError(
+            f"{name}: expected texts under {', '.join(LENGTHS)}, or some of them; it has "
+            f"{', '.join(map(repr, given)) or 'nothing'}"
+        )
+    return {key: _caption(caption, name, key).strip() for key, caption in found.items()}
+
+
+def _caption(value: object, name: str, key: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: its caption {key!r} is {'null' if value is None else type(value).__name__}, no text")
+    return value
 
 
 def _text(data: bytes, name: str) -> str:
@@ -73,9 +81,11 @@ def _text(data: bytes, name: str) -> str:
         raise ValueError(f"{name}: it is not UTF-8 (byte {error.start})") from error
 
 
-def _object(data: bytes) -> dict[str, object]:
+def _object(text: str, name: str) -> dict[str, object]:
     try:
-        value: object = json.loads(data)
-    except ValueError:
-        return {}
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+        value: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: it is not JSON ({reason_of(error)})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected a JSON object; it holds a {type(value).__name__}")
+    return cast("dict[str, object]", value)

@@ -3,23 +3,32 @@
 Every crop is a pure function of (seed, index): a run that resumes at step n sees exactly what it would have seen.
 """
 
+import os
+import threading
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from pixdec.io.files import reason_of
 from pixdec.io.images import read_image
+from pixdec.train.data.reading import frames, upright_size
+from pixdec.train.data.sources import find_images
 from pixdec.train.data.synthetic import draw_page
 
 T = TypeVar("T")
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+CACHE_BYTES = 2**30  # of decoded pictures that are kept
+MOST_NAMED = 5  # pictures that are left out
 
 
 @dataclass(frozen=True)
@@ -37,18 +46,50 @@ class CropSettings:
 
 
 class Photos:
-    """The pictures of a folder, decoded once and held in memory as 8-bit RGB (about 3 bytes a pixel)."""
+    """The pictures below a folder, decoded when they are drawn; the last ones are kept, as 8-bit RGB, up to `cache`
+    bytes.
 
-    def __init__(self, folder: str | Path):
-        paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in PICTURES)
-        if not paths:
-            raise ValueError(f"{folder}: no pictures here; expected {', '.join(sorted(PICTURES))} files")
-        self.pictures: Sequence[Image.Image] = [read_image(path) for path in paths]
-        areas = np.array([p.width * p.height for p in self.pictures], dtype=float)
+    Pictures smaller than `least` pixels a side, animations and files that are no picture are left out, with a note that
+    names them. `unreadable` as `StreamSettings` has it: "stop" decodes every picture once, at the start, and refuses
+    the folder for one that is broken; "skip" warns, and draws another for one that turns out to be broken later.
+
+    Raises:
+        ValueError: no pictures, none that can be used, or a broken one and `unreadable="stop"`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        least: int = 1,
+        *,
+        unreadable: Literal["stop", "skip"] = "skip",
+        cache: int = CACHE_BYTES,
+    ):
+        found = find_images([folder])
+        look = partial(_look, least, decode=unreadable == "stop")
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+            looks = list(pool.map(look, [source.path for source in found]))
+        left_out = [f"{source.name} ({why})" for source, (_, why) in zip(found, looks, strict=True) if why]
+        broken = [f"{source.name} ({why})" for source, (size, why) in zip(found, looks, strict=True) if 0 in size]
+        self.paths = [source.path for source, (_, why) in zip(found, looks, strict=True) if not why]
+        named = ", ".join(left_out[:MOST_NAMED]) + (" and others" if len(left_out) > MOST_NAMED else "")
+        if not self.paths:
+            raise ValueError(f"{folder}: none of {len(found)} pictures can be used: {named}")
+        if broken and unreadable == "stop":
+            raise ValueError(f"{folder}: {len(broken)} of {len(found)} pictures cannot be read, the first {broken[0]}")
+        if left_out:
+            warnings.warn(f"{folder}: {len(left_out)} of {len(found)} pictures are left out: {named}", stacklevel=2)
+        areas = np.array([width * height for (width, height), why in looks if not why], dtype=float)
         self.weights = areas / areas.sum()  # each photographed pixel is as likely as any other
+        self._cache, self._room = OrderedDict[int, Image.Image](), cache
+        self._broken, self._lock = set[int](), threading.Lock()
 
     def crop(self, settings: CropSettings, seed: int, index: int) -> Image.Image:
-        """Crop number `index` of the endless sequence `seed`, RGB, `size` x `size`."""
+        """Crop number `index` of the endless sequence `seed`, RGB, `size` x `size`.
+
+        Raises:
+            ValueError: a picture that is smaller, or none that can be read.
+        """
         rng = np.random.default_rng((seed, index))
         if rng.random() < settings.synthetic:
             return draw_page(rng, settings.size)
@@ -57,11 +98,15 @@ class Photos:
         return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
     def _photographed(self, settings: CropSettings, rng: np.random.Generator) -> Image.Image:
-        picture = self.pictures[rng.choice(len(self.pictures), p=self.weights)]
+        while True:
+            number = int(rng.choice(len(self.paths), p=self.weights))
+            if (picture := self._picture(number)) is not None:
+                break
         largest = min(picture.width, picture.height) / settings.size
         if largest < 1:
             raise ValueError(
-                f"a picture of {picture.width}x{picture.height} is smaller than the crop of {settings.size}"
+                f"{self.paths[number]}: a picture of {picture.width}x{picture.height} is smaller than the crop of "
+                f"{settings.size}"
             )
         zoom = float(np.exp(rng.uniform(0, np.log(min(settings.zoom, largest)))))
         if rng.random() < settings.unscaled:
@@ -73,6 +118,29 @@ class Photos:
         box = (left, top, left + side, top + side)
         return picture.resize((settings.size, settings.size), Image.Resampling.BICUBIC, box=box)
 
+    def _picture(self, number: int) -> Image.Image | None:
+        """A picture, decoded; None for one that is broken, of which the first time is told."""
+        with self._lock:
+            if number in self._broken:
+                return None
+            if number in self._cache:
+                self._cache.move_to_end(number)
+                return self._cache[number]
+        try:
+            picture = read_image(self.paths[number])
+        except (ValueError, OSError) as error:
+            with self._lock:
+                self._broken.add(number)
+                if len(self._broken) == len(self.paths):
+                    raise ValueError(f"no picture can be read; the last: {error}") from error
+            warnings.warn(f"{reason_of(error)}; others stand in for it", stacklevel=2)
+            return None
+        with self._lock:
+            self._cache[number] = picture
+            while len(self._cache) > 1 and sum(3 * p.width * p.height for p in self._cache.values()) > self._room:
+                self._cache.popitem(last=False)
+        return picture
+
     def batch(
         self, settings: CropSettings, seed: int, step: int, size: int, places: Sequence[int] | None = None
     ) -> Tensor:
@@ -80,6 +148,21 @@ class Photos:
         places = range(size) if places is None else places
         crops = [np.asarray(self.crop(settings, seed, step * size + i)) for i in places]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def _look(least: int, path: Path, *, decode: bool) -> tuple[tuple[int, int], str]:
+    """(width, height) of a picture, (0, 0) if it cannot be read; and why it is left out, "" if it is not."""
+    try:
+        size = upright_size(path)
+        if 0 in size:
+            raise ValueError("cannot be read")
+        if decode:
+            read_image(path)
+    except (ValueError, OSError) as error:
+        return (0, 0), reason_of(error).removeprefix(f"{path}: ")
+    if (count := frames(path)) > 1:
+        return size, f"animated, {count} frames"
+    return size, f"{size[0]}x{size[1]} pixels, smaller than {least}" if min(size) < least else ""
 
 
 def _detail(crop: Image.Image) -> float:

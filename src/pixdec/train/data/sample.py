@@ -1,7 +1,7 @@
 """What training is given: one image with its caption, and batches of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,20 +62,18 @@ def make_sample(
     Raises:
         ValueError: one line: no image, a damaged one, one of another size, or without the tensors asked for.
     """
-    picture = raw.image()
-    if picture is None:
-        raise ValueError(f"{raw.key}: no image among its files .{', .'.join(raw.members)}")
-    extension, data = picture
+    extension, data = raw.image()
     image = decode_image(data, f"{raw.key}.{extension}")
     if image.size != size:
         raise ValueError(
             f"{raw.key}: {image.width}x{image.height} pixels, {size[0]}x{size[1]} in the index: it is of other shards, "
             "make it again with `pixdec data index`"
         )
-    captions = inside(raw.members)
+    notes = raw.notes()
+    captions = inside(notes, raw.key)
     names = sorted(captions) or [PLAIN]
     name = names[int(rng.integers(len(names)))]
-    latent, embedding = _tensors(raw, name, settings)
+    latent, embedding = _tensors(raw.key, notes, name, settings)
     part = to_tensor(fit(image, bucket, settings.fit, rng))[0]
     return Sample(part, captions.get(name, ""), raw.key, latent, embedding)
 
@@ -99,19 +97,21 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _tensors(raw: Raw, caption: str, settings: SampleSettings) -> tuple[Tensor | None, Tensor | None]:
+def _tensors(
+    key: str, notes: Mapping[str, bytes], caption: str, settings: SampleSettings
+) -> tuple[Tensor | None, Tensor | None]:
     if not settings.latents and not settings.embeddings:
         return None, None
     try:
-        tensors = load(raw.members.get("safetensors", b""))
+        tensors = load(notes.get("safetensors", b""))
     except (SafetensorError, ValueError, json.JSONDecodeError) as error:
-        raise ValueError(f"{raw.key}: its precomputed tensors are missing or damaged ({error})") from error
+        raise ValueError(f"{key}: its precomputed tensors are missing or damaged ({error})") from error
     wanted = [
         name for name, asked in (("latent", settings.latents), (f"embedding.{caption}", settings.embeddings)) if asked
     ]
     missing = [name for name in wanted if name not in tensors]
     if missing:
-        raise ValueError(f"{raw.key}: no {missing[0]!r} among its precomputed tensors {', '.join(tensors)}")
+        raise ValueError(f"{key}: no {missing[0]!r} among its precomputed tensors {', '.join(tensors)}")
     return (
         tensors["latent"] if settings.latents else None,
         tensors[f"embedding.{caption}"] if settings.embeddings else None,

@@ -1,8 +1,8 @@
 """WebDataset shards and their index.
 
 A shard is a tar; the files of one image follow each other and share their name up to the first dot: KEY.jpg, KEY.json
-(captions), KEY.safetensors (what was computed beforehand). Shards are read as streams, front to back, from wherever
-webdataset's `gopen` reads: a path, file:, http:, https:, hf:, gs:, or pipe: and a shell command.
+(captions), KEY.safetensors (what was computed beforehand). Shards are read as streams, front to back
+(`pixdec.train.data.urls`).
 
 The index, one `index.jsonl` beside the shards, holds the size of every image. With it the whole order of training is
 known before a shard is opened (`pixdec.train.data.order`).
@@ -11,26 +11,33 @@ known before a shard is opened (`pixdec.train.data.order`).
 import contextlib
 import hashlib
 import json
-import re
+import lzma
 import tarfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from http.client import HTTPException
+from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixdec.io.files import reason_of, replacing
 from pixdec.io.images import READABLE
+from pixdec.train.data.captions import inside
 from pixdec.train.data.reading import upright_size
+from pixdec.train.data.urls import PIPE, name_in, named_in, open_url
 
 INDEX = "index.jsonl"
+SAMPLE_BYTES = 2**30  # the most that the files of one image may have
+HEADER_BYTES = 2**20  # and what tar keeps of names beside them
 _KIND = "shards"
-_BROKEN = (OSError, tarfile.TarError, EOFError, zlib.error)  # what a stream that is cut off or no tar raises
+_NOTES = ("json", "txt", "safetensors")  # besides the image, all that is read of a sample
+# What a stream raises that is cut off or no tar.
+_BROKEN = (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, HTTPException, ValueError, OverflowError)
 
 
 class ShardError(ValueError):
@@ -39,7 +46,7 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """One tar: where it is, and the (width, height) of its images, upright, (N,2) int32; 0 where one is unreadable."""
+    """One tar: where it is, and the (width, height) of its images, upright, (N,2) int32; 0 where one is left out."""
 
     url: str
     sizes: NDArray[np.int32]
@@ -82,10 +89,27 @@ class Raw:
     key: str
     members: Mapping[str, bytes]
 
-    def image(self) -> tuple[str, bytes] | None:
-        """Extension and contents of its image; None if there is none."""
-        pictures = (item for item in self.members.items() if f".{item[0].rpartition('.')[2]}" in READABLE)
-        return next(pictures, None)
+    def image(self) -> tuple[str, bytes]:
+        """Extension and contents of its image.
+
+        Raises:
+            ValueError: one line: there is none, or more than one.
+        """
+        pictures = [item for item in self.members.items() if _kind(item[0]) == "image"]
+        if len(pictures) > 1:
+            raise ValueError(
+                f"{self.key}: holds {len(pictures)} images, .{', .'.join(name for name, _ in pictures)}; names are cut "
+                "at their first dot, so rename the files"
+            )
+        if not pictures:
+            raise ValueError(f"{self.key}: no image among its files .{', .'.join(self.members)}")
+        return pictures[0]
+
+    def notes(self) -> Mapping[str, bytes]:
+        """What lies beside the image, by the extensions "json", "txt" and "safetensors": KEY.v1.txt for KEY.v1.jpg."""
+        stem = self.image()[0].rpartition(".")[0]
+        lead = f"{stem}." if stem else ""
+        return {name: self.members[lead + name] for name in _NOTES if lead + name in self.members}
 
 
 def save_index(index: Index, path: str | Path) -> None:
@@ -99,11 +123,8 @@ def save_index(index: Index, path: str | Path) -> None:
         "latents": index.latents,
         "embeddings": index.embeddings,
     }
-    folder = Path(path).resolve().parent
     lines = [whole]
-    for shard in index.shards:
-        beside = _is_local(shard.url) and _path(shard.url).resolve().parent == folder
-        lines.append({"shard": shard.name if beside else shard.url, "sizes": shard.sizes.tolist()})
+    lines += [{"shard": name_in(Path(path), shard.url), "sizes": shard.sizes.tolist()} for shard in index.shards]
     with replacing(path) as temporary:
         temporary.write_text("".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in lines), "utf-8")
 
@@ -112,10 +133,10 @@ def read_index(source: str | Path) -> Index:
     """The index of a data set: its folder (a path, or any URL that `open_url` takes), or the URL of an .jsonl itself.
 
     Raises:
-        ValueError: one line: there is none, it cannot be read, or it is something else.
+        ValueError: one line: there is none, it cannot be read, it is something else, or names what it may not.
     """
     url = str(source)
-    if not urlparse(url).path.endswith(".jsonl") and not url.startswith("pipe:"):
+    if not urlparse(url).path.endswith(".jsonl") and not url.startswith(PIPE):
         url = f"{url.rstrip('/')}/{INDEX}"
     try:
         with contextlib.closing(open_url(url)) as stream:
@@ -125,42 +146,54 @@ def read_index(source: str | Path) -> Index:
             f"{url}: there is no such file; `pixdec data pack` writes it, and `pixdec data index` for shards made "
             "elsewhere"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{url}: cannot be read ({_reason(error)})") from error
+    except (OSError, HTTPException, UnicodeDecodeError) as error:
+        raise ValueError(f"{url}: cannot be read ({reason_of(error)})") from error
     try:
         whole, *rows = (cast("dict[str, Any]", json.loads(line)) for line in lines)
         shards = tuple(
-            Shard(_beside(url, row["shard"]), np.array(row["sizes"], dtype=np.int32).reshape(-1, 2)) for row in rows
+            Shard(named_in(url, row["shard"]), np.array(row["sizes"], dtype=np.int32).reshape(-1, 2)) for row in rows
         )
         if whole["pixdec"] != _KIND or whole["version"] != 1 or len(shards) != whole["shards"]:
             raise ValueError("its first line does not fit")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{url}: not a whole index of shards ({_reason(error)})") from error
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{url}: not a whole index of shards ({reason_of(error)})") from error
     return Index(shards, whole.get("latents"), whole.get("embeddings"))
 
 
-def expand(urls: Iterable[str]) -> list[str]:
-    """URLs with braces ("shard-{000000..000031}.tar") → each of them, as webdataset does it."""
-    found: list[str] = []
-    for url in urls:
-        if "{" in url:
-            found += cast("Any", _webdataset("braceexpand", url)).braceexpand(url)
-        else:
-            found.append(url)
-    return found
+@dataclass(frozen=True, eq=False)
+class Indexed:
+    """A shard that was read through: why images of it are left out, one line for each, and how many have no caption."""
+
+    shard: Shard
+    left_out: Sequence[str]
+    uncaptioned: int
 
 
-def index_shard(url: str) -> Shard:
-    """Read a shard through once, for the sizes of its images.
+def index_shard(url: str) -> Indexed:
+    """Read a shard through once, for the sizes of its images. One that cannot be read, or whose caption cannot, has
+    size 0: training leaves it out, as packing would have.
 
     Raises:
-        ShardError: it cannot be read.
+        ShardError: the shard cannot be read.
     """
     sizes: list[tuple[int, int]] = []
+    left_out: list[str] = []
+    uncaptioned, keys = 0, Counter[str]()
     for _, raw in read_shard(url):
-        picture = raw.image()
-        sizes.append(upright_size(picture[1]) if picture else (0, 0))
-    return Shard(url, np.array(sizes, dtype=np.int32).reshape(-1, 2))
+        keys[raw.key] += 1
+        try:
+            if keys[raw.key] > 1:
+                raise ValueError(f"{raw.key}: its files are {keys[raw.key]} times there, or do not follow each other")
+            extension, data = raw.image()
+            size = upright_size(data)
+            if 0 in size:
+                raise ValueError(f"{raw.key}.{extension}: not an image that can be read")
+            uncaptioned += not inside(raw.notes(), raw.key)
+        except ValueError as error:
+            left_out.append(reason_of(error))
+            size = (0, 0)
+        sizes.append(size)
+    return Indexed(Shard(url, np.array(sizes, dtype=np.int32).reshape(-1, 2)), left_out, uncaptioned)
 
 
 def read_shard(url: str, wanted: Sequence[int] | None = None) -> Iterator[tuple[int, Raw]]:
@@ -177,7 +210,7 @@ def read_shard(url: str, wanted: Sequence[int] | None = None) -> Iterator[tuple[
         return
     count = 0
     try:
-        with _opened(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+        with _opened(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Entry) as tar:
             for position, raw in enumerate(_grouped(tar, positions)):
                 count = position + 1
                 if raw is not None:
@@ -188,7 +221,7 @@ def read_shard(url: str, wanted: Sequence[int] | None = None) -> Iterator[tuple[
                         stream.close()
                     return
     except _BROKEN as error:
-        raise ShardError(f"{url}: the shard cannot be read ({_reason(error)})") from error
+        raise ShardError(f"{url}: the shard cannot be read ({reason_of(error)})") from error
     if wanted is not None:
         raise ShardError(f"{url}: the shard ends after {count} images; its index has one at position {max(wanted)}")
 
@@ -212,66 +245,48 @@ def _opened(url: str) -> Generator[IO[bytes]]:
     stream.close()
 
 
-def open_url(url: str) -> IO[bytes]:
-    """A stream to read from a path or URL; what is not on this machine is opened by webdataset.
+class _Entry(tarfile.TarInfo):
+    """An entry whose name and notes are of a size that one can hold."""
 
-    Raises:
-        OSError: it cannot be opened (remote ones may fail later, while they are read or closed).
-        ValueError: webdataset is needed and not installed, or does not know the scheme.
-    """
-    if _is_local(url):
-        return _path(url).open("rb")
-    return cast("Any", _webdataset("webdataset.gopen", url)).gopen(url, "rb")
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Entry":
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.size < 0 or (not entry.isfile() and entry.size > HEADER_BYTES):
+            raise tarfile.ReadError(f"a header of {entry.size} bytes")
+        return cast("_Entry", entry)
 
 
 def _grouped(tar: tarfile.TarFile, positions: set[int] | None) -> Iterator[Raw | None]:
     """The samples of a tar in order; None, unread, for those at other positions."""
-    position, key = -1, None
+    position, key, held = -1, None, 0
     members: dict[str, bytes] = {}
     for entry in tar:
         folder, _, file = entry.name.rpartition("/")
         stem, dot, extension = file.partition(".")
-        if not entry.isreg() or not dot or not stem or entry.name.startswith("__"):  # "__…": webdataset's own notes
+        # Hidden files, and webdataset's own notes "__…"; a folder is none.
+        if entry.isdir() or not dot or not stem or entry.name.startswith("__"):
             continue
         if (name := f"{folder}/{stem}" if folder else stem) != key:
             if key is not None:
                 yield Raw(key, members) if positions is None or position in positions else None
-            position, key, members = position + 1, name, {}
+            position, key, held, members = position + 1, name, 0, {}
         if positions is None or position in positions:
-            content = tar.extractfile(entry)
-            assert content is not None, "a regular file has contents"
-            members[extension.lower()] = content.read()
+            extension = extension.lower()
+            while extension in members:  # the same name twice, and links, are for `Raw.image` to refuse
+                extension = f"again.{extension}"
+            members[extension] = b""
+            if entry.isreg() and _kind(extension) != "other":
+                held += entry.size
+                if held > SAMPLE_BYTES:
+                    raise tarfile.ReadError(f"{entry.name}: more than {SAMPLE_BYTES >> 20} MiB for one image")
+                content = tar.extractfile(entry)
+                assert content is not None, "a regular file has contents"
+                members[extension] = content.read()
     if key is not None:
         yield Raw(key, members) if positions is None or position in positions else None
 
 
-def _is_local(url: str) -> bool:
-    scheme = urlparse(url).scheme
-    return scheme in ("", "file") or len(scheme) == 1  # C:\shards
-
-
-def _path(url: str) -> Path:
-    return Path(url2pathname(urlparse(url).path)) if url.startswith("file:") else Path(url)
-
-
-def _beside(index: str, name: str) -> str:
-    """Where a shard lies that an index names."""
-    if ":" in name or PurePosixPath(name).is_absolute():
-        return name
-    return name if "/" not in index else f"{index.rpartition('/')[0]}/{name}"
-
-
-def _webdataset(module: str, url: str) -> object:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"{url}: reading this needs webdataset: pip install 'pixdec[train]'") from error
-
-
-def _reason(error: BaseException) -> str:
-    """As `reason_of`; where a command failed that webdataset reads through, its exit code."""
-    text = reason_of(error)
-    code = re.search(r"exit (\d+) \(read\)", text)
-    return f"the transfer ended with exit code {code[1]}" if code else text
+def _kind(extension: str) -> str:
+    """Of a member of a sample: "image", one of `_NOTES`, or "other"."""
+    last = extension.rpartition(".")[2]
+    return "image" if f".{last}" in READABLE else last if last in _NOTES else "other"

@@ -25,6 +25,7 @@ from pixdec.train.data.fit import CENTRE, FitSettings
 from pixdec.train.data.order import Planned, Rows, legs
 from pixdec.train.data.sample import Batch, Sample, SampleSettings, collate, make_page, make_sample
 from pixdec.train.data.shards import Index, Raw, ShardError, read_index, read_shard
+from pixdec.train.data.urls import is_local
 
 _CONTENT, _PAGE = 11, 12  # `order` has the other purposes of random numbers
 _ATTEMPTS = 3  # for a shard that is not on this machine
@@ -84,8 +85,7 @@ class StreamLoader:
     `rank`, `ranks`: None takes those of torch.distributed if it is initialised, else the only one. `workers`: processes
     that read and decode; 0 does it in this one.
 
-    Attributes: `index`; `settings`; `buckets`; `images`, how many have a bucket; `left_out`, how many are smaller than
-    all of them.
+    Attributes: `index`; `settings`; `buckets`; `images`, how many have a bucket; `left_out`, how many have none.
 
     Raises:
         ValueError: no index, or one of something else; no image as large as any bucket; fewer shards than streams; a
@@ -222,7 +222,7 @@ class StreamLoader:
             return
         url = self.index.shards[places[0][2]].url
         by_position = {place[3]: place for place in places}
-        attempts = _ATTEMPTS if ":" in url and not url.startswith("file:") else 1
+        attempts = 1 if is_local(url) else _ATTEMPTS
         for attempt in range(1, attempts + 1):
             try:
                 for position, raw in read_shard(url, list(by_position)):
@@ -265,6 +265,9 @@ class StreamLoader:
         warnings.warn(f"{message}; others stand in for it", stacklevel=2)
 
     def _check_contents(self) -> None:
+        unreadable = int(sum((shard.sizes == 0).all(axis=1).sum() for shard in self.index.shards))
+        if unreadable == self.index.images:
+            raise ValueError(f"none of {unreadable} images can be used; `pixdec data index` says why")
         if not self.images:
             sides = [tuple(size) for shard in self.index.shards for size in shard.sizes.tolist()]
             largest = max(sides, key=lambda size: size[0] * size[1], default=(0, 0))
@@ -272,12 +275,14 @@ class StreamLoader:
                 f"base={self.settings.base}: no image covers any of its buckets {', '.join(map(str, self.buckets))}; "
                 f"the largest of {len(sides)} has {largest[0]}x{largest[1]} pixels: take a smaller base"
             )
-        if self.left_out:
-            warnings.warn(
-                f"{self.left_out} of {self.index.images} images are smaller than every bucket of base "
-                f"{self.settings.base} and are left out",
-                stacklevel=3,
-            )
+        small = self.left_out - unreadable
+        for count, what in (
+            (small, f"are smaller than every bucket of base {self.settings.base}"),
+            (unreadable, "cannot be used, as `pixdec data index` found"),
+        ):
+            if count:
+                message = f"{count} of {self.index.images} images {what} and are left out"
+                warnings.warn(message, stacklevel=3)
         if self.settings.embeddings and self.index.embeddings is None:
             raise ValueError("embeddings: these shards hold none; pack them with --embeddings")
         if self.settings.latents:

@@ -1,26 +1,19 @@
 """Pages of rendered text and line art, so that edges and letters survive: photographs alone have few of either."""
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 GLYPHS = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-!?()&%/+='"
-FONT_FOLDERS = ("/usr/share/fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts")
-
-
-@lru_cache(maxsize=1)
-def font_files() -> tuple[str, ...]:
-    """TrueType files found on the machine, sorted by name; empty where there are none."""
-    found = (p for folder in FONT_FOLDERS if Path(folder).is_dir() for p in Path(folder).rglob("*.ttf"))
-    return tuple(str(p) for p in sorted(found, key=lambda p: p.name))
 
 
 @lru_cache(maxsize=256)
-def _font(index: int, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    files = font_files()
-    return ImageFont.truetype(files[index], size) if index < len(files) else ImageFont.load_default(size)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, laid out by its own simple engine: the same pages on every machine."""
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow is built with FreeType"
+    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
 
 
 def _colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int]:
@@ -55,9 +48,8 @@ def draw_page(rng: np.random.Generator, size: int) -> Image.Image:
             (draw.ellipse if shape == 1 else draw.rectangle)(box, outline=colour, fill=fill, width=width)
     if rng.random() < 0.8:
         top = float(rng.uniform(-20, 20))
-        font_index = int(rng.integers(0, len(font_files()) + 1))
         height = int(np.exp(rng.uniform(np.log(16), np.log(120))))
-        font = _font(font_index, height)
+        font = _font(height)
         while top < full:
             draw.text((float(rng.uniform(-40, 20)), top), _words(rng, 12), font=font, fill=ink)
             top += height * float(rng.uniform(1.1, 1.6))
