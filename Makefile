@@ -40,19 +40,19 @@ format: .venv/dev
 
 # The two models in the package, made again from photographs (docs/bundled-models.md): hours on two cores.
 bundled-models: .venv/dev
-	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny-first
-	$(BIN)/python -m pixdec.train.autoencoder --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny \
+	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny-first
+	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny \
 	    --from-run $(RUNS)/tiny-first
-	$(BIN)/python -m pixdec.train.export --autoencoder $(RUNS)/tiny
+	$(BIN)/python -m scripts.export_models --autoencoder $(RUNS)/tiny
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec train decoder nano --data $(PHOTOS) \
 	    -o $(RUNS)/nano --encoder tiny:4 tiny:4 tiny:4 taef2:$(TAEF2)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec train student nano --data $(PHOTOS) \
 	    -o $(RUNS)/nano-student --teacher $(RUNS)/nano --encoder tiny:4
-	$(BIN)/python -m pixdec.train.export --decoder $(RUNS)/nano --student $(RUNS)/nano-student
+	$(BIN)/python -m scripts.export_models --decoder $(RUNS)/nano --student $(RUNS)/nano-student
 
 # The quality table of docs/bundled-models.md.
 kodak: .venv/dev
-	$(BIN)/python -m pixdec.evaluate.kodak --images $(KODAK) --taef2 $(TAEF2) --out docs/benchmarks/kodak
+	$(BIN)/python -m scripts.kodak --images $(KODAK) --taef2 $(TAEF2) --out docs/benchmarks/kodak
 
 # The figures of the README and of docs/benchmarks, on a CPU: leave the machine alone meanwhile, for half an hour.
 # Goes on where it was stopped; after a change of code or machine remove the JSON files first.

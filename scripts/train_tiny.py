@@ -1,7 +1,7 @@
 """Trains the tiny autoencoder of the FLUX.2 latent space, with TAEF2 as teacher.
 
-    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --folder RUN
-    python -m pixdec.train.autoencoder --photos FOLDER --teacher FOLDER --folder OTHER --from-run RUN
+    python -m scripts.train_tiny --photos FOLDER --teacher FOLDER --folder RUN
+    python -m scripts.train_tiny --photos FOLDER --teacher FOLDER --folder OTHER --from-run RUN
 
 The first finds the teacher's latent space; the second, from the first's average, lets go of it a little for the sake of
 the round trip.

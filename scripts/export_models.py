@@ -1,16 +1,16 @@
 """Writes trained runs as the files that the package ships.
 
-python -m pixdec.train.export --autoencoder RUN --decoder RUN --student RUN
+python -m scripts.export_models --autoencoder RUN --decoder RUN --student RUN
 """
 
 from pathlib import Path
 
 import torch
 
-from pixdec.train.autoencoder import NAME
 from pixdec.train.recipes import NANO_TIMES
 from pixdec.weights.catalog import BUNDLED
 from pixdec.weights.load import load_autoencoder, load_decoder, save_autoencoder, save_decoder
+from scripts.train_tiny import NAME
 
 NANO_SHARE = 0.7
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pixdec.evaluate import kodak
 from pixdec.models.taef2 import TAEF2
+from scripts import kodak
 
 
 def test_table_is_written(tmp_path: Path):

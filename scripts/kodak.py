@@ -1,7 +1,7 @@
 """The quality table of the bundled models: each image bicubic ÷4, encoded, decoded four times larger, against the
 original.
 
-    python -m pixdec.evaluate.kodak --images FOLDER --taef2 FOLDER --out docs/benchmarks/kodak
+    python -m scripts.kodak --images FOLDER --taef2 FOLDER --out docs/benchmarks/kodak
 
 Writes OUT.md and OUT.json, OUT-roundtrip.md and .json (the tiny autoencoder against TAEF2 at full size), and crops of
 each image.
