@@ -111,7 +111,7 @@ def test_convert_refuses(run: Run, tmp_path: Path, original: Callable[[int], Pat
     (tmp_path / "cut.pth").write_bytes(data[: len(data) // 2])
     run("convert", tmp_path / "cut.pth", tmp_path / "a.safetensors").refused("cut.pth")
     (tmp_path / "text.pth").write_text("hello")
-    run("convert", tmp_path / "text.pth", tmp_path / "a.safetensors").refused("text.pth", "not a checkpoint")
+    run("convert", tmp_path / "text.pth", tmp_path / "a.safetensors").refused("text.pth", "a text file")
     run("convert", source, source / "a.safetensors").refused("cannot create the folder")
     (tmp_path / "folder.safetensors").mkdir()
     run("convert", source, tmp_path / "folder.safetensors").refused("it is a folder")
@@ -200,7 +200,7 @@ def test_inspect_an_image(run: Run, tmp_path: Path, photo: Callable[..., Path]) 
     [
         ("missing.safetensors", None, "there is no such file or folder"),
         ("empty.safetensors", b"", "the file is empty"),
-        ("text.bin", b"hello, this is a text", "not a checkpoint"),
+        ("text.bin", b"hello, this is a text", "a text file"),
         ("broken.png", b"hello", "not an image"),
     ],
 )

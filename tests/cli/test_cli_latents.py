@@ -294,6 +294,32 @@ def test_images_of_several_files_do_not_meet(run: Run, names: Names, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("suffix", [".latent", ".pt", ".npy"])
+def test_latents_of_other_programs_are_read_with_a_space(
+    run: Run, names: Names, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, values = tmp_path / "in" / f"x{suffix}", latents(3)
+    path.parent.mkdir()
+    if suffix == ".latent":
+        save_file({"latent_tensor": values, "latent_format_version_0": torch.tensor([])}, path)
+    elif suffix == ".pt":
+        torch.save(values, path)
+    else:
+        np.save(path, values.numpy())
+    run("decode", path, "-o", tmp_path / "out").refused(f"x{suffix}", "names no space", "--space")
+    opened = []
+    load = Latent.load
+    monkeypatch.setattr(Latent, "load", lambda *args, **kwargs: opened.append(args) or load(*args, **kwargs))
+    assert run("decode", path.parent, "-o", tmp_path / "out", "--space", "flux2", "--steps", 1).code == 0
+    assert names(tmp_path / "out") == ["x-1.png", "x-2.png", "x-3.png"]
+    assert len(opened) == 2  # to plan, and to decode
+    saved(tmp_path / "same.safetensors", values)
+    run("decode", tmp_path / "same.safetensors", "-o", tmp_path / "same", "--steps", 1)
+    for i in (1, 2, 3):
+        one, same = (np.asarray(Image.open(tmp_path / name)) for name in (f"out/x-{i}.png", f"same/same-{i}.png"))
+        assert np.array_equal(one, same)
+
+
 def refused_latent(path: Path, kind: str) -> list[str]:
     """Write a latent that must be refused; the words of the refusal."""
     if kind == "missing":
@@ -301,16 +327,16 @@ def refused_latent(path: Path, kind: str) -> list[str]:
     if kind == "truncated":
         data = saved(path, latents()).read_bytes()
         path.write_bytes(data[:-100])
-        return ["truncated"]
+        return ["cut short"]
     if kind == "text":
         path.write_text("this is no latent")
-        return ["not a readable safetensors file"]
+        return ["a text file that begins"]
     if kind == "nan":
         save_file({"latent": torch.full((1, 128, 2, 2), float("nan"))}, path, METADATA)
         return ["512 of its 512 values are NaN or infinite"]
     if kind == "unmarked":
         save_file({"latent": latents()}, path)
-        return ["not a latent saved by pixdec"]
+        return ["names no space", "--space"]
     if kind == "raw":
         save_file({"latent": 9 * latents(1, 8, 8)}, path, METADATA)
         return ["it looks raw"]

@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixdec import __version__
@@ -29,6 +31,7 @@ class _Image:
     index: int
     rows: int
     columns: int
+    space: str
     caption: str
     seed: int
 
@@ -36,16 +39,24 @@ class _Image:
         """The latent alone, a batch of one; its statistics are not judged again."""
         from pixdec.latents import Latent
 
-        file, here = Latent.load(self.job.source, statistics=False), slice(self.index, self.index + 1)
+        file, here = _read(self.job.source, self.space), slice(self.index, self.index + 1)
         return Latent(file.tensor[here], file.space, file.sigma[here], statistics=False)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, space: str) -> Latent:
+    """A file, which is read once for all its latents: they come one after the other."""
+    from pixdec.latents import Latent
+
+    return Latent.load(path, space=space, statistics=False)
 
 
 @dataclass(frozen=True)
 class Decode:
-    """Decode latents: .safetensors files of `pixdec encode` or `Latent.save` into images.
+    """Decode latents into images: .safetensors of `pixdec encode` or `Latent.save`, .latent of ComfyUI, .pt or .npy.
 
-    A file that holds N latents gives NAME-1 to NAME-N. Latents that `pixdec generate` saved are decoded with their own
-    prompt and seed, unless others are given.
+    Files that name no latent space, which only ours do, need --space. One that holds N latents gives NAME-1 to NAME-N.
+    Latents that `pixdec generate` saved are decoded with their own prompt and seed, unless others are given.
     """
 
     inputs: Inputs
@@ -82,7 +93,7 @@ class Decode:
         """All images; what can be refused before anything is loaded is refused."""
         from pixdec.cli.pictures import check_run, parse_size
         from pixdec.io.images import WRITABLE
-        from pixdec.latents import Latent
+        from pixdec.latents import SUFFIXES, Latent
 
         if self.size is not None:
             parse_size(self.size)
@@ -92,16 +103,15 @@ class Decode:
             self.inputs,
             self.output,
             what="latents",
-            readable={".safetensors"},
+            readable=set(SUFFIXES),
             writable=WRITABLE,
             suffix=f".{self.format or 'png'}",
         )
         images: list[_Image] = []
         for job in jobs:  # all are read before the decoder is, which may be large, and again when their turn comes
             with process.attempt(report, job.source):
-                latent = Latent.load(job.source, statistics=not self.trust)
-                count, _, rows, columns = latent.tensor.shape
-                images += self._images(job, count, rows, columns)
+                latent = Latent.load(job.source, space=self.by.space, statistics=not self.trust)
+                images += self._images(job, latent)
         check_targets(image.job for image in images)
         if not self.by.plan:
             prepare(image.job.target for image in images)
@@ -128,12 +138,13 @@ class Decode:
                 with process.attempt(report, image.job.source, self.by.team):
                     self._decode(image, decoder, process, report, bar, len(images))
 
-    def _images(self, job: Job, count: int, rows: int, columns: int) -> list[_Image]:
-        """The images of a file of `count` latents of so many cells: caption and seed as the options say, else as its
-        settings say."""
+    def _images(self, job: Job, latent: Latent) -> list[_Image]:
+        """The images of a file of latents: caption and seed as the options say, else as its settings say."""
         from pixdec.latents import latent_settings
 
         path, settings = job.source, latent_settings(job.source)
+        count, _, rows, columns = latent.tensor.shape
+        space = latent.space.name
         caption = settings.get("prompt", "") if self.caption is None else self.caption
         seed = settings.get("seed", 0) if self.seed is None else self.seed
         if not isinstance(caption, str):
@@ -141,10 +152,12 @@ class Decode:
         if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= 2**63:
             raise ValueError(f"{path}: its seed is {seed!r}, expected a whole number below 2^63; give --seed")
         if count == 1:
-            return [_Image(job, 0, rows, columns, caption, seed)]
+            return [_Image(job, 0, rows, columns, space, caption, seed)]
         stem, suffix = job.target.stem, job.target.suffix
         targets = [job.target.with_name(f"{stem}-{i + 1}{suffix}") for i in range(count)]
-        return [_Image(Job(path, target), i, rows, columns, caption, seed + i) for i, target in enumerate(targets)]
+        return [
+            _Image(Job(path, target), i, rows, columns, space, caption, seed + i) for i, target in enumerate(targets)
+        ]
 
     def _decode(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -76,7 +76,7 @@ def _tensors(path: Path) -> Facts:
     if found.kind == "latent":
         return _latent(found.path, facts)
     if found.problem is None and found.kind in ("decoder", "autoencoder", "lora"):
-        facts["settings"] = _settings(found.path)
+        facts["settings"] = asdict(found.settings) if is_dataclass(found.settings) else found.settings
     return facts
 
 
@@ -102,20 +102,6 @@ def _latent(path: Path, facts: Facts) -> Facts:
     except ValueError as error:
         facts["problem"] = str(error).removeprefix(f"{path}: ")
     return facts
-
-
-def _settings(path: Path) -> object:
-    """The settings of a network or LoRA; None where its space, on which they depend, is not known."""
-    from pixdec.weights.checkpoint import open_checkpoint
-    from pixdec.weights.identify import AmbiguousSpaceError, identify, network_tensors
-
-    checkpoint = open_checkpoint(path)
-    if checkpoint.metadata.get("pixdec") in ("autoencoder", "lora"):
-        return json.loads(checkpoint.metadata["settings"])
-    try:
-        return asdict(identify(checkpoint, network_tensors(checkpoint.tensors)).settings)
-    except AmbiguousSpaceError:
-        return None
 
 
 def _flat(facts: Mapping[str, object], prefix: str = "") -> Generator[tuple[str, object]]:

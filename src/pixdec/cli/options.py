@@ -63,7 +63,8 @@ class DecodeWith:
     lora_strength: float = 1.0
     """How much of the LoRA is added: 1 as trained, 0 nothing."""
     space: str | None = None
-    """The latent space, where the model's file does not tell: those of FLUX.1, SD3 and Qwen-Image look alike."""
+    """The latent space, where the file of the model or of a latent does not tell: those of FLUX.1, SD3 and Qwen-Image
+    look alike."""
     steps: int | None = None
     """Decoding steps; without it as many as the model is made for."""
     device: str | None = None

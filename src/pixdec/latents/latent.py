@@ -6,17 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsIndex, cast
+from typing import SupportsIndex, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pixdec.io.arguments import seed_of
-from pixdec.io.files import first_line_of, replacing
-from pixdec.latents.space import LatentSpace, get_space, noise_levels
+from pixdec.io.files import replacing
+from pixdec.io.tensor_files import TensorFile, open_tensors
+from pixdec.latents.space import SPACES, LatentSpace, get_space, noise_levels
 from pixdec.latents.validation import check_form, check_statistics
+
+SUFFIXES = (".safetensors", ".latent", ".pt", ".pth", ".npy")
+COMFY, _MARK = "latent_tensor", "latent_format_version_0"
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -88,30 +91,32 @@ class Latent:
             temporary.write_bytes(data)
 
     @classmethod
-    def load(cls, path: str | Path, *, statistics: bool = True) -> Latent:
-        """Read a file that `save` wrote, onto the CPU. statistics: see `check_latent`.
+    def load(cls, path: str | Path, *, space: LatentSpace | str | None = None, statistics: bool = True) -> Latent:
+        """Read a file that `save` wrote, one of ComfyUI (`.latent`), or any that holds one tensor, onto the CPU.
+
+        space: of a file that names none, which all but ours do. ComfyUI's files hold what its VAE returns, which is
+        normalized here (FLUX.2's are normalized already); other tensors are taken for normalized, clean latents.
+        statistics: see `check_latent`.
 
         Raises:
-            ValueError: the file is missing, truncated, no safetensors file or not a latent of ours, or what it holds
-                fails the checks of the constructor.
+            ValueError: the file is missing, cut short, no latent, names no space and none is given, or another one; or
+                what it holds fails the checks of the constructor.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise ValueError(f"{path}: there is no such file")
+        file = open_tensors(path)
         try:
-            # safetensors has no types of its own for what it opens.
-            with cast("Any", safe_open(file, framework="pt", device="cpu")) as opened:
-                metadata: dict[str, str] = opened.metadata() or {}
-                tensor: Tensor | None = opened.get_tensor("latent") if "latent" in list(opened.keys()) else None
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: not a readable safetensors file, it may be truncated ({error})") from error
-        if metadata.get("pixdec") != "latent" or tensor is None:
-            raise ValueError(
-                f"{path}: a safetensors file, but not a latent saved by pixdec; load its tensor and save it again with "
-                "Latent(tensor, space, sigma).save(path)"
-            )
-        try:
-            return cls(tensor, get_space(metadata.get("space", "")), _sigma(metadata), statistics=statistics)
+            if _is_ours(file):
+                stated = get_space(file.metadata.get("space", ""))
+                if space is not None and not stated.holds_latents_of(get_space(space)):
+                    raise ValueError(f"a latent of {stated.name}, and space={get_space(space).name!r} was said")
+                return cls(file.tensors["latent"], stated, _sigma(file.metadata), statistics=statistics)
+            name = _latent_of(file)
+            if space is None:
+                raise ValueError(
+                    f"a latent of shape {tuple(file.tensors[name].shape)} whose file names no space; say which: "
+                    f"Latent.load(path, space=...) or --space, one of {', '.join(SPACES)}"
+                )
+            space = get_space(space)
+            return cls(_normalized(file, name, space), space, statistics=statistics)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -120,25 +125,50 @@ def latent_settings(path: str | Path) -> dict[str, object]:
     """The settings that a latent was saved with; empty if there are none.
 
     Raises:
-        ValueError: not a readable safetensors file, or its settings are no JSON object.
+        ValueError: not a readable file of tensors, or its settings are no JSON object.
     """
-    try:
-        with cast("Any", safe_open(path, framework="pt")) as opened:  # as above
-            text: str = (opened.metadata() or {}).get("settings", "{}")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable latent file ({first_line_of(error)})") from error
+    text = open_tensors(path).metadata.get("settings", "{}")
     try:
         settings: object = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: its metadata has settings {text[:60]!r}; expected a JSON object")
     return cast("dict[str, object]", settings)
 
 
-def _sigma(metadata: dict[str, str]) -> Tensor:
+def _is_ours(file: TensorFile) -> bool:
+    return file.metadata.get("pixdec") == "latent" and "latent" in file.tensors
+
+
+def _latent_of(file: TensorFile) -> str:
+    """The name of the one tensor in a file that is not ours. Raises ValueError if it is no latent's."""
+    what = file.metadata.get("pixdec")
+    if what is not None:
+        raise ValueError(f"no latent: its metadata say {what!r}, see `pixdec inspect`")
+    if COMFY in file.tensors:
+        return COMFY
+    named = [name for name, tensor in file.tensors.items() if tensor.numel() > 0]
+    if len(named) != 1 or file.tensors[named[0]].ndim < 3:
+        raise ValueError(
+            f"no latent: it holds {len(file.tensors)} tensors, {', '.join(list(file.tensors)[:3])}; expected a "
+            "file of Latent.save, ComfyUI's .latent, or one tensor (B, C, h, w)"
+        )
+    return named[0]
+
+
+def _normalized(file: TensorFile, name: str, space: LatentSpace) -> Tensor:
+    tensor = file.tensors[name]
+    raw_is_other = space.channels != space.raw_channels and tensor.ndim == 4 and tensor.shape[1] == space.channels
+    if name != COMFY or raw_is_other:
+        return tensor
+    # Before it marked its files, ComfyUI wrote latents multiplied by the scale of Stable Diffusion 1.
+    return space.normalize(tensor.float() / (1 if _MARK in file.tensors else 0.18215))
+
+
+def _sigma(metadata: Mapping[str, str]) -> Tensor:
     text = metadata.get("sigma", "")
     try:
         return torch.tensor(json.loads(text), dtype=torch.float32, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"its metadata has sigma {text!r}; expected a JSON list of noise levels") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"its metadata has sigma {text[:60]!r}; expected a JSON list of noise levels") from error

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pixdec.io.files import cache_folder, replacing
+from pixdec.io.tensor_files import open_tensors
 
 _KIND: Final = "caption embedding"
 
@@ -46,7 +46,7 @@ class EmbeddingCache:
             return None
         try:
             return _read(path, key, shape)
-        except (OSError, SafetensorError, ValueError) as error:
+        except ValueError as error:
             warnings.warn(f"ignoring the cached caption embedding {path}: {error}", stacklevel=2)
             return None
 
@@ -63,11 +63,10 @@ class EmbeddingCache:
 
 
 def _read(path: Path, key: str, shape: tuple[int, int]) -> Tensor:
-    with cast(Any, safe_open(str(path), framework="pt")) as file:  # its stub leaves the methods untyped
-        metadata: dict[str, str] = file.metadata() or {}
-        if metadata.get("pixdec") != _KIND or metadata.get("key") != key:
-            raise ValueError("it is not the embedding its name promises")
-        embedding: Tensor = file.get_tensor("embedding")
+    file = open_tensors(path)
+    metadata, embedding = file.metadata, file.tensors.get("embedding")
+    if metadata.get("pixdec") != _KIND or metadata.get("key") != key or embedding is None:
+        raise ValueError("it is not the embedding its name promises")
     if embedding.dtype != torch.bfloat16 or tuple(embedding.shape) != shape:
         raise ValueError(f"it holds {embedding.dtype} {tuple(embedding.shape)}, expected torch.bfloat16 {shape}")
     if metadata.get("sha256") != _digest(embedding):

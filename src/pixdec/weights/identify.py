@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, cast, get_args
 
-from torch import Tensor
-
+from pixdec.io.tensor_files import TensorFile
 from pixdec.latents import get_space
 from pixdec.models.pid import PiDSettings
 from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Card, Sizes, accepted_spaces, card_of
-from pixdec.weights.checkpoint import Checkpoint, listed, network_keys
-from pixdec.weights.keymap import to_original, to_ours
+from pixdec.weights.checkpoint import listed, places_of
+from pixdec.weights.keymap import to_original
 from pixdec.weights.settings import (
     is_prior,
     possible_spaces,
@@ -25,10 +24,10 @@ from pixdec.weights.settings import (
     settings_to_json,
     version_of,
 )
+from pixdec.weights.state import NetworkTensors
 
 DecoderKind = Literal["student", "teacher", "prior"]
 UNKNOWN_LICENCE = "unknown"
-_OUR_ROOTS = ("backbone.", "adapter.", "gates.", "pixel_gate.", "base.", "deblock.")
 
 
 @dataclass(frozen=True)
@@ -90,44 +89,7 @@ class AmbiguousSpaceError(ValueError):
         self.version, self.possible, self.names = version, possible, names
 
 
-@dataclass(frozen=True)
-class NetworkTensors:
-    """A checkpoint's tensors under our keys. `names`: our key -> the file's own; `unknown`: keys that no PiD network
-    has."""
-
-    tensors: Mapping[str, Tensor]
-    names: Mapping[str, str]
-    unknown: tuple[str, ...]
-    original: bool
-
-    def name(self, key: str) -> str:
-        """What the file calls one of our keys, or would."""
-        if key in self.names or not self.original:
-            return self.names.get(key, key)
-        return to_original(key)
-
-
-def network_tensors(tensors: Mapping[str, Tensor]) -> NetworkTensors:
-    """Brings tensors in the original's naming or ours, with whatever prefixes, under our keys.
-
-    Raises:
-        ValueError: none of them is a tensor of a PiD network.
-    """
-    bare = network_keys(tensors)
-    original = not any(key.startswith(_OUR_ROOTS) for key in bare)
-    names: dict[str, str] = {}
-    unknown: list[str] = []
-    for key, full in bare.items():
-        try:
-            names[to_ours(key) if original else key] = full
-        except ValueError:
-            unknown.append(full)
-    if not names:
-        raise ValueError(f"no decoder: its tensors ({listed(unknown)}) are not those of a PiD or PixelDiT network")
-    return NetworkTensors({key: tensors[full] for key, full in names.items()}, names, tuple(unknown), original)
-
-
-def identify(checkpoint: Checkpoint, network: NetworkTensors, space: str | None = None) -> Identity:
+def identify(checkpoint: TensorFile, network: NetworkTensors, space: str | None = None) -> Identity:
     """What the decoder in a checkpoint is: as its metadata state, else from its tensors and its released name.
 
     `space` is the caller's word. The file's name and its folder's count where they are those of a released model.
@@ -147,8 +109,8 @@ def identify(checkpoint: Checkpoint, network: NetworkTensors, space: str | None 
     return stated
 
 
-def _card(checkpoint: Checkpoint) -> Card | None:
-    cards = {card.name: card for place in checkpoint.places if (card := card_of(place)) is not None}
+def _card(checkpoint: TensorFile) -> Card | None:
+    cards = {card.name: card for place in places_of(checkpoint) if (card := card_of(place)) is not None}
     if len(cards) > 1:
         raise ValueError(f"the file and its folder are named as two models, {' and '.join(cards)}; rename one")
     return next(iter(cards.values()), None)
@@ -168,7 +130,7 @@ def _agreed(claims: Mapping[str, str], possible: Sequence[str]) -> str | None:
 
 
 def _inferred(
-    checkpoint: Checkpoint, network: NetworkTensors, card: Card | None, claims: Mapping[str, str]
+    checkpoint: TensorFile, network: NetworkTensors, card: Card | None, claims: Mapping[str, str]
 ) -> Identity:
     if any(key.startswith("base.") for key in network.tensors):
         raise ValueError("a network with a base decoder needs its settings, which the file does not have")
@@ -185,7 +147,9 @@ def _inferred(
         space, *others = possible
         if others:
             raise AmbiguousSpaceError(version, possible)
-    kind = "prior" if prior else "teacher" if any("undistilled" in place for place in checkpoint.places) else "student"
+    kind = (
+        "prior" if prior else "teacher" if any("undistilled" in place for place in places_of(checkpoint)) else "student"
+    )
     return Identity(
         settings=settings_from_shapes(shapes, space, scale_of(space)),
         name=checkpoint.path.stem if card is None else card.name,

@@ -6,6 +6,7 @@ device are the wanted ones costs no memory of its own, any other is converted te
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,25 +18,27 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.io.files import replacing
+from pixdec.io.tensor_files import DTYPE_NAMES, TensorFile, write_safetensors
+from pixdec.latents.latent import COMFY
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Sizes, fetch, get_card
-from pixdec.weights.checkpoint import FLOATS, SUFFIXES, Checkpoint, listed, open_checkpoint, write_safetensors
+from pixdec.weights.checkpoint import SUFFIXES, listed, open_checkpoint
 from pixdec.weights.identify import (
     AmbiguousSpaceError,
     DecoderKind,
     Identity,
-    NetworkTensors,
     identify,
-    network_tensors,
     to_metadata,
 )
 from pixdec.weights.keymap import settings_from_original
 from pixdec.weights.lora import lora_in
 from pixdec.weights.settings import settings_from_json, settings_to_json
+from pixdec.weights.state import FLOAT8, NetworkTensors, network_tensors
 
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S")
+_STORED = (*DTYPE_NAMES, *FLOAT8)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,12 @@ def load_autoencoder(
     """
     checkpoint = open_checkpoint(fetch(get_card("pixdec-tiny")) if path is None else path)
     with _about(checkpoint.path):
-        return _filled(_autoencoder_on_meta(checkpoint), _as_they_are(checkpoint), torch.device(device), dtype)
+        return _filled(
+            _autoencoder_on_meta(checkpoint),
+            NetworkTensors.as_they_are(checkpoint.tensors),
+            torch.device(device),
+            dtype,
+        )
 
 
 def network_from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str, object]) -> PiD:
@@ -121,7 +129,7 @@ def network_from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str
         ValueError: a missing, unexpected or mis-shaped tensor, or an argument that is not supported.
     """
     network = _on_meta(PiD, settings_from_original(config))
-    tensors = network_tensors(state_dict)
+    tensors = network_tensors(state_dict).dequantized()
     _check(network, tensors)
     network.load_state_dict(
         {key: tensor.detach().to(torch.float32, copy=True) for key, tensor in tensors.tensors.items()}, assign=True
@@ -215,7 +223,7 @@ class Description:
     space: str | None = None
     scale: int | None = None
     licence: str | None = None
-    settings: PiDSettings | TinyVAESettings | None = None
+    settings: PiDSettings | TinyVAESettings | dict[str, object] | None = None
     problem: str | None = None
 
 
@@ -227,7 +235,7 @@ def describe(path: str | Path) -> Description:
     """
     checkpoint = open_checkpoint(path)
     metadata = checkpoint.metadata
-    what = metadata.get("pixdec", "decoder")
+    what = metadata.get("pixdec", "latent" if COMFY in checkpoint.tensors else "decoder")
     file = _described(checkpoint, "unknown", checkpoint.tensors)
     stated = replace(file, name=metadata.get("name"), space=metadata.get("space"), licence=metadata.get("licence"))
     try:
@@ -235,12 +243,13 @@ def describe(path: str | Path) -> Description:
             file = replace(stated, kind="autoencoder")
             network = _autoencoder_on_meta(checkpoint)
             file = replace(file, settings=network.settings)
-            _check(network, _as_they_are(checkpoint))
+            _check(network, NetworkTensors.as_they_are(checkpoint.tensors))
         elif what == "latent":
             file = replace(stated, kind="latent")
         elif what == "lora":
             file = replace(stated, kind="lora", base=metadata.get("base"))
             lora_in(checkpoint)
+            file = replace(file, settings=json.loads(metadata["settings"]))
         elif what == "decoder":
             return _described_decoder(checkpoint)
     except ValueError as error:
@@ -249,19 +258,19 @@ def describe(path: str | Path) -> Description:
 
 
 def _described(
-    checkpoint: Checkpoint, kind: Literal["decoder", "unknown"], tensors: Mapping[str, Tensor]
+    checkpoint: TensorFile, kind: Literal["decoder", "unknown"], tensors: Mapping[str, Tensor]
 ) -> Description:
     return Description(
         path=checkpoint.path,
         kind=kind,
-        size=checkpoint.path.stat().st_size,
+        size=checkpoint.size,
         tensors=len(tensors),
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
     )
 
 
-def _described_decoder(checkpoint: Checkpoint) -> Description:
+def _described_decoder(checkpoint: TensorFile) -> Description:
     """Raises ValueError if it is none at all; one with defects is described with its problem."""
     tensors = network_tensors(checkpoint.tensors)
     decoder = _described(checkpoint, "decoder", tensors.tensors)
@@ -306,18 +315,14 @@ def _about(path: Path) -> Generator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read(checkpoint: Checkpoint, space: str | None) -> tuple[NetworkTensors, Identity]:
+def _read(checkpoint: TensorFile, space: str | None) -> tuple[NetworkTensors, Identity]:
     what = checkpoint.metadata.get("pixdec", "decoder")
     if what != "decoder":
         raise ValueError(
             f"no decoder but {what!r}; open it with load_autoencoder, PixelDecoder.load_lora or Latent.load"
         )
     tensors = network_tensors(checkpoint.tensors)
-    return tensors, identify(checkpoint, tensors, space)
-
-
-def _as_they_are(checkpoint: Checkpoint) -> NetworkTensors:
-    return NetworkTensors(checkpoint.tensors, {key: key for key in checkpoint.tensors}, (), original=False)
+    return tensors.dequantized(), identify(checkpoint, tensors, space)
 
 
 def _on_meta(network: Callable[[S], M], settings: S) -> M:
@@ -329,7 +334,7 @@ def _on_meta(network: Callable[[S], M], settings: S) -> M:
         raise ValueError(f"no network can have its settings, {settings}") from error
 
 
-def _autoencoder_on_meta(checkpoint: Checkpoint) -> TinyVAE:
+def _autoencoder_on_meta(checkpoint: TensorFile) -> TinyVAE:
     if checkpoint.metadata.get("pixdec") != "autoencoder" or "settings" not in checkpoint.metadata:
         raise ValueError("no tiny autoencoder of pixdec; expected a file that save_autoencoder wrote")
     return _on_meta(TinyVAE, settings_from_json(checkpoint.metadata["settings"], TinyVAESettings))
@@ -346,7 +351,7 @@ def _check(network: nn.Module, tensors: NetworkTensors) -> None:
         for key, shape in expected.items()
         if key in given and given[key].shape != shape
     ]
-    kinds = [f"{tensors.name(key)} is {tensor.dtype}" for key, tensor in given.items() if tensor.dtype not in FLOATS]
+    kinds = [f"{tensors.name(key)} is {tensor.dtype}" for key, tensor in given.items() if tensor.dtype not in _STORED]
     problems = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes, "not floating-point": kinds}
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names)
@@ -368,11 +373,22 @@ def _filled(
             counts[tensor.dtype] += tensor.numel()
         most = counts.most_common(1)[0][0]
         dtype = {torch.bfloat16: torch.bfloat16, torch.float16: half}.get(most, torch.float32)
-    elif dtype not in FLOATS:
-        raise ValueError(f"dtype={dtype}: weights can be {', '.join(map(str, FLOATS))}")
+    elif dtype not in DTYPE_NAMES:
+        raise ValueError(f"dtype={dtype}: weights can be {', '.join(map(str, DTYPE_NAMES))}")
     weights = {key: tensor.to(device, _dtype_of(key, dtype)) for key, tensor in tensors.tensors.items()}
+    broken = [key for key, weight in weights.items() if not _is_finite(weight)]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of its tensors hold NaN or infinite values: {listed(map(tensors.name, broken))}; the file "
+            "is damaged or its training diverged: download it again, or take an earlier checkpoint"
+        )
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Whether all values are numbers. Their sum tells in one pass and without memory, but that it may overflow."""
+    return weight.is_meta or bool(weight.sum().isfinite()) or bool(weight.isfinite().all())
 
 
 def _dtype_of(key: str, dtype: torch.dtype) -> torch.dtype:

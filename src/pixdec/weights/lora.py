@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.io.files import replacing
+from pixdec.io.tensor_files import TensorFile, write_safetensors
 from pixdec.models.pid import PiD, PiDSettings
-from pixdec.weights.checkpoint import Checkpoint, listed, open_checkpoint, write_safetensors
+from pixdec.weights.checkpoint import listed, open_checkpoint
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"  # peft's names, without those of the adapter and of its wrapper
 _FACTS = ("name", "base", "space", "shapes", "licence", "settings")
@@ -162,7 +163,7 @@ def save_lora(
         "licence": licence,
         "settings": json.dumps(settings),
     }
-    lora = lora_in(Checkpoint(Path(path), tensors, metadata))
+    lora = lora_in(TensorFile(Path(path), tensors, metadata, 0))
     for key, (a, b) in lora.pairs.items():
         wanted = like.state_dict().get(f"{key}.weight")
         if wanted is None or list(wanted.shape) != [b.shape[0], a.shape[1]]:
@@ -184,7 +185,7 @@ def read_lora(path: str | Path) -> Lora:
         raise ValueError(f"{checkpoint.path}: {error}") from error
 
 
-def lora_in(checkpoint: Checkpoint) -> Lora:
+def lora_in(checkpoint: TensorFile) -> Lora:
     """The LoRA in an open file. Raises ValueError, without the file's name, if it is none."""
     facts = checkpoint.metadata
     if facts.get("pixdec") != "lora":
