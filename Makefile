@@ -1,6 +1,7 @@
 # make demo   a photograph, encoded, and decoded four times larger: a picture to look at in about a minute
 # make test   every check that CI runs
-# Both make .venv on the first call and are quick afterwards.
+# make check  the quick ones, in under a minute;  make docs  the site;  make dist  the wheel, tried in a fresh environment
+# They make .venv on the first call and are quick afterwards.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,12 +11,19 @@ TAEF2 ?= ../shared/weights/taef2
 RUNS ?= runs
 BIG ?= ../shared/photos/train/komodo-dragon-7590e0.webp
 
-.PHONY: demo test lint types layers tests test-oldest format bundled-models kodak bench-cpu bench-gpu clean
+# Tests of the parts that all others rest on: a minute on one core.
+QUICK := tests/io tests/layers tests/latents tests/models tests/sampling tests/text tests/weights tests/test_devices.py
+
+.PHONY: demo test check lint types layers tests quick quick-avx2 test-oldest format docs dist bundled-models kodak \
+    bench-cpu bench-gpu clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
 
 test: lint types layers tests
+
+check: .venv/dev
+	@$(MAKE) --no-print-directory -j 2 lint layers types quick
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -30,6 +38,13 @@ layers: .venv/dev
 tests: .venv/dev
 	$(BIN)/python -m pytest
 
+quick: .venv/dev
+	$(BIN)/python -m pytest $(QUICK)
+
+# As processors without AVX-512 and bfloat16 units run them, which most desktops have.
+quick-avx2: .venv/dev
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=avx2 $(BIN)/python -m pytest $(QUICK)
+
 # The proof of the pipelines again, on the oldest diffusers and transformers that are supported.
 test-oldest: .venv-oldest/dev
 	.venv-oldest/bin/python -m pytest tests/integrations
@@ -37,6 +52,17 @@ test-oldest: .venv-oldest/dev
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict --quiet
+
+# The wheel, and the demo from it in an environment that has nothing of this folder.
+dist: .venv/bin/python
+	rm -rf build/dist && mkdir -p build/dist
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+	$(PYTHON) -m venv build/dist/venv
+	build/dist/venv/bin/python -m pip install --quiet -c constraints.txt "$$(ls -t dist/pixdec-*.whl | head -1)[evaluate]"
+	cd build/dist && venv/bin/python -I ../../examples/demo.py && venv/bin/pixdec env
 
 # The two models in the package, made again from photographs (docs/bundled-models.md): hours on two cores.
 bundled-models: .venv/dev
@@ -80,6 +106,10 @@ bench-gpu:
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ .venv/demo
+
+.venv/docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 .venv-oldest/dev: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

@@ -1,9 +1,18 @@
-"""What the machine has: the device to take when none is named, whether its processor computes in bfloat16, and its
-memory given back."""
+"""What the machine has: the device to take when none is named, whether its processor computes in bfloat16, its
+memory given back, and all of it in words."""
 
 import gc
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
 
 import torch
+
+import pixdec
+
+LIBRARIES = ("diffusers", "transformers", "safetensors", "numpy", "pillow", "torchao", "spandrel", "webdataset")
 
 
 def best_device() -> torch.device:
@@ -35,3 +44,29 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+def environment() -> dict[str, str]:
+    """What results and times depend on, in words: versions, processor and devices (for issues, and beside figures)."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    units = "" if has_bfloat16_units() else "no "
+    found = {
+        "pixdec": pixdec.__version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads",
+        "processor": f"{_processor()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}, {units}bfloat16 units",
+        "device": str(best_device()),
+    }
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB, capability {gpu.major}.{gpu.minor}"
+    installed = {each.metadata["Name"]: each.version for each in metadata.distributions()}
+    found["libraries"] = ", ".join(f"{name} {installed[name]}" for name in LIBRARIES if name in installed)
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), "") or platform.processor() or platform.machine()

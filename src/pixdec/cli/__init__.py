@@ -22,6 +22,7 @@ from pixdec.cli.convert import Convert
 from pixdec.cli.data import Data
 from pixdec.cli.decode import Decode
 from pixdec.cli.encode import Encode
+from pixdec.cli.env import Env
 from pixdec.cli.eval import Eval
 from pixdec.cli.generate import Generate
 from pixdec.cli.inspect import Inspect
@@ -51,6 +52,7 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "inspect": Inspect,
     "data": Data,
     "train": Train,
+    "env": Env,
 }
 DESCRIPTION = "Decode latents into images four times larger with a pixel-diffusion decoder."
 
