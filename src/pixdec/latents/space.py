@@ -105,6 +105,7 @@ class LatentSpace:
     patch: int = 1  # the raw latent is `patch` times finer each way and has `patch`² times fewer channels (FLUX.2: 2)
     token_patch: int | None = None  # pipelines pack this many cells each way into one token; None: they pack none
     layer_norm_eps: float | None = None  # normalised by a LayerNorm over channels instead of by statistics (SigLIP)
+    is_image: bool = False  # the latent is a low-resolution image itself, in [-1,1]
 
     @property
     def raw_channels(self) -> int:
@@ -293,6 +294,7 @@ _ALL = (
     LatentSpace("qwen-image", 16, 8, encoder="Wan 2.1 VAE", constants=_WAN21, token_patch=2),
     LatentSpace("z-image", 16, 8, encoder="FLUX.1 VAE", constants=_FLUX1),
     LatentSpace("dinov2", 768, 16, encoder="RAE on DINOv2-B with registers", token_patch=1),
+    LatentSpace("rgb", 3, 1, encoder="none, it is an image", constants=_affine(3, shift=0.0, scale=1.0), is_image=True),
     LatentSpace("siglip", 1152, 16, encoder="SigLIP-2 So400M/14", token_patch=1, layer_norm_eps=1e-6),
 )
 

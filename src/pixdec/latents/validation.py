@@ -132,6 +132,8 @@ def _wrong_channels(latent: Tensor, space: LatentSpace) -> str:
 def _wrong_values(latent: Tensor, space: LatentSpace, *, clean: bool) -> str | None:
     """What the values of a latent of the right shape (float32) betray, or None."""
     call = f"get_space({space.name!r})"
+    if space.is_image:
+        return _wrong_pixels(latent, clean=clean)
     if space.name in ("dinov2", "siglip"):
         return _wrong_tokens(latent, space)
     if _looks_raw(latent, space):
@@ -173,7 +175,7 @@ def _looks_raw(latent: Tensor, space: LatentSpace) -> bool:
     Where raw channels differ from each other (Qwen-Image) their pattern does not depend on contrast: a quarter of the
     way is then enough if the slope of L_c over R_c, also 0 for normalised and 1 for raw, agrees.
     """
-    if space.name in ("dinov2", "siglip") or latent[0, 0].numel() < _MIN_CELLS:
+    if space.is_image or space.name in ("dinov2", "siglip") or latent[0, 0].numel() < _MIN_CELLS:
         return False
     raw = _raw_std(space).to(latent.device).log().expand(latent.shape[1])  # (C,)
     if bool((raw < 0).all()):  # SD3: smaller when raw, which a flat picture is too
@@ -240,6 +242,16 @@ def _wrong_tokens(latent: Tensor, space: LatentSpace) -> str | None:
             f"it looks raw (tokens have mean ±{off_mean:.2f} and standard deviation {float(std.mean()):.2f} over their "
             f"channels, normalised ones 0 and about 1); call {call})"
         )
+    return None
+
+
+def _wrong_pixels(latent: Tensor, *, clean: bool) -> str | None:
+    """Images that are not in [-1,1]; what a VAE or a resampling puts beyond is let pass."""
+    low, high = float(latent.min()), float(latent.max())
+    if high > 8:
+        return f"its values reach {high:.0f}, as of 8-bit pixels; call latent / 127.5 - 1"
+    if clean and (low < -2 or high > 2):
+        return f"its values run from {low:.1f} to {high:.1f}, a clean image's lie in [-1, 1]"
     return None
 
 

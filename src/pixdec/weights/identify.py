@@ -11,6 +11,7 @@ from typing import Literal, cast, get_args
 
 from pixdec.io.tensor_files import TensorFile
 from pixdec.latents import get_space
+from pixdec.models.nano import NanoSettings
 from pixdec.models.pid import PiDSettings
 from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Card, Sizes, accepted_spaces, card_of
 from pixdec.weights.checkpoint import listed, places_of
@@ -34,7 +35,7 @@ UNKNOWN_LICENCE = "unknown"
 class Identity:
     """All about a decoder but its weights. `space` is "" for a prior; `times` () unless it is a student."""
 
-    settings: PiDSettings
+    settings: PiDSettings | NanoSettings
     name: str
     space: str
     kind: DecoderKind
@@ -43,6 +44,11 @@ class Identity:
     licence: str
 
     def __post_init__(self) -> None:
+        if isinstance(self.settings, NanoSettings):
+            self._check_times()
+            if (self.kind, self.space) != ("student", "rgb"):
+                raise ValueError(f"kind {self.kind!r} and space {self.space!r}: a nano is a student of the space rgb")
+            return
         adapter = self.settings.adapter
         if (self.kind == "prior", self.space == "") != (adapter is None, adapter is None):
             raise ValueError(
@@ -55,6 +61,9 @@ class Identity:
                     f"its adapter takes {adapter.latent_channels} channels at 1/{adapter.latent_factor}, "
                     f"but {space.name} latents have {space.channels} at 1/{space.factor}"
                 )
+        self._check_times()
+
+    def _check_times(self) -> None:
         falls = len(self.times) > 1 and all(a > b for a, b in pairwise(self.times)) and self.times[-1] == 0
         if (self.kind == "student") != falls or (self.times and (self.kind != "student" or self.times[0] > 1)):
             raise ValueError(
@@ -69,7 +78,14 @@ class Identity:
     @property
     def scale(self) -> int:
         """Output side divided by the side of the image that the latent is of; 1 for a prior."""
+        if isinstance(self.settings, NanoSettings):
+            return self.settings.scale
         return 1 if self.settings.adapter is None else self.settings.adapter.scale
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the network reads a caption."""
+        return isinstance(self.settings, PiDSettings) and self.settings.backbone.text_width is not None
 
     @property
     def sizes(self) -> Sizes | None:
@@ -165,6 +181,7 @@ def to_metadata(identity: Identity) -> dict[str, str]:
     """What our files carry beside their tensors."""
     return {
         "pixdec": "decoder",
+        "network": "nano" if isinstance(identity.settings, NanoSettings) else "pid",
         "name": identity.name,
         "space": identity.space,
         "kind": identity.kind,
@@ -188,7 +205,7 @@ def _stated(metadata: Mapping[str, str]) -> Identity:
             f"its metadata have kind {metadata['kind']!r}; expected one of {', '.join(get_args(DecoderKind))}"
         )
     return Identity(
-        settings=settings_from_json(metadata["settings"], PiDSettings),
+        settings=settings_from_json(metadata["settings"], NanoSettings if is_nano(metadata) else PiDSettings),
         name=metadata["name"],
         space=metadata["space"],
         kind=cast("DecoderKind", metadata["kind"]),
@@ -196,6 +213,11 @@ def _stated(metadata: Mapping[str, str]) -> Identity:
         times=_times(metadata["times"]),
         licence=metadata["licence"],
     )
+
+
+def is_nano(metadata: Mapping[str, str]) -> bool:
+    """Whether our file holds the small network; files from before it existed do not say."""
+    return metadata.get("network", "pid") == "nano"
 
 
 def _times(text: str) -> tuple[float, ...]:

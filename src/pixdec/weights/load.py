@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pixdec.io.files import replacing
 from pixdec.io.tensor_files import DTYPE_NAMES, TensorFile, write_safetensors
 from pixdec.latents.latent import COMFY
+from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Sizes, fetch, get_card
@@ -29,6 +30,7 @@ from pixdec.weights.identify import (
     DecoderKind,
     Identity,
     identify,
+    is_nano,
     to_metadata,
 )
 from pixdec.weights.keymap import settings_from_original
@@ -49,7 +51,7 @@ class LoadedDecoder:
     () for teachers and priors. `sizes`: the trained output sizes, None if there is no limit or none known.
     """
 
-    network: PiD
+    network: PiD | Nano
     name: str
     spaces: tuple[str, ...]
     scale: int
@@ -88,7 +90,7 @@ def load_decoder(
     checkpoint = open_checkpoint(_find(name_or_path))
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
-        network = _filled(_on_meta(PiD, identity.settings), tensors, torch.device(device), dtype, half)
+        network = _filled(_decoder_on_meta(identity.settings), tensors, torch.device(device), dtype, half)
     return LoadedDecoder(
         network=network,
         name=identity.name,
@@ -97,7 +99,7 @@ def load_decoder(
         kind=identity.kind,
         times=identity.times,
         version=identity.version,
-        needs_text=identity.settings.backbone.text_width is not None,
+        needs_text=identity.needs_text,
         licence=identity.licence,
         sizes=identity.sizes,
     )
@@ -138,7 +140,7 @@ def network_from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str
 
 
 def save_decoder(
-    network: PiD,
+    network: PiD | Nano,
     path: str | Path,
     *,
     name: str,
@@ -195,7 +197,7 @@ def convert(source: str | Path, target: str | Path, *, space: str | None = None)
     checkpoint = open_checkpoint(source)
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
-        _check(_on_meta(PiD, identity.settings), tensors)
+        _check(_decoder_on_meta(identity.settings), tensors)
     _write(tensors.tensors, target, to_metadata(identity), None)
     return identity
 
@@ -223,7 +225,7 @@ class Description:
     space: str | None = None
     scale: int | None = None
     licence: str | None = None
-    settings: PiDSettings | TinyVAESettings | dict[str, object] | None = None
+    settings: PiDSettings | NanoSettings | TinyVAESettings | dict[str, object] | None = None
     problem: str | None = None
 
 
@@ -272,7 +274,7 @@ def _described(
 
 def _described_decoder(checkpoint: TensorFile) -> Description:
     """Raises ValueError if it is none at all; one with defects is described with its problem."""
-    tensors = network_tensors(checkpoint.tensors)
+    tensors = _named(checkpoint)
     decoder = _described(checkpoint, "decoder", tensors.tensors)
     ambiguous = None
     try:
@@ -291,7 +293,7 @@ def _described_decoder(checkpoint: TensorFile) -> Description:
             licence=identity.licence,
             settings=None if ambiguous else identity.settings,
         )
-        _check(_on_meta(PiD, identity.settings), tensors)
+        _check(_decoder_on_meta(identity.settings), tensors)
     except ValueError as error:
         return replace(decoder, problem=str(error))
     return decoder
@@ -321,8 +323,19 @@ def _read(checkpoint: TensorFile, space: str | None) -> tuple[NetworkTensors, Id
         raise ValueError(
             f"no decoder but {what!r}; open it with load_autoencoder, PixelDecoder.load_lora or Latent.load"
         )
-    tensors = network_tensors(checkpoint.tensors)
+    tensors = _named(checkpoint)
     return tensors.dequantized(), identify(checkpoint, tensors, space)
+
+
+def _named(checkpoint: TensorFile) -> NetworkTensors:
+    """A decoder's tensors under our keys."""
+    if is_nano(checkpoint.metadata):
+        return NetworkTensors.as_they_are(checkpoint.tensors)
+    return network_tensors(checkpoint.tensors)
+
+
+def _decoder_on_meta(settings: PiDSettings | NanoSettings) -> PiD | Nano:
+    return _on_meta(Nano, settings) if isinstance(settings, NanoSettings) else _on_meta(PiD, settings)
 
 
 def _on_meta(network: Callable[[S], M], settings: S) -> M:

@@ -1,0 +1,165 @@
+"""The bundled decoder's training data: photographs and rendered pages, each with low-resolution images of it.
+
+    python -m scripts.nano.data --photos DIR [DIR …] --fonts DIR --taef2 DIR --out runs/nano/data [--teacher 600]
+
+For each picture one `.safetensors` file: `high` (H,W,3) and `low` (variants,h,w,3), uint8, H = 4h. Low images
+are reduced by one of three filters; variant 0 is left so, the others went through autoencoders, as a generator's do.
+With `--teacher N`, N crops of 64 x 64 are also enlarged by Real-ESRGAN x4plus: `teacher.safetensors`.
+A file that is there is not made again.
+"""
+
+import argparse
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixdec.evaluate.real_esrgan import load_real_esrgan
+from pixdec.models.taef2 import TAEF2, load_taef2
+
+SCALE = 4
+CROP = 64  # of the teacher's inputs
+WORDS = (
+    *("the", "of", "and", "light", "river", "glass", "window", "Stone", "paper", "1987", "copper", "harbour", "EXIT"),
+    *("quick", "fox", "jumps", "over", "lazy", "dog", "Café", "naïve", "ground", "24.50", "km/h", "Sunday", "market"),
+    *("violin", "quartz", "LEFT", "right", "open", "closed", "No.", "7", "&", "Sons", "Ltd.", "blue", "Zürich"),
+)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """(1,3,H,W) in [-1,1]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """(B,3,H,W) in [-1,1] -> (B,H,W,3) uint8."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def pictures(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Each photograph at full size, and at half of it, where detail is as dense as in small pictures."""
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".webp", ".jpg", ".jpeg", ".png")):
+        image = Image.open(path).convert("RGB")
+        largest = 2048 / max(image.size)
+        if largest < 1:  # JPEG grain goes with it
+            image = image.resize([round(side * largest) for side in image.size], Image.Resampling.LANCZOS)
+        yield path.stem, image
+        yield f"{path.stem}-half", image.resize([side // 2 for side in image.size], Image.Resampling.LANCZOS)
+
+
+def page(seed: int, fonts: list[Path]) -> Image.Image:
+    """512 x 512 of text, lines and shapes in any colours, drawn at twice that size."""
+    rng = random.Random(seed)
+
+    def colour() -> tuple[int, int, int]:
+        return rng.randrange(256), rng.randrange(256), rng.randrange(256)
+
+    paper = rng.choice([(255, 255, 255), (250, 246, 235), (20, 20, 24), colour()])
+    image = Image.new("RGB", (1024, 1024), paper)
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.randrange(0, 14)):
+        box = sorted(rng.randrange(1024) for _ in range(2)), sorted(rng.randrange(1024) for _ in range(2))
+        (x0, x1), (y0, y1) = box
+        kind = rng.randrange(4)
+        if kind == 0:
+            draw.rectangle((x0, y0, x1, y1), fill=colour())
+        elif kind == 1:
+            draw.ellipse((x0, y0, x1, y1), fill=colour(), outline=colour(), width=rng.randrange(1, 9))
+        elif kind == 2:
+            draw.line((x0, y1, x1, y0), fill=colour(), width=rng.randrange(1, 14))
+        else:
+            draw.polygon([(rng.randrange(1024), rng.randrange(1024)) for _ in range(3)], fill=colour())
+    y = rng.randrange(40)
+    ink = tuple(255 - c for c in paper) if rng.random() < 0.7 else colour()
+    while y < 1000:
+        size = rng.choice([18, 22, 24, 28, 32, 40, 56, 90])
+        font = ImageFont.truetype(str(rng.choice(fonts)), size) if fonts else ImageFont.load_default(size)
+        draw.text((rng.randrange(-40, 200), y), " ".join(rng.choices(WORDS, k=16)), font=font, fill=ink)
+        y += round(size * rng.uniform(1.1, 2.2))
+    if rng.random() < 0.5:
+        image = image.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, fillcolor=paper)
+    return image.resize((512, 512), Image.Resampling.LANCZOS)
+
+
+@torch.inference_mode()
+def lows(image: Image.Image, taef2: TAEF2, rng: random.Random) -> Tensor:
+    """(3,h,w,3) uint8: reduced, and twice through TAEF2, once with noise on the latent."""
+    width, height = (side // SCALE for side in image.size)
+    filters = [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX]
+    made = [image.resize((width, height), rng.choice(filters)) for _ in range(3)]
+    plain = torch.cat([as_tensor(each) for each in made])
+    down, right = -height % 8, -width % 8
+    padded = F.pad(plain[1:], (0, right, 0, down), mode="replicate").to(torch.bfloat16)
+    latent = taef2.encode(padded)
+    latent[1] += 0.15 * rng.random() * torch.randn_like(latent[1])
+    round_trip = taef2.decode(latent).float()[:, :, :height, :width]
+    return as_bytes(torch.cat((plain[:1], round_trip)))
+
+
+@torch.inference_mode()
+def teach(folder: Path, count: int, weights: Path | None) -> None:
+    """N crops of `CROP`² and what Real-ESRGAN makes of them, `low` (N,64,64,3) and `high` (N,256,256,3), resumable."""
+    target = folder / "teacher.safetensors"
+    done = load_file(target) if target.exists() else {"low": torch.empty(0, CROP, CROP, 3, dtype=torch.uint8)}
+    highs = list(done["high"]) if "high" in done else []
+    crops = list(done["low"])
+    network = load_real_esrgan(weights).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    files = sorted(p for p in folder.glob("*.safetensors") if p != target)
+    for number in range(len(crops), count):
+        rng = random.Random(number)
+        best: tuple[float, Tensor] | None = None
+        for _ in range(3):  # the busiest of three
+            low = load_file(rng.choice(files))["low"]
+            _, height, width, _ = low.shape
+            if min(height, width) < CROP:
+                continue
+            y, x = rng.randrange(height - CROP + 1), rng.randrange(width - CROP + 1)
+            crop = low[rng.randrange(len(low)), y : y + CROP, x : x + CROP]
+            busy = float(crop.float().diff(dim=0).abs().mean() + crop.float().diff(dim=1).abs().mean())
+            best = max(best or (-1.0, crop), (busy, crop), key=lambda each: each[0])
+        assert best is not None
+        images = best[1].permute(2, 0, 1)[None].to(torch.bfloat16) / 127.5 - 1
+        crops.append(best[1])
+        highs.append(as_bytes(network(images.contiguous(memory_format=torch.channels_last)))[0])
+        if number % 25 == 24 or number + 1 == count:
+            save_file({"low": torch.stack(crops), "high": torch.stack(highs)}, target.with_suffix(".part"))
+            target.with_suffix(".part").rename(target)
+            print(f"teacher: {number + 1} of {count}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, nargs="+", required=True)
+    parser.add_argument("--fonts", type=Path)
+    parser.add_argument("--taef2", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pages", type=int, default=60)
+    parser.add_argument("--teacher", type=int, default=0)
+    parser.add_argument("--real-esrgan", type=Path, help="ncnn weights, if the package is not installed")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    taef2 = load_taef2(given.taef2).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    fonts = sorted(p for p in given.fonts.rglob("*") if p.suffix.lower() in (".ttf", ".otf")) if given.fonts else []
+    pages = ((f"page-{i:03}", page(i, fonts)) for i in range(given.pages))
+    sources = [pages, *(pictures(folder) for folder in given.photos)]
+    for name, image in (each for source in sources for each in source):
+        target = given.out / f"{name}.safetensors"
+        if target.exists() or min(image.size) < SCALE * CROP:
+            continue
+        width, height = (side // SCALE * SCALE for side in image.size)
+        image = image.crop((0, 0, width, height))
+        high = torch.from_numpy(np.array(image))
+        save_file({"high": high, "low": lows(image, taef2, random.Random(name))}, target.with_suffix(".part"))
+        target.with_suffix(".part").rename(target)
+    if given.teacher:
+        teach(given.out, given.teacher, given.real_esrgan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Trains the bundled decoder, resumably, within a time limit.
+
+    python -m scripts.nano.train --data runs/nano/data --out runs/nano/run --minutes 60 [--stage look|texture]
+
+A step learns x0 at one of the student's four noise levels for each image of a batch. The first level starts from pure
+noise; at the others the network sees its own first estimate, noised (self-rollout), or the truth, noised. The loss is a
+pixel distance, the distance of 8 x 8 means, ST-LPIPS's middle levels on a jittered crop, and from the second level
+on an adversary that sees the low-resolution image too.
+
+Stage `look` takes Real-ESRGAN's images as half of the truth, stage `texture` photographs and pages alone.
+The same command goes on where it stopped.
+"""
+
+import argparse
+import io
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixdec.models.nano import Nano, NanoSettings
+from pixdec.sampling.flow import STUDENT_TIMES, interpolate
+from scripts.nano.losses import Critic, ShiftTolerantVGG
+
+SCALE = 4
+
+
+@dataclass
+class Recipe:
+    crop: int = 32  # side of the low-resolution crop
+    batch: int = 8
+    first: int = 2  # images of a batch at the first noise level, without an adversary
+    looked_at: int = 4  # images of a batch that ST-LPIPS sees
+    rate: float = 3e-4
+    critic_rate: float = 3e-4
+    warm_up: int = 100
+    pixels: float = 1.0
+    means: float = 1.0
+    perceptual: float = 0.6
+    adversary: float = 0.1
+    levels: tuple[float, ...] = (0.0, 0.3, 1.0, 1.0)  # of ST-LPIPS
+    teacher: float = 0.5  # share of batches that Real-ESRGAN's images are the truth of
+    noisy: float = 0.3  # share of low-resolution images with sigma > 0
+    most_sigma: float = 0.6
+    average: float = 0.998
+
+
+class Data:
+    """Crops from the files of `scripts.nano.data`, all held in memory as bytes."""
+
+    def __init__(self, folder: Path, crop: int):
+        self.crop, self.teacher = crop, None
+        self.photos, self.pages = list[dict[str, Tensor]](), list[dict[str, Tensor]]()
+        for path in sorted(folder.glob("*.safetensors")):
+            if path.stem == "teacher":
+                self.teacher = load_file(path)
+            else:
+                (self.pages if path.stem.startswith("page-") else self.photos).append(load_file(path))
+        self.areas = [each["low"].shape[1] * each["low"].shape[2] for each in self.photos]
+
+    def draw(self, rng: random.Random, *, teacher: bool) -> tuple[Tensor, Tensor]:
+        """One (3,4c,4c) and its (3,c,c), in [-1,1]."""
+        if teacher and self.teacher is not None:
+            i, c = rng.randrange(len(self.teacher["low"])), self.crop
+            y, x = (rng.randrange(self.teacher["low"].shape[1] - c + 1) for _ in range(2))
+            low = self.teacher["low"][i, y : y + c, x : x + c]
+            high = self.teacher["high"][i, SCALE * y : SCALE * (y + c), SCALE * x : SCALE * (x + c)]
+        else:
+            picked = rng.choice(self.pages) if rng.random() < 0.12 else rng.choices(self.photos, self.areas)[0]
+            low, high = max((self._crop(picked, rng) for _ in range(2)), key=_busy)
+            if rng.random() < 0.3:
+                low = _spoilt(low, rng)
+        turns, mirrored = rng.randrange(4), rng.random() < 0.5
+        pair = [torch.rot90(each.permute(2, 0, 1), turns, (1, 2)) for each in (high, low)]
+        high, low = ((each.flip(2) if mirrored else each).float() / 127.5 - 1 for each in pair)
+        return high, low
+
+    def _crop(self, picture: dict[str, Tensor], rng: random.Random) -> tuple[Tensor, Tensor]:
+        c, (variants, height, width, _) = self.crop, picture["low"].shape
+        y, x = rng.randrange(height - c + 1), rng.randrange(width - c + 1)
+        low = picture["low"][rng.randrange(variants), y : y + c, x : x + c]
+        return low, picture["high"][SCALE * y : SCALE * (y + c), SCALE * x : SCALE * (x + c)]
+
+
+def _busy(pair: tuple[Tensor, Tensor]) -> float:
+    low = pair[0].float()
+    return float(low.diff(dim=0).abs().mean() + low.diff(dim=1).abs().mean())
+
+
+def _spoilt(low: Tensor, rng: random.Random) -> Tensor:
+    """JPEG or WebP, or ringing, or blur, or noise: mildly."""
+    kind = rng.randrange(4)
+    if kind < 2:
+        encoded = io.BytesIO()
+        form = "JPEG" if kind == 0 else "WEBP"
+        Image.fromarray(low.numpy()).save(encoded, form, quality=rng.randrange(55, 96))
+        return torch.from_numpy(np.array(Image.open(encoded).convert("RGB")))
+    values = low.permute(2, 0, 1)[None].float()
+    if kind == 2:
+        blurred = F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        values = values + rng.uniform(-0.6, 0.35) * (values - blurred)  # below 0 blurs, above sharpens
+    else:
+        values = values + rng.uniform(0.5, 4) * torch.randn(values.shape)
+    return values[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
+
+
+def noised(low: Tensor, sigmas: list[float], rng: random.Random) -> Tensor:
+    """Low-resolution images (B,3,h,w) at their noise levels: (1−σ)·z + σ·ξ, or, as a generator's early estimate is,
+    blurred with σ."""
+    made = list[Tensor]()
+    for image, sigma in zip(low, sigmas, strict=True):
+        if sigma and rng.random() < 0.35:
+            width = 0.3 + 2.0 * sigma
+            line = torch.exp(-0.5 * (torch.arange(-4, 5) / width) ** 2)
+            kernel = (line[:, None] * line / line.sum() ** 2).expand(3, 1, 9, 9)
+            image = F.conv2d(F.pad(image[None], (4, 4, 4, 4), mode="replicate"), kernel, groups=3)[0]
+        elif sigma:
+            image = (1 - sigma) * image + sigma * torch.randn(image.shape)
+        made.append(image)
+    return torch.stack(made)
+
+
+def jittered(images: list[Tensor], rng: random.Random) -> list[Tensor]:
+    """One window of half the side at a place and scale of chance, the same of each (B,3,H,W)."""
+    side = images[0].shape[-1]
+    wanted = side // 2
+    window = wanted if rng.random() < 0.5 else rng.randrange(wanted, round(1.5 * wanted))
+    y, x = (rng.randrange(side - window + 1) for _ in range(2))
+    cut = [image[:, :, y : y + window, x : x + window] for image in images]
+    if window == wanted:
+        return cut
+    return [F.interpolate(each, (wanted, wanted), mode="bicubic", antialias=True) for each in cut]
+
+
+class Trainer:
+    def __init__(self, recipe: Recipe, settings: NanoSettings, vgg: Path | None, device: str):
+        self.recipe, self.settings, self.device, self.step = recipe, settings, torch.device(device), 0
+        torch.manual_seed(0)
+        self.network, self.average = Nano(settings).to(device), Nano(settings).to(device).eval().requires_grad_(False)
+        self.average.load_state_dict(self.network.state_dict())
+        self.critic, self.vgg = Critic().to(device), ShiftTolerantVGG(vgg).to(device)
+        for module in (self.network, self.average, self.critic):
+            module.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), recipe.rate, betas=(0.9, 0.99))
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), recipe.critic_rate, betas=(0.5, 0.99))
+        self.spent = 0.0
+
+    def state(self) -> dict[str, object]:
+        parts = ("network", "average", "critic", "optimizer", "critic_optimizer")
+        return {
+            "step": self.step,
+            "spent": self.spent,
+            "recipe": asdict(self.recipe),
+            "settings": asdict(self.settings),
+            **{part: getattr(self, part).state_dict() for part in parts},
+        }
+
+    def load(self, state: dict) -> None:
+        self.step, self.spent = state["step"], state["spent"]
+        for part in ("network", "average", "critic", "optimizer", "critic_optimizer"):
+            getattr(self, part).load_state_dict(state[part])
+
+    def cast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def learn(self, data: Data, rate: float) -> dict[str, float]:
+        """One step on a batch; its losses."""
+        recipe, rng = self.recipe, random.Random(self.step)
+        torch.manual_seed(self.step)
+        for optimizer, factor in ((self.optimizer, recipe.rate), (self.critic_optimizer, recipe.critic_rate)):
+            for group in optimizer.param_groups:
+                group["lr"] = factor * rate
+        by_teacher = rng.random() < recipe.teacher
+        truth, low = (
+            torch.stack(each)
+            for each in zip(*(data.draw(rng, teacher=by_teacher) for _ in range(recipe.batch)), strict=True)
+        )
+        sigmas = [
+            rng.uniform(0, recipe.most_sigma) if rng.random() < recipe.noisy else 0.0 for _ in range(recipe.batch)
+        ]
+        low = noised(low, sigmas, rng).to(self.device)
+        truth, sigma = truth.to(self.device), torch.tensor(sigmas, device=self.device)
+        late = slice(recipe.first, None)
+
+        # x_t: noise; or what the first step made, noised again (self-rollout); or the truth, noised
+        noise = torch.randn_like(truth)
+        t = torch.full((recipe.batch,), STUDENT_TIMES[0], device=self.device)
+        with self.cast(), torch.no_grad():
+            first = self.network.estimate(noise[late], t[late], low[late], sigma[late])
+        from_truth = torch.rand(len(first), device=self.device) < 0.25
+        start = torch.where(from_truth.view(-1, 1, 1, 1), truth[late], first.clamp(-1, 1))
+        t[late] = torch.tensor(rng.choices(STUDENT_TIMES[1:4], (1, 1, 2), k=len(first)), device=self.device)
+        x_t = torch.cat((noise[: recipe.first], interpolate(start, torch.randn_like(start), t[late])))
+
+        with self.cast():
+            x0 = self.network.estimate(x_t, t, low, sigma)
+        pixels = (x0 - truth).abs().mean()
+        means = (F.avg_pool2d(x0, 8) - F.avg_pool2d(truth, 8)).abs().mean()
+        loss = recipe.pixels * pixels + recipe.means * means
+        losses = {"pixels": pixels, "means": means}
+        if recipe.perceptual:
+            seen = rng.sample(range(recipe.batch), recipe.looked_at)
+            weights = torch.tensor([0.5 if i < recipe.first else 1.0 for i in seen], device=self.device)
+            with self.cast():
+                near, real = jittered([x0[seen], truth[seen]], rng)
+                losses["perceptual"] = (self.vgg.distance(near, real, recipe.levels) * weights).mean()
+            loss = loss + recipe.perceptual * losses["perceptual"]
+        if recipe.adversary:
+            self.critic.requires_grad_(False)
+            with self.cast():
+                loss = loss - recipe.adversary * self.critic(x0[late], low[late]).mean()
+            self.critic.requires_grad_(True)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(f"step {self.step}: the gradient is not finite")
+        self.optimizer.step()
+        if recipe.adversary:
+            with self.cast():
+                on_real = self.critic(truth[late], low[late])
+                on_made = self.critic(x0[late].detach(), low[late])
+            critic = F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()
+            self.critic_optimizer.zero_grad(set_to_none=True)
+            critic.backward()
+            self.critic_optimizer.step()
+            losses |= {"critic": critic, "real": on_real.mean(), "made": on_made.mean()}
+        share = min(recipe.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(now, 1 - share)
+        self.step += 1
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+
+@torch.inference_mode()
+def decode(network: Nano, low: Tensor, steps: int, sigma: float = 0.0, seed: int = 0) -> list[Tensor]:
+    """Every step's x0 (B,3,4h,4w) of low-resolution images (B,3,h,w)."""
+    torch.manual_seed(seed)
+    times = [STUDENT_TIMES[round(i * 4 / steps)] for i in range(steps + 1)]
+    x = torch.randn(len(low), 3, SCALE * low.shape[2], SCALE * low.shape[3], device=low.device)
+    made = list[Tensor]()
+    for t, following in pairwise(times):
+        levels = torch.full((len(low),), t, device=low.device), torch.full((len(low),), sigma, device=low.device)
+        with torch.autocast(low.device.type, torch.bfloat16):
+            made.append(network.estimate(x, levels[0], low, levels[1]).clamp(-1, 1))
+        x = interpolate(made[-1], torch.randn_like(x), torch.full((len(low),), following, device=low.device))
+    return made
+
+
+def sheet(
+    network: Nano, pairs: list[tuple[Tensor, Tensor]], vgg: ShiftTolerantVGG
+) -> tuple[Image.Image, dict[str, float]]:
+    """Rows of crops: Lanczos, one step, four steps, the truth, twice enlarged; and figures on the whole images."""
+    rows, scores = list[Tensor](), {"psnr1": 0.0, "psnr4": 0.0, "st1": 0.0, "st4": 0.0}
+    for low, high in pairs:
+        steps = decode(network, low, 4)
+        for name, image in (("1", steps[0]), ("4", steps[3])):
+            scores[f"psnr{name}"] += -10 * math.log10(float((image - high).square().mean()) / 4) / len(pairs)
+            with torch.inference_mode():
+                scores[f"st{name}"] += float(vgg.distance(image, high)) / len(pairs)
+        plain = F.interpolate(low, scale_factor=4, mode="bicubic").clamp(-1, 1)
+        y, x = (max(0, side // 2 - 112) for side in high.shape[2:])
+        rows.append(torch.cat([each[:, :, y : y + 224, x : x + 224] for each in (plain, steps[0], steps[3], high)], 3))
+    big = F.interpolate(torch.cat(rows, 2), scale_factor=2, mode="nearest")[0]
+    return Image.fromarray(((big.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy()), scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--held-out", type=Path, help="folder of `scripts.nano.data` files to look at")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--stage", choices=("look", "texture"), default="look")
+    parser.add_argument("--adversary", type=float)
+    parser.add_argument("--perceptual", type=float)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--save", type=int, default=250, help="steps between saves")
+    parser.add_argument("--vgg", type=Path, help="ST-LPIPS's VGG weights, if the package is not installed")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args()
+    recipe = Recipe(teacher=0.5 if given.stage == "look" else 0.0)
+    for name in ("adversary", "perceptual", "rate", "batch"):
+        if getattr(given, name) is not None:
+            setattr(recipe, name, getattr(given, name))
+    given.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(recipe, NanoSettings(), given.vgg, given.device)
+    latest = given.out / "state.pt"
+    if latest.exists():
+        trainer.load(torch.load(latest, map_location=given.device, weights_only=True))
+    data = Data(given.data, recipe.crop)
+    pairs = list[tuple[Tensor, Tensor]]()
+    for path in sorted(given.held_out.glob("*.safetensors"))[:6] if given.held_out else ():
+        each = load_file(path)
+        low, high = (image.permute(2, 0, 1)[None].float() / 127.5 - 1 for image in (each["low"][1], each["high"]))
+        pairs.append((low.to(given.device), high.to(given.device)))
+    begun, before, sums, count = time.monotonic(), trainer.spent, dict[str, float](), 0
+    log = (given.out / "log.jsonl").open("a")
+    limit, first = given.minutes * 60, trainer.step
+    while time.monotonic() - begun < limit:
+        left = 1 - (time.monotonic() - begun) / limit
+        rate = min(1.0, (trainer.step - first + 1) / recipe.warm_up) * min(
+            1.0, 4 * left + 0.05
+        )  # falls in the last quarter
+        losses = trainer.learn(data, rate)
+        trainer.spent = before + time.monotonic() - begun
+        sums, count = {name: sums.get(name, 0.0) + value for name, value in losses.items()}, count + 1
+        if trainer.step % 50 == 0:
+            line = {
+                "step": trainer.step,
+                "seconds": round(trainer.spent),
+                **{k: round(v / count, 4) for k, v in sums.items()},
+            }
+            print(json.dumps(line), file=log, flush=True)
+            sums, count = {}, 0
+        if trainer.step % given.save == 0 or time.monotonic() - begun >= limit:
+            torch.save(trainer.state(), latest.with_suffix(".part"))
+            latest.with_suffix(".part").rename(latest)
+            if pairs:
+                image, scores = sheet(trainer.average, pairs, trainer.vgg)
+                image.save(given.out / f"sheet-{trainer.step:06}.png")
+                print(
+                    json.dumps({"step": trainer.step, **{k: round(v, 3) for k, v in scores.items()}}),
+                    file=log,
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The bundled decoder's network: few-step diffusion in pixels, on the grid of the low-resolution image.
+
+B batch · h, w low-resolution image · s scale (4) · H = s·h, W = s·w · K width
+
+The noisy image, folded s x s into channels, and the low-resolution image run through residual blocks of 3 x 3
+convolutions on the (h, w) grid, each modulated by the noise levels; what comes out is unfolded and added to the bicubic
+enlargement. Nothing depends on the image's size or on a place in it, so that tiles agree beyond the receptive field.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixdec.layers.embeddings import time_sinusoid
+
+SMALLEST_TIME = 0.05  # below it a velocity is not divided by t any further
+_SIGNAL_VARIANCE = 0.25  # of images in [-1,1]
+_SLOPE = 0.1
+_LONGEST_PERIOD = 10_000.0
+
+
+@dataclass(frozen=True)
+class NanoSettings:
+    """Attributes:
+    width: channels on the low-resolution grid.
+    blocks: how many residual blocks.
+    detail: channels at full resolution, before the last convolution.
+    embedding: width of the noise levels' sinusoids.
+    scale: side of the output / side of the low-resolution image.
+    """
+
+    width: int = 64
+    blocks: int = 12
+    detail: int = 16
+    embedding: int = 64
+    scale: int = 4
+
+    @property
+    def receptive_field(self) -> int:
+        """How far, in pixels of the low-resolution image, a value of the input reaches in the output."""
+        return 2 * self.blocks + 4
+
+
+class Block(nn.Module):
+    """x + conv(act((1 + scale)·conv(x) + shift)), scale and shift of the noise levels."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:  # (B,K,h,w), (B,K,1,1) twice
+        return x + self.second(F.leaky_relu(torch.addcmul(shift, self.first(x), scale), _SLOPE))
+
+
+class Nano(nn.Module):
+    """`network(x_t, t, text, latent, sigma) -> velocity`; the latent is a low-resolution image, of the space `rgb`."""
+
+    def __init__(self, settings: NanoSettings):
+        super().__init__()
+        self.settings = settings
+        width, scale = settings.width, settings.scale
+        self.fold = nn.Conv2d(3 * scale**2 + 3, width, 3, padding=1)
+        self.levels = nn.Sequential(
+            nn.Linear(2 * settings.embedding, 2 * width), nn.SiLU(), nn.Linear(2 * width, settings.blocks * 2 * width)
+        )
+        self.blocks = nn.ModuleList(Block(width) for _ in range(settings.blocks))
+        self.unfold = nn.Conv2d(width, settings.detail * scale**2, 3, padding=1)
+        self.last = nn.Conv2d(settings.detail, 3, 3, padding=1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Convolutions keep the variance (He et al. 2015); blocks begin near the identity, the output at the bicubic
+        enlargement."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, a=_SLOPE)
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+        for block in self.blocks:
+            nn.init.normal_(block.second.weight, std=1e-3)
+        nn.init.zeros_(self.levels[-1].weight)
+        nn.init.zeros_(self.levels[-1].bias)
+        nn.init.normal_(self.last.weight, std=1e-3)
+
+    def forward(self, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor, sigma: Tensor) -> Tensor:
+        """x_t (B,3,H,W) at noise levels t (B,), the low-resolution image (B,3,h,w) at noise levels sigma (B,), no text
+        -> the velocity (x_t − x0) / max(t, 0.05), (B,3,H,W) float32."""
+        assert text is None
+        x0 = self.estimate(x_t, t, latent, sigma)
+        return (x_t - x0) / t.float().clamp(min=SMALLEST_TIME).view(-1, 1, 1, 1)
+
+    def estimate(self, x_t: Tensor, t: Tensor, latent: Tensor, sigma: Tensor) -> Tensor:
+        """The clean image x0 (B,3,H,W), float32."""
+        weights, scale = self.fold.weight, self.settings.scale
+        base = F.interpolate(latent.float(), scale_factor=float(scale), mode="bicubic") * _trust(sigma)
+        seen = torch.cat((F.pixel_unshuffle(x_t.to(weights.dtype), scale), latent.to(weights.dtype)), 1)  # (B,51,h,w)
+        x = self.fold(seen.contiguous(memory_format=torch.channels_last))  # (B,K,h,w)
+        for block, (gain, shift) in zip(self.blocks, self._modulations(t, sigma), strict=True):
+            x = block(x, gain, shift)
+        detail = F.leaky_relu(F.pixel_shuffle(self.unfold(x), scale), _SLOPE)  # (B,detail,H,W)
+        return base.add_(self.last(detail))
+
+    def _modulations(self, t: Tensor, sigma: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """For each block a gain and a shift (B,K,1,1)."""
+        width = self.settings.embedding
+        levels = torch.cat([time_sinusoid(level, width, _LONGEST_PERIOD) for level in (t, sigma)], 1)
+        made = self.levels(levels.to(self.fold.weight.dtype))  # (B,blocks·2·K)
+        parts = made.view(len(t), self.settings.blocks, 2, -1, 1, 1)
+        return [(1 + parts[:, i, 0], parts[:, i, 1]) for i in range(self.settings.blocks)]
+
+
+def _trust(sigma: Tensor) -> Tensor:
+    """How much of a pixel (1−σ)·z + σ·ξ is kept: the weight of least squared error for z of variance 1/4, (B,1,1,1)."""
+    sigma = sigma.float().view(-1, 1, 1, 1)
+    kept = 1 - sigma
+    return kept / (kept.square() + sigma.square() / _SIGNAL_VARIANCE)
