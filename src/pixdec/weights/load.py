@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class LoadedDecoder:
     () for teachers and priors. `sizes`: the trained output sizes, None if there is no limit or none known.
     """
 
-    network: PiD | Nano
+    network: PiD  # or a Nano, which the engine is about to know
     name: str
     spaces: tuple[str, ...]
     scale: int
@@ -92,7 +92,7 @@ def load_decoder(
         tensors, identity = _read(checkpoint, space)
         network = _filled(_decoder_on_meta(identity.settings), tensors, torch.device(device), dtype, half)
     return LoadedDecoder(
-        network=network,
+        network=cast("PiD", network),
         name=identity.name,
         spaces=identity.spaces,
         scale=identity.scale,
