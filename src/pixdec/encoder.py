@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.devices import computes_in_bfloat16
-from pixdec.io.files import first_line_of
+from pixdec.io.hub import loading_reason
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 from pixdec.latents.refine import refine
 from pixdec.models.tiny_vae import TinyVAE
@@ -123,7 +123,7 @@ def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype |
         )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name_or_path}: cannot load a {VAE_CLASSES[space.name]} from here ({first_line_of(error)})"
+            f"{name_or_path}: cannot load a {VAE_CLASSES[space.name]} from here ({loading_reason(error, name_or_path)})"
         ) from error
     config: Any = vae.config
     channels = config.get("latent_channels", config.get("z_dim"))

@@ -92,7 +92,12 @@ WRONG: list[tuple[list[object], list[str]]] = [
     (["--prompts", "side.jsonl"], ["side.jsonl:1: width 40", "multiple of 16"]),
     (["--prompt", "x", "--pipeline", "empty"], ["empty: there is no model_index.json"]),
     (["--prompt", "x", "--pipeline", "no/such/folder"], ["no/such/folder: there is no such folder"]),
-    (["--prompt", "x", "--pipeline", "someone/klein"], ["someone/klein: cannot fetch its model_index.json"]),
+    (
+        ["--prompt", "x", "--pipeline", "someone/klein"],
+        ["cannot fetch model_index.json of someone/klein: ", "HF_HUB_OFFLINE"],
+    ),
+    (["--prompt", "x", "--pipeline", "single.safetensors"], ["single.safetensors: a single file", "from_single_file"]),
+    (["--prompt", "x", "--pipeline", "models/absent.safetensors"], ["models/absent.safetensors: there is no such"]),
     (["--prompt", "x", "--pipeline", "future"], ["future: a NextPipeline", "diffusers"]),
 ]
 
@@ -117,6 +122,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     written(Path("meet.jsonl"), {"prompt": "x", "name": "fox"}, {"prompt": "y", "name": "fox-2"})
     written(Path("bad.jsonl"), {"prompt": "x"}, '{"prompt": }')
     written(Path("side.jsonl"), {"prompt": "x", "width": 40})
+    Path("single.safetensors").write_bytes(b"weights")
     before = names(tmp_path)
     common: list[object] = [] if "--pipeline" in arguments else ["--pipeline", hollow]
     common += [] if "-o" in arguments else ["-o", "out"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError
 from torch import Tensor
 
 from pixdec.text import GEMMA, CaptionEncoder, CaptionSettings, EncoderUnavailableError
@@ -169,7 +171,7 @@ def test_a_hub_repository_is_fetched_without_pickles(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def download(repository: str, *, revision: str, allow_patterns: list[str]) -> str:
+    def download(repository: str, *, revision: str, allow_patterns: list[str], **_: object) -> str:
         asked.update(repository=repository, revision=revision, patterns=allow_patterns)
         return str(gemma)
 
@@ -185,13 +187,14 @@ def test_a_hub_repository_is_fetched_without_pickles(
 
 def test_a_repository_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: object, **__: object) -> str:
-        raise OSError("Access to model google/gemma-2-2b-it is restricted.\nmore lines")
+        response = SimpleNamespace(status_code=403, headers={}, request=None)
+        raise GatedRepoError("Access to model google/gemma-2-2b-it is restricted.\nmore lines", response=response)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(EncoderUnavailableError) as caught:
         CaptionEncoder.from_pretrained()
     line = str(caught.value)
-    for part in ("'google/gemma-2-2b-it' (Access to model", "gated", "`hf auth login`", "`huggingface-cli login`"):
+    for part in ("cannot fetch google/gemma-2-2b-it", "gated", "accept its terms at", "`hf auth login`", "HF_TOKEN"):
         assert part in line
     assert "local folder" in line
     assert "\n" not in line

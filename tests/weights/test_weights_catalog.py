@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 
+from pixdec.io.hub import Access
 from pixdec.latents import SPACES, get_space
 from pixdec.sampling import flow
 from pixdec.weights import catalog
@@ -100,14 +102,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_licence_is_shown_once_when_a_model_is_fetched(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = get_card("pid-sdxl-4k")
     shown: list[str] = []
 
-    def download(repository: str, file: str) -> str:
+    def download(repository: str, file: str, **_: object) -> str:
         assert repository == "nvidia/PiD"
-        shown.append(capsys.readouterr().err)  # before the download begins
+        shown.extend(caplog.messages)  # before the download begins
         path = cache / file
         path.parent.mkdir(parents=True)
         path.write_bytes(b"weights")
@@ -119,19 +121,37 @@ def test_the_licence_is_shown_once_when_a_model_is_fetched(
     assert path == cache / card.file == located(card)
     assert len(shown) == 1
     assert shown[0].startswith("pid-sdxl-4k: fetched under NSCLv1: ")
-    assert shown[0].count("\n") == 1
+    assert "\n" not in shown[0]
     assert fetch(card) == path
-    assert len(shown) == 1
-    assert capsys.readouterr() == ("", "")
+    assert len(caplog.messages) == 1
+
+
+def test_a_model_is_fetched_as_pinned_or_as_asked(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    asked: list[object] = []
+
+    def download(*_: object, revision: str | None, **__: object) -> str:
+        asked.append(revision)
+        (cache / "file").parent.mkdir(parents=True, exist_ok=True)
+        (cache / "file").write_bytes(b"weights")
+        return str(cache / "file")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    card = replace(get_card("pid-sdxl-4k"), revision="c0ffee")
+    fetch(card)
+    fetch(card, Access("v2"))
+    assert asked == ["c0ffee", "v2"]
+    with pytest.raises(OSError, match=r"pid-sdxl-4k: .*has the SHA-256 .* instead of 00000"):
+        fetch(replace(card, sha256="0" * 64))
+    assert fetch(replace(card, sha256="0" * 64), Access("v2")).is_file()  # which is another file
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(repository: str, file: str) -> str:
+    def download(*_: object, **__: object) -> str:
         raise ConnectionError("no route to host\nand more")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(OSError, match=r"pid-sd3-2k: cannot fetch .*\(no route to host\); or download it") as caught:
+    with pytest.raises(OSError, match=r"pid-sd3-2k: cannot fetch .*: no route to host; .*elsewhere") as caught:
         fetch(get_card("pid-sd3-2k"))
     assert "\n" not in str(caught.value)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pixdec.io.files import first_line_of
+from pixdec.io.hub import HUB_ID, fetch_file, hub_reason
+from pixdec.weights.checkpoint import SUFFIXES
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +66,12 @@ def find_pipeline(name: str) -> Blueprint:
         if not (folder / _INDEX).is_file():
             raise ValueError(f"{name}: there is no {_INDEX} in this folder; expected what pipe.save_pretrained wrote")
         name = str(folder)
-    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+    elif folder.is_file():
+        raise ValueError(
+            f"{name}: a single file; expected the folder of a pipeline, or a hub id. Make the folder once in Python: "
+            "diffusers' class of the model, .from_single_file(file).save_pretrained(folder)"
+        )
+    elif not HUB_ID.fullmatch(name) or folder.suffix in SUFFIXES:
         raise ValueError(f"{name}: there is no such folder, and a hub id has the form owner/name")
     index = _index(name)
     kind = getattr(library, str(index.get("_class_name")), None)
@@ -198,10 +205,10 @@ def quiet_libraries(*, bars: bool) -> Generator[None]:
 
 def _index(name: str) -> dict[str, Any]:
     """The components of a pipeline, by name: (library, class)."""
-    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
-
-    with _naming(name, f"cannot fetch its {_INDEX}"):
-        file = Path(name) / _INDEX if Path(name).is_dir() else Path(hf_hub_download(name, _INDEX))
+    try:
+        file = Path(name) / _INDEX if Path(name).is_dir() else fetch_file(name, _INDEX)
+    except OSError as error:
+        raise ValueError(str(error)) from error
     with _naming(name, f"its {_INDEX} cannot be read"):
         index: object = json.loads(file.read_bytes())
     if not isinstance(index, dict):
@@ -243,7 +250,8 @@ def _naming(name: str, what: str) -> Generator[None]:
     except Exception as error:
         if _is_out_of_memory(error):
             raise
-        raise ValueError(f"{name}: {what} ({_brief(error)})") from error
+        reason = hub_reason(error, name) if not Path(name).is_dir() else _brief(error)
+        raise ValueError(f"{name}: {what} ({reason})") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

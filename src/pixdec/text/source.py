@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from pixdec.io.files import first_line_of
+from pixdec.io.hub import HUB_ID, Access, fetch_folder
 
 GEMMA: Final = "google/gemma-2-2b-it"
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES: Final = ("*.json", "tokenizer.model", "*.safetensors")  # what the encoder reads; no pickles
 _WHOLE: Final = 64 << 20  # files up to 64 MiB are fingerprinted whole,
 _BLOCK, _BLOCKS = 16 << 10, 512  # larger ones by 512 blocks of 16 KiB spread evenly from first to last byte
@@ -59,7 +58,7 @@ def local_folder(source: str | Path) -> Path | None:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if isinstance(source, str) and _HUB_ID.fullmatch(source):
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
         return None
     raise EncoderUnavailableError(
         f"no caption encoder at {str(source)!r}: expected a folder that holds Gemma-2 or a hub id such as {GEMMA!r}"
@@ -72,22 +71,16 @@ def fetch(source: str | Path, revision: str = "main") -> Path:
     Raises:
         EncoderUnavailableError: not a folder and not downloadable, or not the files of a Gemma-2 model.
     """
-    folder = local_folder(source) or _download(str(source), revision)
+    folder = local_folder(source)
+    if folder is None:
+        try:
+            folder = fetch_folder(str(source), list(_FILES), Access(revision))
+        except OSError as error:
+            raise EncoderUnavailableError(
+                f"the caption encoder: {error}; or name a local folder that holds it"
+            ) from error
     _check_gemma2(folder)
     return folder
-
-
-def _download(repository: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
-    except Exception as error:  # the hub client's errors have no common class, and it has changed its HTTP library once
-        raise EncoderUnavailableError(
-            f"cannot fetch the caption encoder {repository!r} ({first_line_of(error)}): the Gemma repositories are "
-            "gated, so accept the terms on the repository's hub page and run `hf auth login` (formerly "
-            "`huggingface-cli login`), or name a local folder that holds it"
-        ) from error
 
 
 def _check_gemma2(folder: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pixdec.io.files import first_line_of
+from pixdec.io.hub import USUAL, Access, cached, fetch_file
 
+_log = logging.getLogger(__name__)
 Kind = Literal["student", "teacher", "prior", "autoencoder"]
 
 REPOSITORY = "nvidia/PiD"
@@ -67,7 +68,8 @@ class Card:
 
     `file` lies in `repository` on the hub, or in `BUNDLED` if that is None. `space` is the latent space ("" for a
     prior). `times` are a student's noise levels: () for teachers and priors, which take any, and for the bundled
-    decoder, whose file states them. `sizes` None: trained for every size.
+    decoder, whose file states them. `sizes` None: trained for every size. `revision` of the repository, None: its main
+    branch; `sha256` of the file, None: what the hub says when it is downloaded.
     """
 
     name: str
@@ -82,6 +84,8 @@ class Card:
     needs_text: bool
     sizes: Sizes | None = None
     times: tuple[float, ...] = ()
+    revision: str | None = None
+    sha256: str | None = None
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -190,39 +194,37 @@ def card_of(folder: str) -> Card | None:
     return next((card for card in CARDS if card.folder == folder and card.repository is not None), None)
 
 
-def located(card: Card) -> Path | None:
+def located(card: Card, revision: str | None = None) -> Path | None:
     """The model's file if it is on this machine: inside the package, or in the cache of huggingface_hub. Fetches
     nothing."""
     if card.repository is None:
         path = BUNDLED / card.file
         return path if path.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(card.repository, card.file)
-    return Path(cached) if isinstance(cached, str) else None
+    return cached(card.repository, card.file, revision or card.revision)
 
 
-def fetch(card: Card) -> Path:
-    """The model's file, downloaded if it is not on this machine yet.
+def fetch(card: Card, access: Access = USUAL) -> Path:
+    """The model's file, downloaded if it is not on this machine yet; of the card's revision unless another is asked
+    for.
 
-    Before a download, the terms of a model that is not for commercial use are shown on stderr.
+    Before a download, the terms of a model that is not for commercial use are logged as a warning.
 
     Raises:
-        OSError: it cannot be had (no network, no permission, an incomplete installation).
+        OSError: it cannot be had (no network, no permission, an incomplete installation), or is not the pinned file.
     """
-    path = located(card)
-    if path is not None:
-        return path
     if card.repository is None:
-        raise FileNotFoundError(f"{card.name}: {card.file} is missing from the installed package; install pixdec again")
-    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
-
-    if not card.licence.commercial:
-        print(f"{card.name}: fetched under {card.licence.name}: {card.licence.text}", file=sys.stderr)
+        path = located(card)
+        if path is None:
+            raise FileNotFoundError(
+                f"{card.name}: {card.file} is missing from the installed package; install pixdec again"
+            )
+        return path
+    own = access.revision in (None, card.revision)
+    path = located(card, access.revision)
+    if path is None and not card.licence.commercial and not access.local_files_only:
+        _log.warning("%s: fetched under %s: %s", card.name, card.licence.name, card.licence.text)
     try:
-        return Path(hf_hub_download(card.repository, card.file))
-    except Exception as error:  # of the hub's client, of the HTTP library beneath it, or of the disk
-        raise OSError(
-            f"{card.name}: cannot fetch {card.file} of {card.repository} ({first_line_of(error)}); "
-            "or download it elsewhere and name the file"
-        ) from error
+        access = replace(access, revision=access.revision or card.revision)
+        return path or fetch_file(card.repository, card.file, access, card.sha256 if own else None)
+    except OSError as error:
+        raise OSError(f"{card.name}: {error}") from error

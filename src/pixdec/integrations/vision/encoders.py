@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixdec.integrations.vision.recipes import PATCH, Recipe, nominal_side, recipe_of
-from pixdec.io.files import first_line_of
+from pixdec.io.hub import loading_reason
 from pixdec.io.images import resize, to_tensor
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 
@@ -174,7 +174,7 @@ def _load(space: LatentSpace, recipe: Recipe, name: str | Path, dtype: torch.dty
         config: Any = transformers.AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name}: cannot load an encoder of {space.name} from here ({first_line_of(error)})"
+            f"{name}: cannot load an encoder of {space.name} from here ({loading_reason(error, name)})"
         ) from error
     try:
         _check_config(config, space, recipe)
@@ -184,7 +184,7 @@ def _load(space: LatentSpace, recipe: Recipe, name: str | Path, dtype: torch.dty
         model, report = model_class.from_pretrained(str(name), dtype=dtype or torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{name}: cannot load an encoder of {space.name} from here ({first_line_of(error)})"
+            f"{name}: cannot load an encoder of {space.name} from here ({loading_reason(error, name)})"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
