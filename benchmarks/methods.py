@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.plain import plain_velocity
-from pixdec.decoder import PixelDecoder
+from pixdec.decoder import InferenceConfig, PixelDecoder
 from pixdec.devices import computes_in_bfloat16
 from pixdec.io.images import to_pil, to_tensor
 from pixdec.models.pid import PiD, PiDSettings
@@ -109,12 +109,14 @@ def prepare(
         low = (dtype or _usual(device)) == torch.bfloat16
         decoder.network.requires_grad_(True)
         return Method(partial(plain_decode, decoder, latent, text, steps, low=low), [decoder.network])
-    if "int8" in name:
-        decoder.runner.quantise("int8")
-    if name in ("compiled", "graphs", "int8-compiled"):
-        decoder.runner.attention = "auto"
-        decoder.runner.compile("graphs" if name == "graphs" else "default")
-    return Method(partial(decoder.decode, latent, seed=SEED, steps=steps, output="pt"), [decoder.network])
+    compiled = name in ("compiled", "graphs", "int8-compiled")
+    config = InferenceConfig(
+        attention="auto" if compiled else "torch",
+        compile=("graphs" if name == "graphs" else "default") if compiled else None,
+        quantize="int8" if "int8" in name else None,
+    )
+    decode = partial(decoder.decode, latent, seed=SEED, steps=steps, output="pt", config=config)
+    return Method(decode, [decoder.prepare(config)])
 
 
 def open_decoder(model: str, dtype: torch.dtype | None, device: torch.device) -> tuple[PixelDecoder, Tensor | None]:

@@ -9,6 +9,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from benchmarks.facts import lines_of, machine_facts
 from benchmarks.speed import markdown_table
-from pixdec.decoder import PixelDecoder
+from pixdec.decoder import InferenceConfig, PixelDecoder
 from pixdec.devices import best_device
 from pixdec.encoder import ImageEncoder
-from pixdec.inference.quantised import Kind, stored_bytes
+from pixdec.inference.config import Quantize
+from pixdec.inference.quantize import stored_bytes
 from pixdec.io.files import replacing
 from pixdec.io.images import READABLE, read_image, resize, to_tensor
 from pixdec.latents import Latent
@@ -93,10 +95,11 @@ def _ways(model: str, exact: PixelDecoder, most: int) -> Iterator[tuple[str, Pix
     """Name, decoder and tile side, one after the other; without those that this device cannot do."""
     yield from ((f"tiles of {tile}²", exact, tile) for tile in TILES if tile < most)
     yield "bfloat16", PixelDecoder.from_pretrained(model, exact.device, torch.bfloat16), None
-    for kind in get_args(Kind):
+    for kind in get_args(Quantize):
         dtype = torch.bfloat16 if kind == "fp8" else torch.float32
         try:
-            decoder = PixelDecoder.from_pretrained(model, exact.device, dtype, quantise=kind)
+            decoder = PixelDecoder.from_pretrained(model, exact.device, dtype, config=InferenceConfig(quantize=kind))
+            decoder.prepare()
         except ValueError as error:
             print(f"{kind}: not measured here: {error}", flush=True)
             continue
@@ -113,8 +116,7 @@ def _latent(path: Path, side: int, encoder: ImageEncoder) -> Latent:
 
 
 def _decode(decoder: PixelDecoder, latent: Latent, tile: int) -> Tensor:
-    decoder.tile = tile
-    return decoder.decode(latent, output="pt")
+    return decoder.decode(latent, output="pt", config=replace(decoder.config, tile=tile))
 
 
 def _cell(made: list[Tensor], wholes: list[Tensor]) -> str:
@@ -125,7 +127,7 @@ def _cell(made: list[Tensor], wholes: list[Tensor]) -> str:
 
 
 def _weights(decoder: PixelDecoder) -> str:
-    return f"{stored_bytes(decoder.network) / 2**20:,.1f} MiB"
+    return f"{stored_bytes(decoder.prepare()) / 2**20:,.1f} MiB"
 
 
 if __name__ == "__main__":

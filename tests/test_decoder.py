@@ -10,6 +10,7 @@ import torch
 
 from battery import randomised
 from pixdec.decoder import PixelDecoder
+from pixdec.inference.config import InferenceConfig
 from pixdec.inference.sizes import fit
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
@@ -48,7 +49,7 @@ def make(folder: Path, *, kind: str, settings: PiDSettings = SETTINGS, version: 
     extra = {} if kind == "student" else {"times": ()}
     save_decoder(network, path, name="small", space="flux1", version=version, licence="Apache-2.0", kind=kind, **extra)
     decoder = PixelDecoder.from_pretrained(path, device="cpu")
-    decoder._captions = Captions()
+    decoder.captions = Captions()
     return decoder
 
 
@@ -158,7 +159,7 @@ def test_teacher(tmp_path: Path):
     teacher = make(tmp_path, kind="teacher")
     steps = list(teacher.stream(latents(1), "a cat", steps=3))
     assert [step.total for step in steps] == [3, 3, 3]
-    asked = teacher._captions.asked
+    asked = teacher.captions.asked
     assert asked[0] == ["a cat"]
     assert asked[1][0].startswith("low quality")
 
@@ -167,7 +168,7 @@ def test_a_teacher_of_an_unknown_version_is_refused_before_anything_is_embedded(
     teacher = make(tmp_path, kind="teacher", version="v3")
     with pytest.raises(ValueError, match=r"version 'v3'.*expected v1 or v1\.5"):
         teacher.decode(latents(1))
-    assert teacher._captions.asked == []
+    assert teacher.captions.asked == []
 
 
 def test_prior_is_no_decoder(tmp_path: Path):
@@ -181,7 +182,7 @@ def test_prior_is_no_decoder(tmp_path: Path):
 def test_a_decoder_without_text_refuses_a_caption(tmp_path: Path):
     settings = dataclasses.replace(SETTINGS, backbone=dataclasses.replace(BACKBONE, text_width=None))
     decoder = make(tmp_path, kind="student", settings=settings)
-    decoder._captions = None
+    decoder.captions = None
     assert decoder.decode(latents(1))[0].size == (96, 64)
     with pytest.raises(ValueError, match="takes no caption"):
         decoder.decode(latents(1), "a cat")
@@ -190,7 +191,7 @@ def test_a_decoder_without_text_refuses_a_caption(tmp_path: Path):
 def test_bfloat16_weights_decode_to_nearly_the_same(tmp_path: Path):
     exact = make(tmp_path, kind="student")
     rough = PixelDecoder.from_pretrained(tmp_path / "student.safetensors", device="cpu", dtype=torch.bfloat16)
-    rough._captions = Captions()
+    rough.captions = Captions()
     assert rough.dtype == torch.bfloat16
     assert rough.network.gates[0].log_alpha.dtype == torch.float32
     a, b = exact.decode(latents(1), output="pt"), rough.decode(latents(1), output="pt")
@@ -267,7 +268,7 @@ def test_a_bad_latent_in_a_list_is_refused_before_any_is_decoded(student: PixelD
 def test_no_more_images_at_once_than_have_the_pixels_of_the_largest(
     student: PixelDecoder, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pixdec.inference.runner.WHOLE", 2 * 64 * 96 + 1)
+    monkeypatch.setattr("pixdec.inference.engine.WHOLE", 2 * 64 * 96 + 1)
     taken = calls(student)
     student.decode(latents(5))
     student.decode(latents(2, 8, 8))
@@ -289,13 +290,13 @@ def test_grids_that_the_patch_does_not_fit_are_padded_and_cropped(tmp_path: Path
     assert torch.equal(decoder.decode(latent, output="pt"), whole[..., :24, :40])
     assert [step.x0.shape[2:] for step in decoder.stream(latent)] == [(24, 40)] * 4
     assert decoder.decode(latent, size=(48, 80))[0].size == (80, 48)
-    decoder.tile = 32
+    decoder.config = InferenceConfig(tile=32)
     assert decoder.decode(latents(1, 5, 9))[0].size == (72, 40)
 
 
 def trained_on(decoder: PixelDecoder, sizes: Sizes | None) -> PixelDecoder:
     """The same decoder of a model that was trained on these sizes."""
-    return PixelDecoder(dataclasses.replace(decoder.model, sizes=sizes), decoder._captions)
+    return PixelDecoder(dataclasses.replace(decoder.model, sizes=sizes), decoder.captions)
 
 
 def limited(decoder: PixelDecoder, monkeypatch: pytest.MonkeyPatch) -> PixelDecoder:
@@ -314,7 +315,7 @@ def test_tiles_of_a_trained_size_give_no_warning(student: PixelDecoder, monkeypa
     assert set(seen) == {(64, 64)}
     with pytest.warns(UserWarning, match=r"^32x64 .* is outside what small was trained on"):
         decoder.decode(latents(1, 2, 1), steps=1)
-    decoder.tile = 32
+    decoder.config = InferenceConfig(tile=32)
     with pytest.warns(UserWarning, match=r"^in tiles: 32x32 .* is outside what small was trained on"):
         decoder.decode(latents(1, 2, 2), steps=1)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
+from pixdec.inference.config import InferenceConfig
 from pixdec.io.images import resize
 from pixdec.sampling.tiling import Tile, Tiling
 
@@ -62,7 +63,7 @@ def whole(decoder: PixelDecoder, latent: Tensor) -> Tensor:
 
 
 def tiled(decoder: PixelDecoder, latent: Tensor) -> Tensor:
-    decoder.tile = TILING.side
+    decoder.config = InferenceConfig(tile=TILING.side)
     return decoder.decode(latent, steps=1, output="pt")
 
 

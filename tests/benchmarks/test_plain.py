@@ -7,6 +7,7 @@ from battery import randomised
 from benchmarks.plain import plain_velocity
 from pixdec.decoder import PixelDecoder
 from pixdec.models.adapter import AdapterSettings
+from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 
@@ -39,5 +40,5 @@ def test_the_network_computes_what_is_written_plainly(kind: str):
     expected = plain_velocity(network, *given)
     for chunk in (None, 40):
         condition = None if latent is None else network.condition(latent)
-        found = network.velocity(*given[:3], condition, given[4], chunk)
+        found = network.velocity(*given[:3], condition, given[4], Execution(chunk=chunk))
         assert float((found - expected).norm() / expected.norm()) < 3e-6

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
+from pixdec.inference.config import InferenceConfig
 from pixdec.io.images import read_image, read_settings, to_tensor
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
@@ -144,7 +145,7 @@ def test_decode_to_a_size_and_in_tiles(run: Run, tmp_path: Path) -> None:
     outcome = run("decode", source, "-o", target, "--size", "96x64", "--tile", 64, "--json")
     assert (outcome.code, outcome.err) == (0, "")
     decoder = PixelDecoder.from_pretrained()
-    decoder.tile = 64
+    decoder.config = InferenceConfig(tile=64)
     (expected,) = decoder.decode(Latent.load(source), size=(64, 96))
     assert np.array_equal(pixels(target), np.asarray(expected))
     (record,) = outcome.records

@@ -181,15 +181,6 @@ def inputs(told: Told) -> list[str]:
     return sorted(Path(record["input"]).name for record in told.records)
 
 
-def test_an_image_that_cannot_be_shared_is_decoded_by_both_and_one_says_so(made: Made) -> None:
-    first, second = made.told["windows"]
-    assert (first.code, second.code) == (0, 0)
-    assert np.array_equal(made.pixels("windows.png"), made.pixels("windows.png", alone=True))
-    assert len(first.err) == 1
-    assert "attention is windowed" in first.err[0]
-    assert second.err == []
-
-
 @pytest.mark.parametrize(("name", "words"), [("auto", "--memory auto with --team 2"), ("option", "--strength 2.0")])
 def test_what_cannot_be_is_said_once_and_nothing_is_made(made: Made, name: str, words: str) -> None:
     first, second = made.told[name]

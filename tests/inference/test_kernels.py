@@ -10,7 +10,7 @@ from pixdec.layers.attention import attention
 from pixdec.models.pid import PiD, PiDSettings
 
 CPU = torch.device("cpu")
-SHAPES = [Shape(2, 16, 64), Shape(2, 24, 64)]
+SHAPES = (Shape(2, 16, 64), Shape(2, 24, 64))
 
 
 @pytest.mark.parametrize("name", ["math", "flash"])
@@ -38,10 +38,12 @@ def test_a_wrong_kernel_is_not_trusted(monkeypatch: pytest.MonkeyPatch):
 
     trusted.cache_clear()
     for wrong in (forgets_the_last_key, overflows):
+        choose.cache_clear()
         monkeypatch.setattr(kernels, "kernel_of", lambda _name, wrong=wrong: wrong)
         with pytest.raises(ValueError, match=r"attention='flash': .* the exact one, at most 1e-05 is trusted"):
             choose("flash", CPU, torch.float32, SHAPES)
     trusted.cache_clear()
+    choose.cache_clear()
     assert math.isnan(error_of(overflows, CPU, torch.float32, 16))
 
 
@@ -58,4 +60,4 @@ def test_bad_choices_are_one_line():
 def test_shapes_of_the_released_network():
     with torch.device("meta"):
         network = PiD(PiDSettings())
-    assert shapes_of(network, 2048, 2048) == [Shape(24, 64, 16384 + 300), Shape(16, 72, 16384)]
+    assert shapes_of(network, 2048, 2048) == (Shape(24, 64, 16384 + 300), Shape(16, 72, 16384))

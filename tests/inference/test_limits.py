@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pixdec.inference.limits import available_memory, host_memory, parse_memory
+from pixdec.inference.config import parse_memory
+from pixdec.inference.limits import available_memory, host_memory
 
 
 @pytest.mark.parametrize(

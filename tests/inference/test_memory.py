@@ -8,11 +8,13 @@ import torch
 
 from battery import randomised
 from pixdec.decoder import PixelDecoder
+from pixdec.inference.config import InferenceConfig
 from pixdec.inference.counting import count_call
 from pixdec.inference.memory import DecodePlan, plan_decode
 from pixdec.inference.offload import offload_blocks
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.cost import Meter, random_inputs
+from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.train.recipes import nano_network
@@ -63,7 +65,7 @@ def test_a_decode_takes_what_was_predicted(
     )
     assert (plan.images, plan.tile, plan.keep_tokens, plan.offload) == (batch, tile, tile is None, "none")
     decoder = a_decoder(settings, space, dtype=dtype, teacher=teacher)
-    decoder.tile = tile
+    decoder.config = InferenceConfig(tile=tile)
     side = decoder.space.factor * decoder.scale
     latent = torch.randn(batch, decoder.space.channels, size[0] // side, size[1] // side)
     with Meter() as meter:
@@ -82,7 +84,7 @@ def test_a_call_in_many_chunks_takes_what_few_of_them_tell(settings: PiDSettings
     given = random_inputs(settings, height, width, device=torch.device("cpu"))
     condition = network.condition(given.latent)
     with Meter() as meter:
-        network.velocity(given.x_t, given.t, given.text, condition, given.sigma, chunk)
+        network.velocity(given.x_t, given.t, given.text, condition, given.sigma, Execution(chunk=chunk))
     found = count_call(
         settings, height, width, 1, torch.float32, chunk=chunk, tokens=True, tile=False, device_type="cpu"
     )
@@ -218,7 +220,7 @@ def test_cuda_takes_what_was_predicted(tile: int | None):
     plan = plan_decode(SMALL, 1024, 1024, dtype=torch.bfloat16, limit=GIANT, device_type="cuda", tile=tile)
     decoder = a_decoder(SMALL, "flux1", dtype=torch.bfloat16)
     decoder.network.cuda()
-    decoder.tile = tile
+    decoder.config = InferenceConfig(tile=tile)
     torch.cuda.reset_peak_memory_stats()
     decoder.decode(torch.randn(1, 16, 32, 32), steps=3, output="pt")
     assert torch.cuda.max_memory_allocated() == pytest.approx(plan.peak, rel=0.1, abs=70e6)  # workspaces

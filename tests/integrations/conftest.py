@@ -76,7 +76,7 @@ def decoder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]
 
     def fresh(name: str) -> PixelDecoder:
         decoder = made("flux1" if name == "z-image" else name)
-        decoder._captions = Captions() if decoder.model.needs_text else None
+        decoder.captions = Captions() if decoder.model.needs_text else None
         return decoder
 
     return fresh

@@ -102,7 +102,7 @@ def test_several_stops(decoder_of: DecoderOf):
 def test_captions_go_with_their_images(decoder_of: DecoderOf):
     case, decoder = BY_NAME["flux"], decoder_of("flux1")
     pipe = case.build()
-    asked = decoder._captions.asked  # type: ignore[union-attr]
+    asked = decoder.captions.asked  # type: ignore[union-attr]
     arguments = {"prompt": ["a red fox", "blue boat"], "num_images_per_prompt": 2, "output_type": "pt"}
     images = generate(pipe, decoder, stop_after=STOP, decoder_steps=1, **case.run_arguments(**arguments))
     assert images.shape[0] == 4
@@ -120,7 +120,7 @@ def test_z_image_is_given_a_list_of_its_own(decoder_of: DecoderOf):
     prompts = ["a red fox"]
     generate(case.build(), decoder, stop_after=STOP, decoder_steps=1, **case.run_arguments(prompt=prompts))
     assert prompts == ["a red fox"]
-    assert decoder._captions.asked[-1] == ["a red fox"]  # type: ignore[union-attr]
+    assert decoder.captions.asked[-1] == ["a red fox"]  # type: ignore[union-attr]
 
 
 def test_a_decoder_of_another_space_is_refused_before_anything_runs(decoder_of: DecoderOf):
@@ -148,7 +148,7 @@ def test_attached_calls_are_the_pipelines_own(decoder_of: DecoderOf):
         by_position = pipe(prompt, **arguments).images[0]
         (by_tuple,) = pipe(**case.run_arguments(return_dict=False))
         assert np.array_equal(np.asarray(by_position), np.asarray(by_tuple[0]))
-        assert decoder._captions.asked[-1] == [PROMPT]  # type: ignore[union-attr]
+        assert decoder.captions.asked[-1] == [PROMPT]  # type: ignore[union-attr]
         held = capture(pipe, stop_after=STOP, **case.run_arguments())  # by hand, while attached
         assert np.array_equal(np.asarray(decoder.decode(held, PROMPT, steps=1)[0]), np.asarray(by_position))
         with pytest.raises(ValueError, match="attached already; detach that first"):

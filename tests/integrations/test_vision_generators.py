@@ -112,7 +112,7 @@ def test_generated_images(tmp_path: Path):
 
 def test_captions_are_the_condition_if_that_is_text(tmp_path: Path):
     made = decoder(tmp_path, "siglip", scale=1)
-    captions: Any = made._captions
+    captions: Any = made.captions
 
     def text_conditional(condition: str | list[str], /) -> Iterator[tuple[Tensor, float]]:
         yield noise(1 if isinstance(condition, str) else len(condition), 1152, 16, 16), 0.1

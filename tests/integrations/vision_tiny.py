@@ -121,5 +121,5 @@ def decoder(folder: Path, space: str, *, patch: int = 16, scale: int | None = No
     path = folder / f"{space}.safetensors"
     save_decoder(network, path, name=f"small-{space}", space=space, version="v1", licence="Apache-2.0")
     made = PixelDecoder.from_pretrained(path, device="cpu")
-    made._captions = Captions()
+    made.captions = Captions()
     return made

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pixdec.models.deblock import BLOCK, REACH, Deblock
+from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.train.recipes import nano_network
 
@@ -42,7 +43,9 @@ def test_bands_show_nowhere():
     condition = network.condition(latent)
     whole = network.velocity(x_t, t, None, condition, sigma)
     for chunk in (16, 100, 128):  # patches: bands of one row of them and of several, the last one shorter
-        assert torch.allclose(network.velocity(x_t, t, None, condition, sigma, chunk), whole, atol=1e-5)
+        assert torch.allclose(
+            network.velocity(x_t, t, None, condition, sigma, Execution(chunk=chunk)), whole, atol=1e-5
+        )
 
 
 def test_it_sees_over_borders_and_no_farther_than_it_says():

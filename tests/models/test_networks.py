@@ -9,6 +9,7 @@ import torch
 
 from battery import battery, randomised
 from pixdec.models.adapter import AdapterSettings, SigmaGate
+from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD, PiDSettings, Residual
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.taef2 import TAEF2
@@ -118,7 +119,7 @@ def test_chunked_equals_unchunked(settings: PiDSettings, chunk: int):
     x, t = torch.randn(1, 3, 128, 64), torch.tensor([0.5])
     condition = network.condition(latent)
     whole = network.velocity(x, t, text, condition, sigma)
-    assert torch.allclose(network.velocity(x, t, text, condition, sigma, chunk), whole, atol=2e-5)
+    assert torch.allclose(network.velocity(x, t, text, condition, sigma, Execution(chunk=chunk)), whole, atol=2e-5)
 
 
 @torch.no_grad()

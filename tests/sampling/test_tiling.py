@@ -8,6 +8,7 @@ import torch
 from battery import randomised
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
+from pixdec.inference.config import InferenceConfig
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import Condition, PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
@@ -100,7 +101,7 @@ def decoded() -> tuple[torch.Tensor, torch.Tensor]:
     latent = ImageEncoder.from_pretrained(device="cpu").encode(low)
     decoder = PixelDecoder.from_pretrained(device="cpu", dtype=torch.float32)
     whole = decoder.decode(latent, output="pt")
-    decoder.tile = 256
+    decoder.config = InferenceConfig(tile=256)
     return whole, decoder.decode(latent, output="pt")
 
 

@@ -117,7 +117,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 def open_decoder(trained: Trained, dtype: torch.dtype | None = None) -> PixelDecoder:
     decoder = PixelDecoder.from_pretrained(trained.decoder, device="cpu", dtype=dtype)
-    decoder._captions = lambda captions, device, dtype: embed(captions).to(device, dtype)
+    decoder.captions = lambda captions, device, dtype: embed(captions).to(device, dtype)
     return decoder
 
 

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pair import EXACT, TEXT, VARIANTS, given, new_network
 
 from pixdec import devices
+from pixdec.models.execution import Context
 from pixdec.models.pid import PiD
-from pixdec.models.places import Context
 from pixdec.train import parallel
 from pixdec.train.parallel import MachineSettings, Share, World, join, precision, prepare, split_context
 from ring import run_ring

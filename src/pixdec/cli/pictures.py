@@ -75,8 +75,8 @@ def check_run(run: HowToRun, device: str | None, team: int = 1) -> None:
         ValueError: one line that names the option.
     """
     from pixdec.devices import best_device
+    from pixdec.inference.config import parse_memory
     from pixdec.inference.kernels import kernel_of
-    from pixdec.inference.limits import parse_memory
 
     check_device(device)
     memory, kind = run.memory, str(best_device()) if device is None else device
@@ -116,16 +116,16 @@ def open_decoder(
         OSError: as `PixelDecoder.from_pretrained`.
     """
     from pixdec.decoder import PixelDecoder
-    from pixdec.inference.kernels import choose, shapes_of
-    from pixdec.inference.sizes import check_tile
+    from pixdec.inference.config import InferenceConfig
     from pixdec.sampling.flow import student_times
 
     if steps is not None and steps < 1:
         raise ValueError(f"--steps {steps}: expected at least 1")
     run = run or HowToRun()
-    decoder = PixelDecoder.from_pretrained(
-        model, device, torch_dtype(dtype), space=space, memory=run.memory, attention=run.attention
+    config = InferenceConfig(
+        attention=run.attention, compile=run.compile, memory=run.memory, tile=run.tile or None, quantize=run.quantise
     )
+    decoder = PixelDecoder.from_pretrained(model, device, torch_dtype(dtype), space=space, config=config)
     if steps is not None and decoder.model.kind == "student":
         student_times(decoder.model.times, steps, distilled=decoder.is_distilled)
     if caption and not decoder.model.needs_text:
@@ -134,19 +134,15 @@ def open_decoder(
         decoder.load_lora(lora, lora_strength)
     elif lora_strength != 1:
         raise ValueError(f"--lora-strength {lora_strength}: of which LoRA? Name its file with --lora")
-    if run.tile:
-        with _as_option("tile", run.tile):
-            check_tile(run.tile, decoder.network.settings.backbone.patch)
-        decoder.tile = run.tile
-    if run.attention not in ("auto", "torch"):
-        with _as_option("attention", run.attention):
-            choose(run.attention, decoder.device, decoder.dtype, shapes_of(decoder.network, 512, 512))
-    if run.quantise is not None:  # after a LoRA was merged
-        with _as_option("quantise", run.quantise, "kind"):
-            decoder.runner.quantise(run.quantise)
-    if run.compile is not None:
-        with _as_option("compile", run.compile):
-            decoder.runner.compile(run.compile)
+    if run.memory is None:
+        try:
+            decoder.prepare()
+        except ValueError as error:
+            said = str(error)
+            for option, name in (("tile", "tile"), ("attention", "attention"), ("quantise", "quantize")):
+                value = getattr(run, option)
+                said = said.replace(f"{name}={value!r}", f"--{option} {value}", 1)
+            raise ValueError(said) from error
     return decoder
 
 
@@ -157,12 +153,12 @@ def open_for(process: Process, by: DecodeWith, caption: str, *, any_images: bool
         ValueError, OSError: as `open_decoder`.
     """
     device = process.device(by.device)
-    context = process.context(device, by.team)  # all processes meet, also those without images
+    process.context(device, by.team)  # all processes meet, also those without images
     if not any_images:
         return None
     if not process.leads(by.team):
         warnings.simplefilter("ignore")  # the first of the team says it
-    decoder = open_decoder(
+    return open_decoder(
         by.model,
         device,
         by.dtype,
@@ -173,8 +169,6 @@ def open_for(process: Process, by: DecodeWith, caption: str, *, any_images: bool
         lora_strength=by.lora_strength,
         run=by.how,
     )
-    decoder.runner.context = context
-    return decoder
 
 
 def how_made(decoder: PixelDecoder, run: HowToRun, size: tuple[int, int] | None) -> dict[str, object]:
@@ -194,7 +188,7 @@ def tell_plan(decoder: PixelDecoder, rows: int, columns: int, job: Job, report: 
     """
     from pixdec.inference.sizes import Frame
 
-    patch = decoder.network.settings.backbone.patch
+    patch = decoder.network.patch
     plan = decoder.plan(*Frame.of(rows, columns, decoder.space.factor * decoder.scale, patch).whole)
     if report.json_lines:
         figures = {**asdict(plan), "dtype": str(plan.dtype).removeprefix("torch."), "how": plan.how}

@@ -18,7 +18,7 @@ from pixdec.cli.report import Report, one_line, progress, tell
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from pixdec.models.places import Context
+    from pixdec.models.execution import Context
 
 _PATIENCE = timedelta(days=7)  # for the slowest process
 

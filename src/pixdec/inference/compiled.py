@@ -25,10 +25,8 @@ _VARIANTS = 64  # of one function, before PyTorch gives up compiling it: sizes, 
 
 def compile_blocks(network: PiD, backend: str = "inductor") -> None:
     """From now on the blocks run compiled, by a backend of `torch.compile`. The first call on a new size takes the time
-    of compiling, seconds to minutes. Nothing happens to a network that is compiled already."""
+    of compiling, seconds to minutes."""
     _keep_on_disk()
-    if is_compiled(network):
-        return
     is_windowed = network.settings.backbone.window is not None
     for block in network.backbone.patch_blocks:
         vars(block)["forward"] = (
@@ -39,20 +37,6 @@ def compile_blocks(network: PiD, backend: str = "inductor") -> None:
     for block in network.backbone.pixel_blocks:
         for part in _PIXEL_PARTS:
             vars(block)[part] = torch.compile(getattr(block, part), dynamic=False, backend=backend)
-
-
-def is_compiled(network: PiD) -> bool:
-    """Whether `compile_blocks` was called on it."""
-    return "squeeze" in vars(network.backbone.pixel_blocks[0])
-
-
-def uncompile(network: PiD) -> None:
-    """The network as it was."""
-    for block in network.backbone.patch_blocks:
-        vars(block).pop("forward", None)
-    for block in network.backbone.pixel_blocks:
-        for part in _PIXEL_PARTS:
-            vars(block).pop(part, None)
 
 
 def _by_size(forward: Callable[..., Any], backend: str) -> Callable[..., Any]:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pixdec.inference.offload import resident_bytes, weight_bytes
+from pixdec.inference.offload import resident_bytes
 from pixdec.models.cost import META, AcceleratorKernels, Meter, meta_network, random_inputs
+from pixdec.models.execution import Execution
 from pixdec.models.pid import Condition, PiD, PiDSettings
 from pixdec.sampling.samplers import dpm_solver, guided, student
 from pixdec.sampling.tiling import Tiling, tiled_velocity
@@ -105,7 +106,7 @@ def _forgetful() -> Generator[None]:
 def count_weights(settings: PiDSettings, dtype: torch.dtype, *, offloaded: bool) -> int:
     """Bytes of weights on the device."""
     network = meta_network(settings, dtype)
-    return resident_bytes(network) if offloaded else weight_bytes(network)
+    return resident_bytes(network) if offloaded else sum(p.nbytes for p in network.parameters())
 
 
 @lru_cache(maxsize=256)
@@ -192,7 +193,7 @@ def _count_call(
             patch = settings.backbone.patch
             x_t, condition = x_t[:, :, :height, :width], condition.crop(0, 0, height, width, patch)
         with Meter(work=False) as meter, _moments(meter, network) as peaks:
-            velocity = network.velocity(x_t, given.t, given.text, condition, given.sigma, chunk)
+            velocity = network.velocity(x_t, given.t, given.text, condition, given.sigma, Execution(chunk=chunk))
         del velocity
         return meter.alive, peaks
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pixdec.models.adapter import Injected
+from pixdec.models.execution import PLAIN, Execution
 from pixdec.models.pid import Condition, PiD
 
 KEPT = 2  # graphs, the last used ones
@@ -75,16 +76,16 @@ class GraphedVelocity:
         text: Tensor | None,
         condition: Condition,
         sigma: Tensor,
-        chunk: int | None = None,
+        how: Execution = PLAIN,
     ) -> Tensor:
         """As `PiD.velocity`."""
         given = [x_t, t, sigma, *([] if text is None else [text]), *_tensors_of(condition)]
-        key = (chunk, text is None, *((tuple(x.shape), x.dtype) for x in given))
+        key = (how, text is None, *((tuple(x.shape), x.dtype) for x in given))
         if key not in self._seen:
             self._seen.add(key)
-            return self.network.velocity(x_t, t, text, condition, sigma, chunk)
+            return self.network.velocity(x_t, t, text, condition, sigma, how)
         if key not in self._graphs:
-            self._graphs[key] = self._recorded(given, text is not None, condition, chunk)
+            self._graphs[key] = self._recorded(given, text is not None, condition, how)
             if len(self._graphs) > KEPT:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
@@ -95,12 +96,12 @@ class GraphedVelocity:
         self._graphs.clear()
         self._seen.clear()
 
-    def _recorded(self, given: Sequence[Tensor], with_text: bool, condition: Condition, chunk: int | None) -> _Recorded:
+    def _recorded(self, given: Sequence[Tensor], with_text: bool, condition: Condition, how: Execution) -> _Recorded:
         reads = [x.clone() for x in given]
         x_t, t, sigma, *rest = reads
         text = rest.pop(0) if with_text else None
         static = _rebuilt(condition, rest)
-        replay = self.record(lambda: self.network.velocity(x_t, t, text, static, sigma, chunk))
+        replay = self.record(lambda: self.network.velocity(x_t, t, text, static, sigma, how))
         return _Recorded(reads, [ref(x) for x in given], replay)
 
 

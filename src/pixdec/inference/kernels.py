@@ -10,29 +10,32 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pixdec.inference.config import KernelName
 from pixdec.io.files import first_line_of
 from pixdec.layers.attention import Kernel, attention
 from pixdec.models.pid import PiD
 
-KernelName = Literal["auto", "torch", "math", "flash", "efficient", "cudnn", "flash3", "sage"]
 NAMES: Sequence[KernelName] = get_args(KernelName)
 
 # How far a kernel may be from the exact result, ‖difference‖/‖exact‖. Rounding alone makes about a third of it.
 EXACT: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
-QUANTISED = 0.1  # for kernels that round queries and keys to 8 bits: an approximation, never chosen by "auto"
+QUANTIZED = 0.1  # for kernels that round queries and keys to 8 bits: an approximation, never chosen by "auto"
 
-_BACKENDS: Mapping[str, SDPBackend] = {
-    "math": SDPBackend.MATH,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
+# Called by themselves, for `torch.nn.attention.sdpa_kernel` sets what all threads of the process see.
+_OPERATIONS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "math": lambda q, k, v: torch.ops.aten._scaled_dot_product_attention_math(q, k, v)[0],
+    "flash": lambda q, k, v: (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+        if q.device.type == "cpu"
+        else torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+    ),
+    "efficient": lambda q, k, v: torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, False)[0],
+    "cudnn": lambda q, k, v: torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, False)[0],
 }
 _PACKAGES: Mapping[str, tuple[str, str]] = {  # module, and what to install
     "flash3": ("flash_attn_interface", "FlashAttention-3 (its repository's folder `hopper`)"),
@@ -50,19 +53,20 @@ class Shape:
     tokens: int
 
 
-def shapes_of(network: PiD, height: int, width: int) -> list[Shape]:
+def shapes_of(network: PiD, height: int, width: int) -> tuple[Shape, ...]:
     """The shapes of attention in a decode to height x width pixels: patch blocks, pixel blocks."""
     backbone = network.settings.backbone
     patches = height * width // backbone.patch**2
     tokens = patches if backbone.window is None else backbone.window**2
     text = backbone.text_length if backbone.text_width is not None else 0
-    return [
+    return (
         Shape(backbone.heads, backbone.hidden // backbone.heads, tokens + text),
         Shape(backbone.pixel_heads, backbone.pixel_hidden // backbone.pixel_heads, tokens),
-    ]
+    )
 
 
-def choose(name: KernelName, device: torch.device, dtype: torch.dtype, shapes: Sequence[Shape]) -> Kernel:
+@cache
+def choose(name: KernelName, device: torch.device, dtype: torch.dtype, shapes: tuple[Shape, ...]) -> Kernel:
     """The kernel of that name for attention of these shapes, checked (`error_of`).
 
     "torch" leaves the choice to PyTorch, unchecked. "auto" times PyTorch's choice and all exact kernels that are there
@@ -87,8 +91,8 @@ def kernel_of(name: KernelName) -> Kernel:
     """The kernel of that name, as it is. ValueError if its package is not installed."""
     if name == "torch":
         return attention
-    if name in _BACKENDS:
-        return _one_backend(_BACKENDS[name])
+    if name in _OPERATIONS:
+        return _unmasked(_OPERATIONS[name])
     module, source = _PACKAGES[name]
     if find_spec(module) is None:
         raise ValueError(f"attention={name!r}: the package {module} is not installed; {source}")
@@ -99,7 +103,7 @@ def kernel_of(name: KernelName) -> Kernel:
 @cache
 def trusted(name: KernelName, device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Its error against the exact result here, for heads of that width, found once. ValueError as `choose`."""
-    bound = QUANTISED if name == "sage" else EXACT[dtype]
+    bound = QUANTIZED if name == "sage" else EXACT[dtype]
     kernel = kernel_of(name)
     try:
         error = error_of(kernel, device, dtype, width)
@@ -163,32 +167,24 @@ def _by_width(kernels: Mapping[int, Kernel]) -> Kernel:
     return attend
 
 
-def _one_backend(backend: SDPBackend) -> Kernel:
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-    return attend
+def _unmasked(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Kernel:
+    return lambda q, k, v, mask: attend(q, k, v) if mask is None else attention(q, k, v, mask)
 
 
 def _flash3(function: Callable[..., Any]) -> Kernel:
-    """Takes (B, L, heads, d) and no mask; some versions return the log-sum-exp beside the result."""
+    """Takes (B, L, heads, d); some versions return the log-sum-exp beside the result."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is not None:
-            return attention(q, k, v, mask)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         found = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return (found[0] if isinstance(found, tuple) else found).transpose(1, 2)
 
-    return cast(Kernel, torch.compiler.disable(attend))
+    return cast(Kernel, torch.compiler.disable(_unmasked(attend)))
 
 
 def _sage(function: Callable[..., Any]) -> Kernel:
-    """Takes (B, heads, L, d) and no mask."""
+    """Takes (B, heads, L, d)."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is not None:
-            return attention(q, k, v, mask)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return function(q.contiguous(), k.contiguous(), v.contiguous(), tensor_layout="HND", is_causal=False)
 
-    return cast(Kernel, torch.compiler.disable(attend))
+    return cast(Kernel, torch.compiler.disable(_unmasked(attend)))

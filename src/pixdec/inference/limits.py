@@ -1,4 +1,4 @@
-"""How much memory may be taken: as somebody states it, or as the device tells.
+"""How much memory may be taken, as the device tells.
 
 Amounts are bytes.
 """
@@ -9,28 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_MEMORY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b\s*", re.IGNORECASE)
-
-
-def parse_memory(memory: str | int) -> int:
-    """Bytes of "8GB" (10⁹), "7.5 GiB" (2³⁰) or a number of bytes. ValueError for anything else, and for less than a
-    megabyte, which is a slip."""
-    expected = "expected an amount such as '8GB', '7.5GiB' or a number of bytes"
-    if isinstance(memory, bool) or not isinstance(memory, int | str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"memory={memory!r}: {expected}")
-    if isinstance(memory, str) and memory.strip().isdecimal():
-        size = int(memory)
-    elif isinstance(memory, str):
-        if (found := _MEMORY.fullmatch(memory)) is None or (found[3] and not found[2]):
-            raise ValueError(f"memory={memory!r}: {expected}")
-        size = int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2].lower()])
-    else:
-        size = memory
-    if size < 1_000_000:
-        raise ValueError(f"memory={memory!r} is {size} bytes, and no network fits in that; {expected}")
-    return size
 
 
 def available_memory(device: str | torch.device) -> int:

@@ -1,22 +1,19 @@
 """One image on several processes: how they meet, which device each has, and what they hand to each other.
 
-torchrun starts them. Every process passes the same x_t, t, text and condition to a network and gets the same whole
+torchrun starts them. Every process passes the same x_t, t, text and latent to a network and gets the same whole
 velocity, bit for bit:
 
     mesh = meet(own_cuda(local), context=2)  # two processes for each image
-    with share_images(network, context_of(mesh.get_group("context"))):
-        velocity = network.velocity(x_t, t, text, condition, sigma)
+    how = Execution(context=context_of(mesh.get_group("context")))
+    velocity = network(x_t, t, text, latent, sigma, how)
 
-Nothing else needs to be sent. Noise is drawn on the CPU from seeds (`sampling.samplers.NoiseSource`), so every process
-draws the same, and what a sampler makes of equal velocities is equal.
-
-Large images are shared by tiles instead, by `sampling.tiling.tiled_velocity(…, context)`: that suits every network,
-also one whose attention is windowed.
+Split are the tokens of patches and pixels, the adapter's tokens, modulations, queries and all products with weights.
+Whole on every process are the weights, the image, the features of the condition, the text stream, and the keys and
+values of one block at a time.
 """
 
 import atexit
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -24,8 +21,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from pixdec.models.execution import Context
 from pixdec.models.pid import PiD
-from pixdec.models.places import Context
 
 
 def own_cuda(place: int) -> torch.device:
@@ -70,42 +67,13 @@ def meet(device: torch.device, context: int = 1) -> DeviceMesh:
 
 
 def context_of(group: distributed.ProcessGroup) -> Context:
-    """What a network, or `tiled_velocity`, must know to share each image with the other processes of a group."""
+    """What a network must know to share each image with the other processes of a group."""
 
     def gather(band: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
         return gathered(band, axis, sizes, group)
 
     uncompiled: Any = torch.compiler.disable(gather)
     return Context(group.rank(), group.size(), uncompiled)
-
-
-@contextmanager
-def share_images(network: PiD, context: Context | None) -> Generator[None]:
-    """Inside, the processes of a context compute each of the network's images together, each a band of its rows of
-    patches; with None nothing changes. They call the network together, with the same whole image, and get the same
-    whole velocity.
-
-    Split are the tokens of patches and pixels, the adapter's tokens, modulations, queries and all products with
-    weights. Whole on every process are the weights, the image, the features of the condition, the text stream, and the
-    keys and values of one block at a time. A condition's tokens are of no use here: take
-    `network.condition(latent, tokens=False)`.
-
-    Raises ValueError for windowed attention. The network raises it, in every process alike, for fewer rows of patches
-    than processes.
-    """
-    if context is None:
-        yield
-        return
-    if is_windowed(network):
-        raise ValueError(
-            f"an image on {context.count} processes: this network's attention is windowed, it decodes bands of windows "
-            "as it is; share the image in tiles (a tile's side smaller than the image's), or images one by one"
-        )
-    before, network.backbone.context = network.backbone.context, context
-    try:
-        yield
-    finally:
-        network.backbone.context = before
 
 
 def is_windowed(network: PiD) -> bool:

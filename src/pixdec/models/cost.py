@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD, PiDSettings
 
 Kind = Literal["products", "attention", "other"]
@@ -292,6 +293,6 @@ def decode_cost(
         with by_part(first, network), first:
             condition = None if given.latent is None else network.condition(given.latent)
         with by_part(second, network), second:
-            velocity = network.velocity(given.x_t, given.t, given.text, condition, given.sigma, chunk)
+            velocity = network.velocity(given.x_t, given.t, given.text, condition, given.sigma, Execution(chunk=chunk))
     del velocity
     return first.cost(), second.cost()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pixdec.models.adapter import GATE_BIAS, AdapterSettings, Injected, LatentAdapter, SigmaGate
 from pixdec.models.deblock import BLOCK, Deblock, bands
+from pixdec.models.execution import PLAIN, Execution
 from pixdec.models.pixdit import PixDiT, PixDiTSettings
 from pixdec.models.tiny_vae import TinyDecoder, TinyVAESettings
 
@@ -96,6 +97,21 @@ class PiD(nn.Module):
         self.base = TinyDecoder(settings.base) if settings.base is not None else None
         self.deblock = Deblock(3 + backbone.in_channels, settings.deblock) if settings.deblock is not None else None
 
+    @property
+    def patch(self) -> int:
+        """Sides of images are multiples of so many pixels."""
+        return self.settings.backbone.patch
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.backbone.patch_embed.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; those of offloaded blocks may be elsewhere."""
+        return self.backbone.patch_embed.weight.device
+
     def initialise(self, seed: int = 0) -> Self:
         """Fresh weights, in place: Xavier-uniform Linears; zero modulations, final Linear, adapter heads and last
         convolution of the deblocking filter, so that every block starts as the identity and the rest as if it were not
@@ -151,7 +167,13 @@ class PiD(nn.Module):
         return self.base(latent).float()
 
     def forward(
-        self, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor | None, sigma: Tensor | None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        text: Tensor | None,
+        latent: Tensor | None,
+        sigma: Tensor | None,
+        how: Execution = PLAIN,
     ) -> Tensor:
         """x_t (B,3,H,W), t (B,) in [0,1], text (B,T,E), normalised latent (B,C,h,w), sigma (B,) -> velocity (B,3,H,W),
         float32.
@@ -159,9 +181,8 @@ class PiD(nn.Module):
         text None for a network without text, latent and sigma None for one without an adapter.
         """
         # Where an image is shared by processes, each makes the tokens of its own band.
-        whole = self.backbone.context is None
-        condition = None if latent is None else self.condition(latent, tokens=whole)
-        return self.velocity(x_t, t, text, condition, sigma)
+        condition = None if latent is None else self.condition(latent, tokens=how.context is None)
+        return self.velocity(x_t, t, text, condition, sigma, how)
 
     def velocity(
         self,
@@ -170,11 +191,11 @@ class PiD(nn.Module):
         text: Tensor | None,
         condition: Condition | None,
         sigma: Tensor | None,
-        chunk: int | None = None,
+        how: Execution = PLAIN,
     ) -> Tensor:
-        """As `forward`, from a condition that was computed before; the pixel blocks take `chunk` patches at a time."""
+        """As `forward`, from a condition that was computed before."""
         t4 = t.float()[:, None, None, None]
-        here = condition if condition is None or self.backbone.context is None else self._band(condition, x_t)
+        here = condition if condition is None or how.context is None else self._band(condition, x_t, how)
 
         def inject(i: int, tokens: Tensor) -> Tensor:
             if here is None or sigma is None:
@@ -192,9 +213,9 @@ class PiD(nn.Module):
         if self.settings.prediction == "residual":
             assert condition is not None and condition.base is not None
             frame = Residual(condition.base, self.settings.residual_std)
-            output = self.backbone(frame.inputs(x_t, t4), t, text, inject, chunk)
-            return frame.velocity(x_t, t4, self._deblocked(output, frame, x_t, t, t4, chunk).float())
-        output = self.backbone(x_t, t, text, inject, chunk).float()
+            output = self.backbone(frame.inputs(x_t, t4), t, text, inject, how)
+            return frame.velocity(x_t, t4, self._deblocked(output, frame, x_t, t, t4, how.chunk).float())
+        output = self.backbone(x_t, t, text, inject, how).float()
         if self.settings.prediction == "x0":
             return (x_t - output) / t4.clamp_min(MIN_T)
         return output
@@ -216,10 +237,10 @@ class PiD(nn.Module):
             made.append(self.deblock(output[part], inputs, t)[:, :, inside])
         return made[0] if len(made) == 1 else torch.cat(made, 2)
 
-    def _band(self, condition: Condition, x_t: Tensor) -> Condition:
+    def _band(self, condition: Condition, x_t: Tensor, how: Execution) -> Condition:
         """The part of a condition that belongs to the rows of patches that the backbone computes here."""
         patch, (height, width) = self.settings.backbone.patch, x_t.shape[-2:]
-        rows = self.backbone.band(height // patch)
+        rows = how.band(height // patch)
         return condition.crop(rows.start * patch, 0, len(rows) * patch, width, patch)
 
     def loss_weight(self, t: Tensor) -> Tensor:

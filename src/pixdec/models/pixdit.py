@@ -9,17 +9,19 @@ Source: PixelDiT as used by PiD (arXiv 2605.23902) and its released checkpoints.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.layers.attention import Kernel, attention, queries_keys_values
+from pixdec.layers.attention import queries_keys_values
 from pixdec.layers.embeddings import time_sinusoid
 from pixdec.layers.norms import RMSNorm, modulated_norm
 from pixdec.layers.patching import patch_pixels, patch_vectors, pixels_to_image
-from pixdec.models.places import Attending, Bands, Context, Grid, Places, pixel_positions
+from pixdec.models.execution import PLAIN, Execution
+from pixdec.models.places import Attending, Bands, Grid, Places, pixel_positions
 
 TIME_WIDTH = 256
 TOKENS_AT_ONCE = 8192  # in the MLPs of patch blocks, whose hidden activations would be the most that is alive at once
@@ -271,17 +273,13 @@ class PixDiT(nn.Module):
     """The backbone. `inject` lets a latent in: it is called with (i, tokens) before patch block i, and with i = depth
     on the condition of the pixel blocks, and returns what takes the tokens' place.
 
-    `kernel` computes the attention. `context` is None unless something outside shares each image out over processes;
-    then tokens, also those that `inject` sees, are the rows of patches in `band`, and only what comes out is a whole
-    image.
+    Where processes share each image (`Execution.context`), tokens, also those that `inject` sees, are the rows of
+    patches of one band, and only what comes out is a whole image.
     """
 
     def __init__(self, settings: PixDiTSettings):
         super().__init__()
         self.settings = settings
-        self.kernel: Kernel = attention
-        self.context: Context | None = None
-        self._places: tuple[object, Places] | None = None
         width = settings.hidden
         self.patch_embed = nn.Linear(settings.in_channels * settings.patch**2, width)
         self.time_in = nn.Linear(TIME_WIDTH, width)
@@ -303,29 +301,26 @@ class PixDiT(nn.Module):
         t: Tensor,
         text: Tensor | None,
         inject: Callable[[int, Tensor], Tensor] | None = None,
-        chunk: int | None = None,
+        how: Execution = PLAIN,
     ) -> Tensor:
-        """images (B,in_channels,H,W), t (B,) in [0,1], text (B,T,E) -> (B,3,H,W). H and W are multiples of p.
-
-        `chunk` is the number of patches that the pixel blocks, and blocks whose attention is windowed, work on at a
-        time; all at once if None.
-        """
+        """images (B,in_channels,H,W), t (B,) in [0,1], text (B,T,E) -> (B,3,H,W). H and W are multiples of p."""
         side = self.settings.patch
         rows, columns = images.shape[-2] // side, images.shape[-1] // side
-        band, dtype = self.band(rows), self.patch_embed.weight.dtype
-        places = self._places_of(rows, columns, chunk, 0 if text is None else text.shape[1], images.device)
+        band, dtype = how.band(rows), self.patch_embed.weight.dtype
+        words = 0 if text is None else text.shape[1]
+        places = places_of(self.settings, rows, columns, words, images.device, dtype, how)
         images = images[:, :, band.start * side : band.stop * side].to(dtype)  # all of them, without a context
         vectors = patch_vectors(images, side)  # (B,L,in_channels·P)
         s = self._conditions(vectors, t, text, inject, places)  # (B,L,D)
-        chunk = chunk or s.shape[1]
+        chunk = how.chunk or s.shape[1]
         pixels = places.add_positions(self.pixel_embed(patch_pixels(vectors, side)))  # (B,L,P,c)
         for i, block in enumerate(self.pixel_blocks):
             pixels = self._pixel_block(block, pixels, s, places.squeezed[i % 2], chunk)
         made = [self.final_linear(self.final_norm(pixels[:, i])) for i in parts(s.shape[1], chunk)]  # (B,l,P,3)
         whole = pixels_to_image(torch.cat(made, 1), len(band), columns)
-        if self.context is None:
+        if how.context is None:
             return whole
-        return self.context.gather(whole, 2, [len(each) * side for each in self.context.bands(rows)])
+        return how.context.gather(whole, 2, [len(each) * side for each in how.context.bands(rows)])
 
     def _conditions(
         self,
@@ -363,41 +358,31 @@ class PixDiT(nn.Module):
             return made[0]
         return torch.cat(made, 1) if torch.is_grad_enabled() else pixels  # where each band has taken its own place
 
-    def band(self, rows: int) -> range:
-        """Which of an image's rows of patches are computed here: all of them, without a context."""
-        return range(rows) if self.context is None else self.context.bands(rows)[self.context.rank]
 
-    def _places_of(self, rows: int, columns: int, chunk: int | None, words: int, device: torch.device) -> Places:
-        """The places of an image of rows x columns patches; those of the last call are kept."""
-        key = (rows, columns, chunk, words, device, self.context, self.kernel, self.patch_embed.weight.dtype)
-        if self._places is None or self._places[0] != key:
-            with torch.inference_mode(False):  # so that training can use them after a decode
-                self._places = key, self._make_places(rows, columns, chunk, words, device)
-        return self._places[1]
+@lru_cache(maxsize=2)
+def places_of(
+    settings: PixDiTSettings,
+    rows: int,
+    columns: int,
+    words: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    how: Execution,
+) -> Places:
+    """The places of an image of rows x columns patches beside so many words, kept for the next call of this size."""
+    side = settings.patch
+    reference = settings.reference and (settings.reference[0] // side, settings.reference[1] // side)
 
-    def _make_places(self, rows: int, columns: int, chunk: int | None, words: int, device: torch.device) -> Places:
-        settings, side = self.settings, self.settings.patch
-        reference = settings.reference and (settings.reference[0] // side, settings.reference[1] // side)
+    def grids(width: int, heads: int) -> tuple[Bands, Bands]:
+        attending = Attending(width // heads, reference, settings.rope_stride, settings.window, words, device)
+        return attending.grids(rows, columns, how)
 
-        def grids(width: int, heads: int) -> tuple[Bands, Bands]:
-            attending = Attending(
-                width // heads, reference, settings.rope_stride, settings.window, words, device, self.kernel
-            )
-            return attending.grids(rows, columns, chunk, self.context)
-
-        positions = pixel_positions(
-            band := self.band(rows),
-            columns,
-            side,
-            settings.pixel_width,
-            device,
-            self.patch_embed.weight.dtype,
-            whole=settings.pixel_positions == "image",
-        )
+    band, whole = how.band(rows), settings.pixel_positions == "image"
+    with torch.inference_mode(False):  # so that training can use them after a decode
         return Places(
             patches=grids(settings.hidden, settings.heads),
             squeezed=grids(settings.pixel_hidden, settings.pixel_heads),
             rows=len(band),
             columns=columns,
-            positions=positions,
+            positions=pixel_positions(band, columns, side, settings.pixel_width, device, dtype, whole=whole),
         )

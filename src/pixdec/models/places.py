@@ -7,58 +7,33 @@ d width of a head · heads of attention · T text tokens
 P = p² pixels of a patch · c pixel width
 """
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pixdec.layers.attention import Kernel, Windows, merge_heads
+from pixdec.layers.attention import Windows, merge_heads
 from pixdec.layers.embeddings import pixel_rows
 from pixdec.layers.rope import image_table, text_table
+from pixdec.models.execution import Execution
 
 TEXT_THETA = 10000.0
 
 
 @dataclass(frozen=True)
-class Context:
-    """Processes that share every image: number `rank` of `count` computes a band of its rows of patches, whose queries
-    see the keys and values of all bands. The text is computed by each of them.
-
-    `gather(band, axis, sizes)` puts the bands of all processes together along an axis, where they have `sizes`; its
-    backward pass adds up what the processes found for each band.
-    """
-
-    rank: int
-    count: int
-    gather: Callable[[Tensor, int, Sequence[int]], Tensor]
-
-    def bands(self, rows: int) -> list[range]:
-        """The rows of patches of each process, as even as can be. ValueError for fewer rows than processes."""
-        if rows < self.count:
-            raise ValueError(
-                f"{rows} rows of patches cannot be shared by {self.count} processes; take larger images, or fewer "
-                "processes for each image (machine.context, --team)"
-            )
-        edges = [rows * i // self.count for i in range(self.count + 1)]
-        return [range(first, last) for first, last in itertools.pairwise(edges)]
-
-
-@dataclass(frozen=True)
 class Grid:
-    """What attention must know of the tokens' places: the kernel that computes it, rotary tables, and windows where it
-    is windowed. Then the tokens may be only some of all, a band of whole windows at `tokens`, for no window sees
-    another. With a `context` they are the band of this process; all bands have `sizes` tokens."""
+    """What attention must know of the tokens' places: rotary tables, how it is computed, and windows where it is
+    windowed. Then the tokens may be only some of all, a band of whole windows at `tokens`, for no window sees another.
+    With a context they are the band of this process; all bands have `sizes` tokens."""
 
     image: Tensor  # (2, l, d/2) rotary table; (2, windows, side², d/2) where there are windows
-    kernel: Kernel
+    how: Execution
     text: Tensor | None = None  # (2, T, d/2) rotary table of the text
     windows: Windows | None = None
     mask: Tensor | None = None  # (windows, 1, 1, side²) where windows stick out of the image
     tokens: slice = field(default_factory=lambda: slice(None))
-    context: Context | None = None
     sizes: tuple[int, ...] = ()
 
     def split(self, x: Tensor) -> Tensor:
@@ -73,10 +48,10 @@ class Grid:
         """q, k, v (B, heads, l, d), as `split` left them -> (B,l,heads·d)."""
         if self.windows is None:
             k, v = self._keys_and_values(k, v)
-            return merge_heads(self.kernel(q, k, v, None))
+            return merge_heads(self.how.kernel(q, k, v, None))
         batch = q.shape[0] // self.windows.count
         mask = self.mask if self.mask is None or batch == 1 else self.mask.repeat(batch, 1, 1, 1)
-        return self.windows.join(merge_heads(self.kernel(q, k, v, mask)))
+        return self.windows.join(merge_heads(self.how.kernel(q, k, v, mask)))
 
     def attention_with_text(
         self, q: Tensor, k: Tensor, v: Tensor, text: tuple[Tensor, Tensor, Tensor], *, last: bool
@@ -85,18 +60,18 @@ class Grid:
         k, v = self._keys_and_values(k, v)
         k, v = torch.cat((text[1], k), 2), torch.cat((text[2], v), 2)
         if last:
-            return merge_heads(self.kernel(q, k, v, None)), None
-        attended = merge_heads(self.kernel(torch.cat((text[0], q), 2), k, v, None))
+            return merge_heads(self.how.kernel(q, k, v, None)), None
+        attended = merge_heads(self.how.kernel(torch.cat((text[0], q), 2), k, v, None))
         words, image = attended.split((text[0].shape[2], q.shape[2]), 1)
         return image, words
 
     def whole(self, band: Tensor, axis: int) -> Tensor:
         """What lies along `axis` for the tokens that are computed here -> the same for all tokens of the image."""
-        return band if self.context is None else self.context.gather(band, axis, self.sizes)
+        return band if self.how.context is None else self.how.context.gather(band, axis, self.sizes)
 
     def _keys_and_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the tokens that are computed here, (B, heads, l, d) -> those that they see."""
-        if self.context is None:
+        if self.how.context is None:
             return k, v
         k, v = self.whole(torch.stack((k, v)), 3).unbind()
         return k, v
@@ -137,7 +112,7 @@ class Places:
 @dataclass(frozen=True)
 class Attending:
     """How a group of blocks attends: heads of `width`; `reference` rows and columns of the rotary bases, `stride`, and
-    `window` as in the backbone's settings; so many `words` of text beside the image; on `device`, by `kernel`."""
+    `window` as in the backbone's settings; so many `words` of text beside the image; on `device`."""
 
     width: int
     reference: tuple[int, int] | None
@@ -145,35 +120,30 @@ class Attending:
     window: int | None
     words: int
     device: torch.device
-    kernel: Kernel
 
-    def grids(self, rows: int, columns: int, chunk: int | None, context: Context | None) -> tuple[Bands, Bands]:
-        """The bands of an image of rows x columns patches, of about `chunk` tokens each if attention is windowed."""
+    def grids(self, rows: int, columns: int, how: Execution) -> tuple[Bands, Bands]:
+        """The bands of an image of rows x columns patches, of about a chunk of tokens each if attention is windowed."""
         image = image_table(rows, columns, self.width, reference=self.reference, stride=self.stride, device=self.device)
         if self.window is None:
-            return (only := [self._whole(image, rows, columns, context)]), only
-        assert context is None, "windows and a context do not go together"
-        return self._windows(image, rows, columns, 0, chunk), self._windows(
-            image, rows, columns, self.window // 2, chunk
-        )
+            return (only := [self._whole(image, rows, columns, how)]), only
+        assert how.context is None, "windows and a context do not go together"
+        return self._windows(image, rows, columns, 0, how), self._windows(image, rows, columns, self.window // 2, how)
 
-    def _whole(self, image: Tensor, rows: int, columns: int, context: Context | None) -> Grid:
+    def _whole(self, image: Tensor, rows: int, columns: int, how: Execution) -> Grid:
         text = text_table(self.words, self.width, TEXT_THETA, self.device) if self.words else None
-        if context is None:
-            return Grid(image, self.kernel, text)
-        bands = context.bands(rows)
-        here, sizes = bands[context.rank], tuple(len(each) * columns for each in bands)
-        image = image[:, here.start * columns : here.stop * columns]
-        return Grid(image, self.kernel, text, context=context, sizes=sizes)
+        if how.context is None:
+            return Grid(image, how, text)
+        here, sizes = how.band(rows), tuple(len(each) * columns for each in how.context.bands(rows))
+        return Grid(image[:, here.start * columns : here.stop * columns], how, text, sizes=sizes)
 
-    def _windows(self, image: Tensor, rows: int, columns: int, shift: int, chunk: int | None) -> Bands:
+    def _windows(self, image: Tensor, rows: int, columns: int, shift: int, how: Execution) -> Bands:
         assert self.window is not None
         windows = Windows(rows, columns, self.window, shift, shift)
         found = Bands()
-        for part, inside in windows.bands(chunk or rows * columns):
+        for part, inside in windows.bands(how.chunk or rows * columns):
             table = torch.stack([inside.split(each[None]) for each in image[:, part]])
             mask = inside.mask(1, self.device)
-            found.append(Grid(table, self.kernel, windows=inside, mask=mask, tokens=part))
+            found.append(Grid(table, how, windows=inside, mask=mask, tokens=part))
         return found
 
 

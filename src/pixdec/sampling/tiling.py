@@ -12,12 +12,10 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
-
-from pixdec.models.pid import Condition
-from pixdec.models.places import Context
 
 
 @dataclass(frozen=True)
@@ -93,48 +91,27 @@ class Tiling:
         return ramp
 
 
-TileVelocity = Callable[[Tensor, Condition], Tensor]
+class Croppable(Protocol):
+    """What a network made of a latent, and of which it can be given a part: `pixdec.models.pid.Condition`."""
+
+    def crop(self, top: int, left: int, height: int, width: int, patch: int) -> Self:
+        """What belongs to a rectangle of output pixels."""
+        ...
 
 
-def tiled_velocity(
-    velocity: TileVelocity, x_t: Tensor, condition: Condition, tiling: Tiling, context: Context | None = None
-) -> Tensor:
+C = TypeVar("C", bound=Croppable)
+
+
+def tiled_velocity(velocity: Callable[[Tensor, C], Tensor], x_t: Tensor, condition: C, tiling: Tiling) -> Tensor:
     """v = Σ w_i v_i / Σ w_i over tiles i, v_i = velocity(x_t in tile i, condition in tile i).
 
     x_t (B,3,H,W) -> (B,3,H,W) float32. The tiles' positions are their own, as in an image of a tile's size.
-
-    With a `context`, its processes share the tiles: number r of n computes tiles r, r+n, …. All pass the same x_t and
-    condition and get the same velocity, that of one process alone to the bit: each adds up all tiles, in their order.
-    A round of n tiles is in memory at a time. `velocity` itself must not be shared.
     """
     total = torch.zeros_like(x_t, dtype=torch.float32)
     weights = torch.zeros(x_t.shape[-2:], dtype=torch.float32, device=x_t.device)
-    for tile, part in _parts(velocity, x_t, condition, tiling, context):
+    for tile in tiling:
+        cropped = condition.crop(tile.top, tile.left, tile.height, tile.width, tiling.patch)
         weight = tiling.weight(tile, x_t.device)
-        tile.of(total).addcmul_(part, weight)
+        tile.of(total).addcmul_(velocity(tile.of(x_t), cropped).float(), weight)
         tile.of(weights[None, None])[0, 0].add_(weight)
     return total.div_(weights)
-
-
-def _parts(
-    velocity: TileVelocity, x_t: Tensor, condition: Condition, tiling: Tiling, context: Context | None
-) -> Iterator[tuple[Tile, Tensor]]:
-    """Every tile with its velocity, whichever process computed it."""
-
-    def at(tile: Tile) -> Tensor:
-        cropped = condition.crop(tile.top, tile.left, tile.height, tile.width, tiling.patch)
-        return velocity(tile.of(x_t), cropped).float()
-
-    tiles = list(tiling)
-    if context is None:
-        yield from ((tile, at(tile)) for tile in tiles)
-        return
-    batch = x_t.shape[0]
-    for first in range(0, len(tiles), context.count):
-        several = tiles[first : first + context.count]  # in the last round there may be fewer than processes
-        if context.rank < len(several):
-            mine = at(several[context.rank])
-        else:
-            mine = torch.zeros_like(several[0].of(x_t), dtype=torch.float32)  # all tiles are of one size
-        parts = context.gather(mine, 0, [batch] * context.count).split(batch)
-        yield from zip(several, parts, strict=False)

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pixdec.devices import best_device, computes_in_bfloat16
 from pixdec.inference.sharing import context_of, is_windowed, meet, own_cuda
+from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD
 
 BACKEND = "inductor"  # of torch.compile
@@ -272,7 +273,8 @@ def split_context(network: PiD, world: World) -> None:
             f"machine.context={count}: this network's attention is windowed, which needs no splitting; take 1"
         )
     assert world.mesh is not None
-    network.backbone.context = context_of(world.mesh.get_group("context"))
+    how = Execution(context=context_of(world.mesh.get_group("context")))
+    network.forward = functools.partial(network.forward, how=how)
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pixdec.models.cost import META, AcceleratorKernels, Cost, Meter, random_inputs
+from pixdec.models.execution import Context, Execution
 from pixdec.models.pid import PiD
-from pixdec.models.places import Context
 from pixdec.train.decoder import DecoderStage
 from pixdec.train.draws import Draws
 from pixdec.train.parallel import World, prepare
@@ -103,7 +103,8 @@ class _Tracing:
                     parameter.register_post_accumulate_grad_hook(_drop_gradient)
             if isinstance(network, PiD):
                 if machine.context > 1:
-                    network.backbone.context = Context(machine.context - 1, machine.context, _gathered)
+                    how = Execution(context=Context(machine.context - 1, machine.context, _gathered))
+                    network.forward = partial(network.forward, how=how)
                 for block in (*network.backbone.patch_blocks, *network.backbone.pixel_blocks):
                     self._follow(block)
             elif weights is not None:

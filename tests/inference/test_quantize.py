@@ -10,7 +10,8 @@ from torch import Tensor
 
 from battery import randomised
 from pixdec.decoder import PixelDecoder
-from pixdec.inference.quantised import Kind, is_quantised, large_linears, quantise, stored_bytes
+from pixdec.inference.config import InferenceConfig, Quantize
+from pixdec.inference.quantize import is_quantized, large_linears, quantize_blocks, stored_bytes
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.cost import Inputs, meta_network, random_inputs
 from pixdec.models.pid import PiD, PiDSettings
@@ -47,9 +48,9 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def quantised(network: PiD, kind: Kind) -> PiD:
+def quantized(network: PiD, kind: Quantize) -> PiD:
     network = copy.deepcopy(network)
-    quantise(network, kind)
+    quantize_blocks(network, kind)
     return network
 
 
@@ -64,15 +65,15 @@ def test_the_products_of_the_released_network_are_chosen():
 
 
 def test_all_but_the_products_stays_bit_for_bit(exact: PiD):
-    network = quantised(exact, "int8")
+    network = quantized(exact, "int8")
     chosen = set(large_linears(exact))
     for name, parameter in exact.named_parameters():
         ours = network.get_parameter(name)
         if name.endswith(".weight") and name.removesuffix(".weight") in chosen:
-            assert is_quantised(ours)
+            assert is_quantized(ours)
             assert 0 < error(ours.dequantize(), parameter) < 0.01
         else:
-            assert not is_quantised(ours)
+            assert not is_quantized(ours)
             assert torch.equal(ours, parameter)
 
 
@@ -80,7 +81,7 @@ def test_all_but_the_products_stays_bit_for_bit(exact: PiD):
 def test_the_velocity_is_close_and_weights_alone_are_closer(exact: PiD, given: Inputs, dtype: torch.dtype):
     network = copy.deepcopy(exact).to(dtype)
     wanted = called(network, given)
-    both, weights = called(quantised(network, "int8"), given), called(quantised(network, "int8-weights"), given)
+    both, weights = called(quantized(network, "int8"), given), called(quantized(network, "int8-weights"), given)
     assert both.dtype == weights.dtype == torch.float32
     assert 0 < error(weights, wanted) < 0.02
     assert 0 < error(both, wanted) < 0.03
@@ -89,8 +90,8 @@ def test_the_velocity_is_close_and_weights_alone_are_closer(exact: PiD, given: I
 
 
 @pytest.mark.parametrize("kind", ["int8", "int8-weights"])
-def test_weights_take_a_quarter_of_float32(exact: PiD, kind: Kind):
-    network = quantised(exact, kind)
+def test_weights_take_a_quarter_of_float32(exact: PiD, kind: Quantize):
+    network = quantized(exact, kind)
     chosen = large_linears(exact).values()
     saved = stored_bytes(exact) - stored_bytes(network)
     outputs = sum(linear.out_features for linear in chosen)
@@ -101,7 +102,7 @@ def test_weights_take_a_quarter_of_float32(exact: PiD, kind: Kind):
 
 def test_blocks_are_compiled_as_one_graph(exact: PiD, given: Inputs):
     """Traced without a break; the products stay of integers. (Traced only: making machine code takes a minute.)"""
-    network = quantised(exact, "int8")
+    network = quantized(exact, "int8")
     wanted = called(network, given)
     try:
         for block in (network.backbone.patch_blocks[0], network.backbone.pixel_blocks[0]):
@@ -115,45 +116,37 @@ def test_the_bundled_decoder_stays_good_enough():
     decoder = PixelDecoder.from_pretrained(device="cpu", dtype=torch.float32)
     latent = torch.randn(1, 128, 2, 3, generator=torch.Generator().manual_seed(0))
     wanted = decoder.decode(latent, output="pt")
-    quantise(decoder.network, "int8")
-    error = (decoder.decode(latent, output="pt") - wanted).square().mean()
+    found = decoder.decode(latent, output="pt", config=InferenceConfig(quantize="int8"))
+    error = (found - wanted).square().mean()
     assert 45 < -10 * error.log10() < 100, "100 dB would mean that nothing was rounded"
 
 
 @pytest.mark.parametrize("kind", ["int8", "int8-weights"])
-def test_the_compilers_settings_stay(exact: PiD, kind: Kind):
+def test_the_compilers_settings_stay(exact: PiD, kind: Quantize):
     """They are the whole process's, and torchao would change them."""
     from torch._inductor import config
 
     names = ("coordinate_descent_tuning", "coordinate_descent_check_all_directions", "force_fuse_int_mm_with_mul")
     with config.patch(dict.fromkeys(names, False)):
-        quantised(exact, kind)
+        quantized(exact, kind)
         assert not any(getattr(config, name) for name in names)
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"), [("int4", "kind='int4'.*expected one of int8"), ("fp8", "kind='fp8' on cpu.*8.9.*'int8'")]
-)
-def test_kinds_that_cannot_be(exact: PiD, kind: Kind, message: str):
+def test_a_kind_that_the_device_lacks(exact: PiD):
     network = copy.deepcopy(exact)
-    with pytest.raises(ValueError, match=message):
-        quantise(network, kind)
-    assert not any(is_quantised(parameter) for parameter in network.parameters())
-
-
-def test_quantised_twice(exact: PiD):
-    with pytest.raises(ValueError, match="quantised already"):
-        quantise(quantised(exact, "int8"), "int8-weights")
+    with pytest.raises(ValueError, match=r"quantize='fp8' on cpu.*8.9.*'int8'"):
+        quantize_blocks(network, "fp8")
+    assert not any(is_quantized(parameter) for parameter in network.parameters())
 
 
 def test_a_network_too_small_to_gain():
     backbone = PixDiTSettings(hidden=24, heads=2, depth=1, pixel_hidden=16, pixel_heads=2, text_width=None)
     with pytest.raises(ValueError, match="no Linears of 128 x 128"):
-        quantise(PiD(PiDSettings(backbone, AdapterSettings(width=8, blocks=1))), "int8")
+        quantize_blocks(PiD(PiDSettings(backbone, AdapterSettings(width=8, blocks=1))), "int8")
 
 
 def test_without_torchao(exact: PiD, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match=r"pip install -U 'pixdec\[quant\]'"):
-        quantise(copy.deepcopy(exact), "int8")
+        quantize_blocks(copy.deepcopy(exact), "int8")

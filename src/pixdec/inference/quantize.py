@@ -12,16 +12,15 @@ docs/benchmarks/fidelity.md.
 """
 
 import logging
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pixdec.inference.config import Quantize
 from pixdec.models.pid import PiD
-
-Kind = Literal["int8", "int8-weights", "fp8"]
 
 # Where the work of a block is, by the names of its Linears: all but modulations, which the blocks read part by part.
 PRODUCTS = ("qkv", "proj", "gate", "up", "down", "compress", "expand")
@@ -30,22 +29,20 @@ MULTIPLE = 16  # of which its sides must be for all integer and float8 kernels
 FP8_CAPABILITY = (8, 9)
 
 
-def quantise(network: PiD, kind: Kind) -> None:
-    """Rounds the large Linears of the blocks to eight bits, in place and for good: to undo it, load the decoder again.
-    LoRAs are merged before, and a network is compiled after it.
+def quantize_blocks(network: PiD, kind: Quantize) -> None:
+    """Rounds the large Linears of the blocks to eight bits, in place and for good. LoRAs are merged before, and a
+    network is compiled after it.
 
-    Raises ValueError, and leaves the network as it is, for another kind, a device that lacks the arithmetic, weights
-    that are not bfloat16 for "fp8", no large Linears, a network that is quantised already, or torchao missing.
+    Raises:
+        ValueError: the device lacks the arithmetic, weights are not bfloat16 for "fp8", there are no large Linears, or
+            torchao is missing. The network is as it was.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(Kind))}")
     chosen = large_linears(network)
     if not chosen:
         raise ValueError(
-            f"this network has no Linears of {SMALLEST} x {SMALLEST} or more in its blocks; use it as it is"
+            f"quantize={kind!r}: this network has no Linears of {SMALLEST} x {SMALLEST} or more in its blocks; "
+            "use it as it is"
         )
-    if any(is_quantised(linear.weight) for linear in chosen.values()):
-        raise ValueError("the network is quantised already; load the decoder again first")
     weight = next(iter(chosen.values())).weight
     _check(kind, weight.device, weight.dtype)
     with _quiet("torchao", "torch.utils._pytree"):  # libraries for devices that are not there
@@ -54,12 +51,14 @@ def quantise(network: PiD, kind: Kind) -> None:
 
             config = _config(kind, weight.device)
         except ImportError as error:
-            raise ValueError(f"kind={kind!r} needs torchao 0.18 or later: pip install -U 'pixdec[quant]'") from error
+            raise ValueError(
+                f"quantize={kind!r} needs torchao 0.18 or later: pip install -U 'pixdec[quant]'"
+            ) from error
         quantize_(network, config, lambda _, name: name in chosen)
 
 
 def large_linears(network: PiD) -> dict[str, nn.Linear]:
-    """The Linears that are quantised, by name: products of the blocks, at least `SMALLEST` x `SMALLEST`, with sides
+    """The Linears that are quantized, by name: products of the blocks, at least `SMALLEST` x `SMALLEST`, with sides
     that are multiples of `MULTIPLE`."""
     return {
         name: module
@@ -72,39 +71,38 @@ def large_linears(network: PiD) -> dict[str, nn.Linear]:
     }
 
 
-def is_quantised(weight: Tensor) -> bool:
+def is_quantized(weight: Tensor) -> bool:
     """Whether a weight is kept in eight bits by torchao, whose tensors pass for the dtype that they stand for."""
     return type(weight).__module__.startswith("torchao.")
 
 
+def stored(network: nn.Module) -> Iterator[Tensor]:
+    """All parameters and buffers as they are kept: a quantized weight passes for the tensor that it stands for."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if not is_quantized(tensor):
+            yield tensor
+            continue
+        made: Any = tensor
+        names: list[str] = made.__tensor_flatten__()[0]
+        yield from (part for name in names if (part := getattr(made, name)) is not None)
+
+
 def stored_bytes(network: nn.Module) -> int:
-    """Bytes of all parameters and buffers as they are kept; `Tensor.nbytes` has those that a quantised weight stands
-    for."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return sum(part.nbytes for tensor in tensors for part in _parts(tensor))
+    """Bytes of all parameters and buffers as they are kept."""
+    return sum(tensor.nbytes for tensor in stored(network))
 
 
-def _parts(tensor: Tensor) -> Iterable[Tensor]:
-    if not is_quantised(tensor):
-        return [tensor]
-    made: Any = tensor
-    names: list[str] = made.__tensor_flatten__()[0]
-    return [part for name in names if (part := getattr(made, name)) is not None]
-
-
-def _check(kind: Kind, device: torch.device, dtype: torch.dtype) -> None:
-    if kind == "int8" and device.type not in ("cpu", "cuda"):
-        raise ValueError(f"kind='int8' on {device.type}: needs a CPU or a CUDA device; take 'int8-weights'")
+def _check(kind: Quantize, device: torch.device, dtype: torch.dtype) -> None:
     if kind != "fp8":
         return
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         name = device.type if device.type != "cuda" else torch.cuda.get_device_name(device)
-        raise ValueError(f"kind='fp8' on {name}: needs CUDA capability 8.9 (Ada, Hopper) or later; take 'int8'")
+        raise ValueError(f"quantize='fp8' on {name}: needs CUDA capability 8.9 (Ada, Hopper) or later; take 'int8'")
     if dtype != torch.bfloat16:
-        raise ValueError(f"kind='fp8' on {dtype} weights: load the decoder with dtype=torch.bfloat16")
+        raise ValueError(f"quantize='fp8' on {dtype} weights: take dtype=torch.bfloat16")
 
 
-def _config(kind: Kind, device: torch.device) -> Any:
+def _config(kind: Quantize, device: torch.device) -> Any:
     """torchao's settings. None of them may change those of the compiler, which are the whole process's."""
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,

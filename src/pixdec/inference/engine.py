@@ -1,0 +1,527 @@
+"""Requests → batches → calls: what a decode does, from top to bottom.
+
+A request is one image that is asked for. Requests of one size are a batch. A batch is sampled by calls of the network,
+as a whole or in tiles, each of them computed as its `InferenceConfig` says. The network that was loaded never changes:
+one of another dtype, quantized, compiled or offloaded is a copy of it, which shares the weights that are the same.
+
+B batch · C latent channels · h, w latent grid · H, W output pixels · T text tokens · E their width
+"""
+
+import copy
+import logging
+import math
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, SupportsIndex, cast
+
+import torch
+from torch import Tensor, nn
+
+from pixdec.devices import computes_in_bfloat16, is_out_of_memory, release_memory
+from pixdec.inference.compiled import compile_blocks
+from pixdec.inference.config import CompileMode, InferenceConfig, KernelName, Quantize, parse_memory
+from pixdec.inference.graphs import GraphedVelocity
+from pixdec.inference.kernels import choose, shapes_of
+from pixdec.inference.limits import available_memory
+from pixdec.inference.memory import CHUNKS, TILES, DecodePlan, plan_decode
+from pixdec.inference.offload import offload_blocks
+from pixdec.inference.quantize import quantize_blocks, stored
+from pixdec.inference.sizes import WHOLE, Frame, Size, check_size, check_tile, fit, tiling_for
+from pixdec.io.arguments import items, seed_of, whole
+from pixdec.io.files import first_line_of
+from pixdec.latents import Latent, get_space, noise_levels
+from pixdec.latents.validation import check_form
+from pixdec.models.execution import Execution
+from pixdec.models.pid import Condition, PiD
+from pixdec.sampling.flow import resolution_shift, shifted_times, student_times
+from pixdec.sampling.samplers import NoiseSource, Step, dpm_solver, guided, student
+from pixdec.sampling.tiling import Tiling, tiled_velocity
+from pixdec.weights.load import LoadedDecoder
+
+logger = logging.getLogger(__name__)
+
+Prompt = str | Sequence[str]
+Sigma = float | Sequence[float] | Tensor | None
+Seed = SupportsIndex | Sequence[SupportsIndex]
+OutputSize = Size | Sequence[Size | None] | None
+Captions = Callable[[Sequence[str], torch.device, torch.dtype], Tensor]
+
+TEACHER_STEPS = 25
+TEACHER_GUIDANCE = 5.0
+TEACHER_START = 0.999  # the first noise level before the shift
+KEPT_TOKENS = 2**30  # bytes of the adapter's tokens that are kept for a decode; more are made in every call
+KEPT_VARIANTS = 2  # of the network that was loaded
+
+
+# Requests
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image that is asked for: a latent (1,C,h,w), its caption and seed, where its image lies in what the network
+    puts out, and the size to resample it to, if any."""
+
+    latent: Latent
+    prompt: str
+    seed: int
+    frame: Frame
+    size: Size | None
+
+
+def requests_for(
+    model: LoadedDecoder,
+    latents: Sequence[Latent | Tensor],
+    prompt: Prompt = "",
+    sigma: Sigma = None,
+    seed: Seed = 0,
+    size: OutputSize = None,
+) -> list[Request]:
+    """One request for each image of the latents (B,C,h,w), in order, checked.
+
+    A caption for all images or one for each; so the noise levels, None for each latent's own; a seed for each, or one
+    s, of which image i has s + i; a size for all or one for each latent.
+
+    Raises:
+        ValueError: a latent of another space, or what does not fit the number of latents or what they decode to.
+    """
+    for latent in latents:
+        if not isinstance(latent, Latent):
+            check_form(latent, get_space(model.spaces[0]))
+    levels, sizes = levels_for(sigma, latents), sizes_for(size, len(latents))
+    accepted = [_accepted(model, *each) for each in zip(latents, levels, strict=True)]
+    images = sum(each.tensor.shape[0] for each in accepted)
+    captions, seeds = captions_for(prompt, images), seeds_for(seed, images)
+    if not model.needs_text and any(captions):
+        caption = next(filter(None, captions))
+        raise ValueError(f"{model.name} takes no caption, got {caption!r}; leave the prompt empty")
+    requests = list[Request]()
+    for latent, wanted in zip(accepted, sizes, strict=True):
+        rows, columns = latent.tensor.shape[2:]
+        frame = Frame.of(rows, columns, latent.space.factor * model.scale, model.network.patch)
+        if wanted is not None:
+            check_size(wanted, frame.size)
+        for i in range(latent.tensor.shape[0]):
+            one = Latent(latent.tensor[i : i + 1], latent.space, latent.sigma[i : i + 1], statistics=False)
+            requests.append(Request(one, captions[len(requests)], seeds[len(requests)], frame, wanted))
+    return requests
+
+
+def captions_for(prompt: Prompt, images: int) -> list[str]:
+    """A caption for each image."""
+    captions = [prompt] * images if isinstance(prompt, str) else items(prompt)
+    if captions is None or not all(isinstance(each, str) for each in captions):
+        raise ValueError(f"prompt={prompt!r}: expected a string, or one for each latent; '' is no caption")
+    if len(captions) != images:
+        raise ValueError(f"{len(captions)} captions for {images} latents; give one, or one for each")
+    return captions
+
+
+def seeds_for(seed: Seed, images: int) -> list[int]:
+    """A seed for each image: of one seed s, s + i for image i."""
+    seeds = items(seed)
+    if seeds is None:
+        return [seed_of(seed_of(seed) + i) for i in range(images)]
+    if len(seeds) != images:
+        raise ValueError(f"{len(seeds)} seeds for {images} latents; give one, or one for each")
+    return [seed_of(each) for each in seeds]
+
+
+def sizes_for(size: OutputSize, latents: int) -> list[Size | None]:
+    """A size for each latent."""
+    if size is None:
+        return [None] * latents
+    each = items(size)
+    if each is None or not any(other is None or items(other) for other in each):
+        return [_size(size)] * latents
+    sizes = [None if one is None else _size(one) for one in each]
+    if len(sizes) != latents:
+        raise ValueError(f"{len(sizes)} sizes for {latents} latents; give one, or one for each")
+    return sizes
+
+
+def levels_for(sigma: Sigma, latents: Sequence[Latent | Tensor]) -> list[Tensor | None]:
+    """The noise levels (B,) of each latent (B,…): sigma for all images, or one for each. None: each latent's own."""
+    counts = [(each if isinstance(each, Tensor) else each.tensor).shape[:1].numel() for each in latents]
+    if sigma is None:
+        return [None] * len(counts)
+    return list(noise_levels(sigma, sum(counts), torch.device("cpu")).split(counts))
+
+
+def _size(given: object) -> Size:
+    try:
+        height, width = (whole("size", side) for side in items(given) or ())
+    except ValueError as error:
+        raise ValueError(f"size={given}: expected (height, width) in pixels, whole numbers of at least 1") from error
+    return height, width
+
+
+def _accepted(model: LoadedDecoder, latent: Latent | Tensor, sigma: Tensor | None) -> Latent:
+    """A checked latent of the decoder's space, at the noise level that was asked for."""
+    space = get_space(model.spaces[0])
+    if not isinstance(latent, Latent):
+        return Latent(latent, space, 0.0 if sigma is None else sigma)
+    if not space.holds_latents_of(latent.space):
+        raise ValueError(
+            f"a latent of {latent.space.name} for {model.name}, which decodes {' and '.join(model.spaces)}; "
+            f"take a decoder of {latent.space.name}, see `pixdec models`"
+        )
+    return latent if sigma is None else latent.with_sigma(sigma)
+
+
+# Batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests whose latents have one shape and kind, and whose images one size; `places` among all that were asked
+    for."""
+
+    places: Sequence[int]
+    requests: Sequence[Request]
+
+    def latent(self, device: torch.device) -> Tensor:
+        """(B,C,h,w), padded to what the network takes."""
+        joined = torch.cat([each.latent.tensor for each in self.requests]).to(device)
+        return self.requests[0].frame.pad(joined)
+
+    def sigma(self, device: torch.device) -> Tensor:
+        """(B,)"""
+        return torch.cat([each.latent.sigma for each in self.requests]).to(device)
+
+    def halves(self) -> "list[Batch]":
+        """Two batches in its place."""
+        half = len(self.requests) // 2
+        parts = slice(half), slice(half, None)
+        return [Batch(self.places[part], self.requests[part]) for part in parts]
+
+
+def batches_of(requests: Sequence[Request], at_once: Callable[[Size], int]) -> Iterator[Batch]:
+    """Batches in the order in which the first request of each size comes, of at most `at_once(size)` images that the
+    network puts out at that size."""
+    groups: dict[object, list[int]] = {}
+    for place, request in enumerate(requests):
+        tensor = request.latent.tensor
+        groups.setdefault((tensor.shape, tensor.dtype, tensor.device, request.size), []).append(place)
+    for group in groups.values():
+        count = at_once(requests[group[0]].frame.whole)
+        for start in range(0, len(group), count):
+            places = group[start : start + count]
+            yield Batch(places, [requests[place] for place in places])
+
+
+# Calls
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the weights of a network are when they are computed with."""
+
+    dtype: torch.dtype
+    quantize: Quantize | None = None
+    offload: bool = False
+    compile: CompileMode | None = None
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a batch is decoded to `size`: with these weights, in tiles or as a whole, the network's parts `chunk` patches
+    at a time, the adapter's tokens kept for all steps or made in every call."""
+
+    size: Size
+    weights: Weights
+    attention: KernelName = "torch"
+    tiling: Tiling | None = None
+    chunk: int = CHUNKS[0]
+    keep_tokens: bool = True
+
+    @property
+    def seen(self) -> Size:
+        """The pixels that the network sees in a call."""
+        if self.tiling is None:
+            return self.size
+        return min(self.tiling.side, self.size[0]), min(self.tiling.side, self.size[1])
+
+    def record(self) -> dict[str, object]:
+        """What to save with an image: all that may have changed it."""
+        found: dict[str, object] = {"dtype": str(self.weights.dtype).removeprefix("torch.")}
+        if self.tiling is not None:
+            found["tile"] = self.tiling.side
+        if self.weights.quantize is not None:
+            found["quantize"] = self.weights.quantize
+        return found if self.attention == "torch" else {**found, "attention": self.attention}
+
+    def smaller(self, patch: int) -> "Arrangement | None":
+        """What takes less memory for the same noise and state; None if nothing does."""
+        if self.chunk > CHUNKS[-1] or self.keep_tokens:
+            return replace(self, chunk=CHUNKS[-1], keep_tokens=False)
+        sides = (side // patch * patch for side in TILES)
+        side = next((side for side in sides if 2 * patch <= side < max(self.seen)), None)
+        if side is None:
+            return None
+        step = None if self.tiling is None else self.tiling.step
+        overlap = max(1, round(side / 8 / patch)) * patch
+        return replace(self, tiling=Tiling(*self.size, side, overlap=overlap, patch=patch, step=step))
+
+
+@dataclass(frozen=True)
+class DecodeStep(Step):
+    """A step of a decode, and how its network was called."""
+
+    how: Arrangement
+
+
+@dataclass
+class Variant:
+    """A network that is ready to be called, by one thread at a time: a device gains nothing from two at once."""
+
+    network: PiD
+    velocity: Callable[..., Tensor]
+    lock: Any = field(default_factory=threading.Lock)
+
+
+class Engine:
+    """Runs a decoder's network on a device; `embed` makes the embeddings of captions for networks that read them."""
+
+    def __init__(self, model: LoadedDecoder, device: torch.device, embed: Captions | None):
+        self.model, self.device, self.embed = model, device, embed
+        self._variants = OrderedDict[Weights, Variant]()
+        self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """Drops all copies of the network: its weights were changed."""
+        with self._lock:
+            self._variants.clear()
+
+    def plan(self, size: Size, batch: int, config: InferenceConfig) -> DecodePlan:
+        """How a batch of outputs of that size, whole patches, is decoded within `config.memory`; within what the device
+        has if that is None.
+
+        Raises:
+            ValueError: nothing fits, or the device cannot be planned for.
+        """
+        loaded = self.model.network
+        dtype, limit = config.dtype or loaded.dtype, config.memory
+        if limit is None or limit == "auto":
+            limit = available_memory(self.device) + self._held()
+        may_cast = config.dtype is None and dtype == torch.float32 and computes_in_bfloat16(self.device)
+        return plan_decode(
+            loaded.settings,
+            *size,
+            batch=batch,
+            dtype=dtype,
+            low=torch.bfloat16 if may_cast else None,
+            limit=parse_memory(limit),
+            device_type=cast(Any, self.device.type),
+            sizes=self.model.sizes,
+            tile=config.tile,
+            teacher=self.model.kind == "teacher",
+        )
+
+    def batches(
+        self, requests: Sequence[Request], config: InferenceConfig, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """The batches of some requests: of `batch_size`, else of as many as have the pixels of the largest image that
+        is decoded whole, and with a limit of memory as many of these as fit."""
+
+        def at_once(size: Size) -> int:
+            images = max(1, WHOLE // (size[0] * size[1]))
+            while config.memory is not None and images > 1:
+                try:
+                    return self.plan(size, images, config).images
+                except ValueError:  # not so many: they wait for each other
+                    images //= 2
+            return images
+
+        return batches_of(requests, at_once if batch_size is None else lambda _: batch_size)
+
+    def arrange(self, size: Size, batch: int, config: InferenceConfig) -> Arrangement:
+        """How a batch of outputs of that size, whole patches, is decoded.
+
+        Raises:
+            ValueError: it does not fit, or the device cannot do it.
+        """
+        config.check(self.device)
+        network = self.model.network
+        weights = Weights(config.dtype or network.dtype, config.quantize, config.offload, config.compile)
+        if config.memory is None:
+            tile, chunk, keep = config.tile, CHUNKS[0], self._token_bytes(size, batch, weights) <= KEPT_TOKENS
+        else:
+            plan = self.plan(size, batch, config)
+            tile, chunk, keep = plan.tile, plan.chunk, plan.keep_tokens
+            weights = replace(weights, dtype=plan.dtype, offload=config.offload or plan.offload == "blocks")
+            if weights.offload and config.compile is not None:
+                raise ValueError(
+                    f"{size[1]}x{size[0]} fits only with the blocks' weights in host memory ({plan.how}), which a "
+                    "compiled network does not take; allow more memory, or leave compile out"
+                )
+        tiling = tiling_for(size, tile, self.model.sizes, network.settings.backbone)
+        return Arrangement(size, weights, config.attention, tiling, chunk, keep and tiling is None)
+
+    def prepare(self, config: InferenceConfig) -> PiD:
+        """The network that decodes with a config call; where a plan has no say in it."""
+        config.check(self.device)
+        network = self.model.network
+        weights = Weights(config.dtype or network.dtype, config.quantize, config.offload, config.compile)
+        if config.attention != "auto":  # which is timed on the sizes that come
+            choose(config.attention, self.device, weights.dtype, shapes_of(network, 512, 512))
+        if config.tile is not None:
+            check_tile(config.tile, network.patch)
+        return self.ready(weights).network
+
+    @torch.inference_mode()
+    def steps(self, batch: Batch, steps: int | None, config: InferenceConfig) -> Iterator[DecodeStep]:
+        """A batch from noise to image: every step's estimate x0 (B,3,H,W), float32 in [-1,1], at the network's own
+        size; only that of the last step, the result, has the requests' `size`."""
+        model, device, first = self.model, self.device, batch.requests[0]
+        arranged = self.arrange(first.frame.whole, len(batch.requests), config)
+        if warning := model.size_warning(*arranged.seen):
+            warnings.warn(warning if arranged.tiling is None else f"in tiles: {warning}", stacklevel=2)
+        times = times_for(model, None if steps is None else whole("steps", steps), *arranged.seen)
+        prompts, seeds = [each.prompt for each in batch.requests], [each.seed for each in batch.requests]
+        text = self._embed(prompts, arranged)
+        calls = _Calls(self, batch, arranged)
+        shape = (len(seeds), 3, *first.frame.whole)
+        if model.kind == "student":
+            made = student(partial(calls.velocity, text), NoiseSource(seeds, device, len(times) - 1), shape, times)
+        else:
+            away = self._embed([_negative_prompt()] * len(prompts), arranged) if model.needs_text else None
+            denoise = guided(partial(calls.velocity, text), partial(calls.velocity, away), TEACHER_GUIDANCE)
+            made = dpm_solver(denoise, NoiseSource(seeds, device)(shape), times)
+        for step in made:
+            image = first.frame.crop(step.x0 if model.kind == "student" else step.x0.clamp(-1, 1))
+            is_last = step.index + 1 == step.total
+            image = fit(image, first.size) if is_last and first.size is not None else image
+            yield DecodeStep(step.index, step.total, step.t, image, calls.arranged)
+
+    def ready(self, weights: Weights) -> Variant:
+        """The network with such weights."""
+        with self._lock:
+            if weights not in self._variants:
+                while len(self._variants) >= KEPT_VARIANTS:
+                    self._variants.popitem(last=False)
+                self._variants[weights] = self._variant(weights)
+            self._variants.move_to_end(weights)
+            return self._variants[weights]
+
+    def _variant(self, weights: Weights) -> Variant:
+        loaded = self.model.network
+        if weights == Weights(loaded.dtype) and loaded.device.type == self.device.type:
+            return Variant(loaded, loaded.velocity)
+        network = sharing_copy(loaded)
+        if weights.offload:
+            offload_blocks(network.cpu().to(weights.dtype), self.device)
+        else:
+            network.to(self.device, weights.dtype)
+        if weights.quantize is not None:
+            quantize_blocks(network, weights.quantize)
+        if weights.compile is not None:
+            compile_blocks(network)
+        return Variant(network, GraphedVelocity(network) if weights.compile == "graphs" else network.velocity)
+
+    def _held(self) -> int:
+        """Bytes of weights that are on the device now."""
+        networks = [self.model.network, *(each.network for each in self._variants.values())]
+        tensors = (tensor for network in networks for tensor in stored(network))
+        return sum({x.data_ptr(): x.nbytes for x in tensors if x.device.type == self.device.type}.values())
+
+    def _token_bytes(self, size: Size, batch: int, weights: Weights) -> int:
+        """What the adapter's tokens of a batch take, with their parts of the gates."""
+        network, backbone = self.model.network, self.model.network.settings.backbone
+        assert network.adapter is not None and network.gates is not None
+        points = len(network.gates) + (network.pixel_gate is not None)
+        values = backbone.hidden * (2 if network.adapter.settings.gate == "channel" else 1)
+        patches = math.prod(math.ceil(side / backbone.patch) for side in size)
+        return batch * points * patches * values * weights.dtype.itemsize
+
+    def _embed(self, prompts: Sequence[str], arranged: Arrangement) -> Tensor | None:
+        return None if self.embed is None else self.embed(prompts, self.device, arranged.weights.dtype)
+
+
+class MemoryExhaustedError(ValueError):
+    """A device has too little memory for an image, however little of it is computed at a time."""
+
+
+class _Calls:
+    """The calls of one batch: as it is `arranged`, and by a more frugal arrangement when the device has no memory left,
+    which the noise and the state of the sampler do not see."""
+
+    def __init__(self, engine: Engine, batch: Batch, arranged: Arrangement):
+        self._engine, self._batch = engine, batch
+        self._sigma = batch.sigma(engine.device)
+        self._condition: Condition | None = None
+        self.arranged = arranged
+
+    def velocity(self, text: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
+        """The velocity (B,3,H,W) of x_t (B,3,H,W) at t (B,) with text (B,T,E)."""
+        while True:
+            try:
+                return self._called(text, x_t, t)
+            except (RuntimeError, MemoryError) as error:
+                self._condition, reason = None, first_line_of(error)
+                if not is_out_of_memory(error):
+                    if self.arranged.weights.compile is None:
+                        raise
+                    mode = self.arranged.weights.compile
+                    raise ValueError(f"compile={mode!r} does not work here ({reason}); leave it out") from error
+            # Outside of the handler, which would hold the tensors of the call that failed.
+            release_memory()
+            height, width = self.arranged.size
+            smaller = self.arranged.smaller(self._engine.model.network.patch)
+            if smaller is None:
+                raise MemoryExhaustedError(
+                    f"{width}x{height} does not fit in the memory that {self._engine.device} has left ({reason}); "
+                    "take a smaller image, smaller tiles, or state how much may be used with memory="
+                )
+            logger.warning("%dx%d: out of memory, goes on with less at a time", width, height)
+            self.arranged = smaller
+
+    def _called(self, text: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
+        arranged, device = self.arranged, self._engine.device
+        variant = self._engine.ready(arranged.weights)
+        network, dtype = variant.network, arranged.weights.dtype
+        kernel = choose(arranged.attention, device, dtype, shapes_of(network, *arranged.seen))
+        how = Execution(kernel, arranged.chunk)
+        with variant.lock:
+            if self._condition is None:
+                self._condition = network.condition(self._batch.latent(device), tokens=arranged.keep_tokens)
+            if arranged.tiling is None:
+                return variant.velocity(x_t, t, text, self._condition, self._sigma, how)
+
+            def at(tile: Tensor, cropped: Condition) -> Tensor:
+                return variant.velocity(tile, t, text, cropped, self._sigma, how)
+
+            return tiled_velocity(at, x_t, self._condition, arranged.tiling)
+
+
+def times_for(model: LoadedDecoder, steps: int | None, height: int, width: int) -> list[float]:
+    """The noise level at each step, and 0 at the end, for a network that sees height x width pixels at a time.
+
+    Raises:
+        ValueError: a number of steps that it does not take.
+    """
+    if model.kind == "student":
+        trained = model.times
+        return student_times(trained, len(trained) - 1 if steps is None else steps, distilled=is_distilled(model))
+    shift = resolution_shift(height, width, model.version)
+    return shifted_times(TEACHER_STEPS if steps is None else steps, shift, TEACHER_START)
+
+
+def is_distilled(model: LoadedDecoder) -> bool:
+    """Whether a network knows the noise levels of its own list only; ours has learnt all alike."""
+    return model.kind == "student" and model.network.settings.prediction != "residual"
+
+
+def sharing_copy(network: PiD) -> PiD:
+    """A network of its own that shares the tensors of another, until either gets new ones."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+    return copy.deepcopy(network, cast("dict[int, Any]", shared))
+
+
+def _negative_prompt() -> str:
+    from pixdec.text import NEGATIVE_PROMPT
+
+    return NEGATIVE_PROMPT
