@@ -287,12 +287,13 @@ def main() -> None:
     parser.add_argument("--perceptual", type=float)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--teacher", type=float, help="share of batches that Real-ESRGAN's images are the truth of")
     parser.add_argument("--save", type=int, default=250, help="steps between saves")
     parser.add_argument("--vgg", type=Path, help="ST-LPIPS's VGG weights, if the package is not installed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     recipe = Recipe(teacher=0.5 if given.stage == "look" else 0.0)
-    for name in ("adversary", "perceptual", "rate", "batch"):
+    for name in ("adversary", "perceptual", "rate", "batch", "teacher"):
         if getattr(given, name) is not None:
             setattr(recipe, name, getattr(given, name))
     given.out.mkdir(parents=True, exist_ok=True)

@@ -336,3 +336,12 @@ def test_raw_and_misordered_photographs_do_not(photographs: Tensor) -> None:
         assert "raw latent of its VAE" in refusal(raw, space)
         assert "it looks raw" in refusal(space.patchify(raw), space)
         assert "(dy, dx, c)" in refusal(photograph.unflatten(1, (32, 4)).transpose(1, 2).flatten(1, 2), space)
+
+
+def test_pixels_of_another_range_are_not_the_space_rgb() -> None:
+    image = torch.rand(1, 3, 16, 16)
+    check_latent(image * 2 - 1, get_space("rgb"), sigma=0.0)
+    with pytest.raises(ValueError, match=r"127\.5 - 1"):
+        check_latent(image * 255, get_space("rgb"), sigma=0.0)
+    with pytest.raises(ValueError, match=r"\[-1, 1\]"):
+        check_latent(image * 6 - 3, get_space("rgb"), sigma=0.0)

@@ -72,17 +72,21 @@ class Nano(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Convolutions keep the variance (He et al. 2015); blocks begin near the identity, the output at the bicubic
-        enlargement."""
+        """Convolutions keep the variance (He et al. 2015), but the noisy image begins as a twentieth of what the first
+        one gives, blocks near the identity, and the output near the bicubic enlargement."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=_SLOPE)
                 nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
-        for block in self.blocks:
-            nn.init.normal_(block.second.weight, std=1e-3)
+        with torch.no_grad():
+            noisy = self.fold.in_channels - 3
+            nn.init.normal_(self.fold.weight[:, :noisy], std=(0.05 / (9 * noisy)) ** 0.5)
+            nn.init.normal_(self.fold.weight[:, noisy:], std=(1 / (9 * 3 * _SIGNAL_VARIANCE)) ** 0.5)
+            for block in self.blocks:
+                block.second.weight.mul_(0.2)
+            self.last.weight.mul_(0.05)
         nn.init.zeros_(self.levels[-1].weight)
         nn.init.zeros_(self.levels[-1].bias)
-        nn.init.normal_(self.last.weight, std=1e-3)
 
     def forward(self, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor, sigma: Tensor) -> Tensor:
         """x_t (B,3,H,W) at noise levels t (B,), the low-resolution image (B,3,h,w) at noise levels sigma (B,), no text
