@@ -64,17 +64,12 @@ dist: .venv/bin/python
 	build/dist/venv/bin/python -m pip install --quiet -c constraints.txt "$$(ls -t dist/pixdec-*.whl | head -1)[evaluate]"
 	cd build/dist && venv/bin/python -I ../../examples/demo.py && venv/bin/pixdec env
 
-# The two models in the package, made again from photographs (docs/bundled-models.md): hours on two cores.
+# The autoencoder in the package, made again from photographs (docs/bundled-models.md): hours on two cores.
 bundled-models: .venv/dev
 	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny-first
 	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny \
 	    --from-run $(RUNS)/tiny-first
 	$(BIN)/python -m scripts.export_models --autoencoder $(RUNS)/tiny
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec train decoder nano --data $(PHOTOS) \
-	    -o $(RUNS)/nano --encoder tiny:4 tiny:4 tiny:4 taef2:$(TAEF2)
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pixdec train student nano --data $(PHOTOS) \
-	    -o $(RUNS)/nano-student --teacher $(RUNS)/nano --encoder tiny:4
-	$(BIN)/python -m scripts.export_models --decoder $(RUNS)/nano --student $(RUNS)/nano-student
 
 # The quality table of docs/bundled-models.md.
 kodak: .venv/dev

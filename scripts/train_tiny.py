@@ -101,7 +101,7 @@ def main(
     if from_run is not None:
         network.load_state_dict(load_autoencoder(from_run / NAME).state_dict())
     network = _channels_last(network)
-    source, taef2 = Photos(photos), _channels_last(load_taef2(teacher))
+    source, taef2 = Photos(photos, recipe.crops.size), _channels_last(load_taef2(teacher))
     state = new_state({"autoencoder": network}, recipe.loop)
     folder.mkdir(parents=True, exist_ok=True)
     if saved := checkpoints(folder):

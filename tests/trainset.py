@@ -6,40 +6,21 @@ from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings, pack
-from pixdec.train.stages import Encode, Examples
+from pixdec.train.stages.stage import Encode, Examples
 
 TINY = TinyVAESettings(
     encoder_widths=(8, 8, 16), decoder_widths=(8, 8, 16), encoder_depths=(0, 1, 1), decoder_depths=(0, 1, 1)
 )
-NANO = PiDSettings(
+SILENT = PiDSettings(
     PixDiTSettings(
-        patch=8,
-        hidden=24,
-        heads=2,
-        depth=2,
-        pixel_width=4,
-        pixel_hidden=24,
-        pixel_heads=2,
-        pixel_depth=1,
-        text_width=None,
-        in_channels=6,
-        rope_stride=1.0,
-        pixel_positions="patch",
-        window=4,
+        patch=8, hidden=24, heads=2, depth=2, pixel_width=4, pixel_hidden=24, pixel_heads=2, pixel_depth=1,
+        text_width=None, reference=(64, 64),
     ),
     AdapterSettings(
-        latent_channels=128,
-        latent_factor=16,
-        width=8,
-        blocks=1,
-        unpack=2,
-        padding="replicate",
-        gate="token",
+        latent_channels=128, latent_factor=16, width=8, blocks=1, unpack=2, padding="replicate", gate="token",
         pixel_head=True,
     ),
-    prediction="residual",
-    base=TINY,
-)
+)  # fmt: skip
 WORDY = PiDSettings(
     PixDiTSettings(
         patch=16, hidden=24, heads=2, depth=2, pixel_width=4, pixel_hidden=24, pixel_heads=2, pixel_depth=1,

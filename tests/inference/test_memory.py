@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from battery import randomised
+from nano import nano_network
 from pixdec.decoder import PixelDecoder
 from pixdec.inference.config import InferenceConfig
 from pixdec.inference.counting import count_call
@@ -17,7 +18,6 @@ from pixdec.models.cost import Meter, random_inputs
 from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
-from pixdec.train.recipes import nano_network
 from pixdec.weights.catalog import TWO_TO_FOUR_K
 from pixdec.weights.load import LoadedDecoder
 

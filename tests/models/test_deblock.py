@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from nano import nano_network
 from pixdec.models.deblock import BLOCK, REACH, Deblock
 from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD, PiDSettings
-from pixdec.train.recipes import nano_network
 
 SMALL = replace(
     nano_network(),

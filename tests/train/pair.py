@@ -18,16 +18,15 @@ from pixdec import devices
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
-from pixdec.models.tiny_vae import TinyVAESettings
 from pixdec.train import parallel
 from pixdec.train.data.degrade import DegradeSettings
-from pixdec.train.decoder import DecoderSettings, DecoderStage
 from pixdec.train.draws import Draws, LevelSettings
 from pixdec.train.loop import LoopSettings, Progress, new_state, train
 from pixdec.train.parallel import MachineSettings, World, join, precision, prepare, whole_tensor
-from pixdec.train.stages import Conditioner, ConditionSettings, Examples
+from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
+from pixdec.train.stages.stage import Conditioner, ConditionSettings, Examples
+from pixdec.train.stages.student import StudentSettings, StudentStage
 from pixdec.train.state import State
-from pixdec.train.student import StudentSettings, StudentStage
 
 BATCH = 4
 TEXT = PiDSettings(
@@ -38,16 +37,6 @@ TEXT = PiDSettings(
         8, latent_factor=4, width=8, blocks=1, padding="replicate", gate="token", pixel_head=True, aux_rgb=True
     ),
 )
-WIDTHS, DEPTHS = (8, 8, 16), (0, 1, 1)
-NANO = PiDSettings(
-    PixDiTSettings(
-        patch=8, hidden=24, heads=2, depth=2, pixel_width=4, pixel_hidden=24, pixel_heads=2, pixel_depth=1,
-        text_width=None, in_channels=6, rope_stride=1.0, pixel_positions="patch", window=4,
-    ),
-    AdapterSettings(128, latent_factor=16, width=8, blocks=1, unpack=2, gate="token", pixel_head=True),
-    prediction="residual",
-    base=TinyVAESettings(encoder_widths=WIDTHS, decoder_widths=WIDTHS, encoder_depths=DEPTHS, decoder_depths=DEPTHS),
-)  # fmt: skip
 EXACT = MachineSettings(precision="float32", recompute=False)
 # name -> (kind of network, height, passes of a step, machine)
 VARIANTS: Mapping[str, tuple[str, int, int, MachineSettings]] = {
@@ -57,8 +46,6 @@ VARIANTS: Mapping[str, tuple[str, int, int, MachineSettings]] = {
     "context": ("text", 48, 1, MachineSettings(precision="float32", shard=False, recompute=False, context=2)),
     "everything": ("text", 64, 2, MachineSettings(precision="float32", compile=True, context=2)),
     "student": ("student", 48, 2, MachineSettings(precision="float32")),
-    "nano": ("nano", 64, 1, EXACT),
-    "nano whole": ("nano", 64, 2, MachineSettings(precision="float32", shard=False)),
 }
 
 
@@ -67,7 +54,7 @@ HEIGHTS = {(kind, height) for kind, height, _, _ in VARIANTS.values()}
 
 def new_network(kind: str, seed: int = 0) -> PiD:
     torch.manual_seed(seed)
-    network = PiD(NANO if kind == "nano" else TEXT).initialise(seed)
+    network = PiD(TEXT).initialise(seed)
     randomised(network)
     with torch.no_grad():
         for gate in (*network.gates, network.pixel_gate):
@@ -90,7 +77,7 @@ def new_stage(kind: str, machine: MachineSettings, world: World) -> DecoderStage
     conditioner = Conditioner(
         conditions,
         [lambda images: encode(images, sizes.latent_channels, sizes.latent_factor)],
-        None if kind == "nano" else embed,
+        embed,
     )
     if kind == "student":
         settings = StudentSettings(
@@ -100,9 +87,7 @@ def new_stage(kind: str, machine: MachineSettings, world: World) -> DecoderStage
         stage = StudentStage(network, teacher, settings, conditioner, (0.999, 0.5, 0.0), embed(["not this"]))
         prepare(stage.networks, [teacher], machine, world)
     else:
-        stage = DecoderStage(
-            network, DecoderSettings(conditions=conditions, coarse=0.5, even=kind == "nano"), conditioner
-        )
+        stage = DecoderStage(network, DecoderSettings(conditions=conditions), conditioner)
         prepare(stage.networks, [], machine, world)
     return stage
 
@@ -113,7 +98,7 @@ class Training:
     def __init__(self, kind: str, height: int, machine: MachineSettings, world: World, settings: LoopSettings):
         self.stage = new_stage(kind, machine, world)
         self.kind, self.machine, self.world, self.settings = kind, machine, world, settings
-        self.height, self.width = height, 64 if kind == "nano" else 32
+        self.height, self.width = height, 32
         self.state = new_state(self.stage.networks, settings)
         self.early = False  # whether gradients were exchanged before a step's last pass
 

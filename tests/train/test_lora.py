@@ -17,16 +17,16 @@ from torch import distributed, nn
 from pixdec.decoder import PixelDecoder
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.train.data.degrade import DegradeSettings
-from pixdec.train.decoder import DecoderSettings, DecoderStage
 from pixdec.train.draws import Draws
 from pixdec.train.loop import LoopSettings, new_state, train
 from pixdec.train.lora import LoraSettings, add_lora, chosen_layers, lora_of
 from pixdec.train.parallel import MachineSettings, World, prepare, whole_tensor
-from pixdec.train.stages import Conditioner, ConditionSettings
+from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
+from pixdec.train.stages.stage import Conditioner, ConditionSettings
 from pixdec.train.state import State
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import read_lora, save_lora, shapes_of
-from trainset import NANO, WORDY, embed, examples, network, tiny_encoder
+from trainset import SILENT, WORDY, embed, examples, network, tiny_encoder
 
 LOOP = LoopSettings(steps=12, batch=4, learning_rate=1e-2, warmup=1, seed=3)
 LORA = LoraSettings(rank=3, alpha=6.0, layers=("qkv", "proj", "image.modulation"))
@@ -124,7 +124,7 @@ def open_decoder(trained: Trained, dtype: torch.dtype | None = None) -> PixelDec
 # ---- training
 
 
-@pytest.mark.parametrize("settings", [WORDY, NANO], ids=["text", "nano"])
+@pytest.mark.parametrize("settings", [WORDY, SILENT], ids=["text", "silent"])
 def test_a_new_lora_changes_nothing(settings: PiDSettings):
     made = network(settings)
     before = velocity(made)
@@ -132,10 +132,10 @@ def test_a_new_lora_changes_nothing(settings: PiDSettings):
     assert torch.equal(velocity(made), before)
 
 
-@pytest.mark.parametrize("settings", [WORDY, NANO], ids=["text", "nano"])
+@pytest.mark.parametrize("settings", [WORDY, SILENT], ids=["text", "silent"])
 def test_every_layer_that_can_be_chosen_works(settings: PiDSettings):
     """A Linear whose weight is used without calling it, or not at all, would show as a gradient that is missing."""
-    layers = ALL if settings is NANO else (*ALL, "text.modulation")
+    layers = ALL if settings is SILENT else (*ALL, "text.modulation")
     made = network(settings)
     linears = {name for name, each in made.named_modules() if isinstance(each, nn.Linear)}
     chosen = set(chosen_layers(made, LoraSettings(1, layers=layers)))
@@ -410,7 +410,7 @@ def deeper(settings: PiDSettings) -> PiDSettings:
     ("settings", "message"),
     [
         (wider(WORDY), r"a LoRA for small, where .*image.modulation is \[144, 24\]; in small it is \[192, 32\]"),
-        (NANO, r"where .*text.* is \[.*\]; in small it is missing"),
+        (SILENT, r"where .*text.* is \[.*\]; in small it is missing"),
         (deeper(WORDY), "of other shapes than small, though not in the layers it changes"),
     ],
     ids=["wider", "no text", "deeper adapter"],

@@ -16,7 +16,7 @@ from pixdec import devices
 from pixdec.models.execution import Context
 from pixdec.models.pid import PiD
 from pixdec.train import parallel
-from pixdec.train.parallel import MachineSettings, Share, World, join, precision, prepare, split_context
+from pixdec.train.parallel import MachineSettings, Share, World, join, precision, prepare
 from ring import run_ring
 
 PAGE = Path(__file__).parents[2] / "docs" / "many-devices.md"
@@ -43,7 +43,7 @@ def test_two_processes_find_the_gradients_of_one(found: dict, name: str):
     assert two["gradients"].keys() == one["gradients"].keys()
     assert any(key.endswith("log_alpha") for key in one["gradients"])
     for key, gradient in one["gradients"].items():
-        assert (two["gradients"][key] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), key
+        assert (two["gradients"][key] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-11, key
     assert not two["early"]
     assert two["kept"] / one["kept"] == pytest.approx(0.5 if machine.shard else 1.0, abs=0.01)
 
@@ -158,8 +158,6 @@ def test_what_does_not_fit_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch):
         join("cpu", 2)
     with pytest.raises(ValueError, match=r"machine\.context=0: expected at least 1"):
         MachineSettings(context=0)
-    with pytest.raises(ValueError, match=r"machine\.context=2: this network's attention is windowed"):
-        split_context(new_network("nano"), World(context=Share(0, 2)))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"machine\.context=3 on 2 processes"):
         join("cpu", 3)

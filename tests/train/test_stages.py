@@ -8,13 +8,13 @@ import torch
 from pixdec.models.pid import PiD
 from pixdec.sampling.flow import interpolate
 from pixdec.train.data.degrade import DegradeSettings, degrade
-from pixdec.train.decoder import DecoderSettings, DecoderStage
 from pixdec.train.draws import Draws, LevelSettings, noise_levels
 from pixdec.train.losses import alignment
-from pixdec.train.prior import PriorSettings, PriorStage
 from pixdec.train.representation import Representation, RepresentationSettings
-from pixdec.train.stages import Conditioner, ConditionSettings, Examples
-from trainset import NANO, WORDY, embed, examples, network, tiny_encoder
+from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
+from pixdec.train.stages.prior import PriorSettings, PriorStage
+from pixdec.train.stages.stage import Conditioner, ConditionSettings, Examples
+from trainset import SILENT, WORDY, embed, examples, network, tiny_encoder
 
 PLAIN = ConditionSettings(DegradeSettings(scale=4), clean=1.0, drop_caption=0.0, drop_latent=0.0)
 
@@ -220,44 +220,12 @@ def test_only_the_adapter_learns():
     assert with_gradient == learning
 
 
-def test_the_base_stays_as_it_is():
-    conditions = replace(PLAIN, clean=0.6)
-    stage = DecoderStage(
-        network(NANO), DecoderSettings(conditions=conditions), Conditioner(conditions, [tiny_encoder()])
-    )
-    assert not any(p.requires_grad for p in stage.network.base.parameters())
-
-
-def test_a_base_learns_when_it_is_told_to():
-    settings = DecoderSettings(conditions=PLAIN, base=0.5)
-    stage = DecoderStage(network(NANO), settings, Conditioner(PLAIN, [tiny_encoder()]))
-    optimizer = torch.optim.Adam(stage.network.parameters(), 3e-3)
-    errors: list[float] = []
-    for _ in range(25):
-        optimizer.zero_grad()
-        losses = stage.losses(0, examples(0), draws())
-        losses["total"].backward()
-        optimizer.step()
-        errors.append(float(losses["base"].detach()))
-    assert float(losses["total"]) == pytest.approx(float(losses["flow"] + 0.5 * losses["base"]), rel=1e-6)
-    assert errors[-1] < errors[0] - 0.5
-
-
-def test_a_base_of_any_space():
-    adapter = replace(NANO.adapter, latent_channels=16, latent_factor=8, unpack=1)
-    made = PiD(replace(NANO, adapter=adapter, base=replace(NANO.base, latent_channels=16)))
-    assert made.preview(torch.zeros(1, 16, 3, 4)).shape == (1, 3, 24, 32)
-    with pytest.raises(ValueError, match="a base decoder of 32 channels"):
-        replace(NANO, adapter=adapter)
-
-
 @pytest.mark.parametrize(
     ("settings", "made", "message"),
     [
-        (DecoderSettings(alignment=0.8), NANO, "no auxiliary head"),
-        (DecoderSettings(base=0.5), WORDY, "no base decoder"),
+        (DecoderSettings(alignment=0.8), SILENT, "no auxiliary head"),
         (DecoderSettings(), replace(WORDY, adapter=None), "no latent adapter"),
-        (DecoderSettings(conditions=ConditionSettings(DegradeSettings(scale=8))), NANO, "decodes 4x"),
+        (DecoderSettings(conditions=ConditionSettings(DegradeSettings(scale=8))), SILENT, "decodes 4x"),
     ],
 )
 def test_decoders_that_cannot_be(settings: DecoderSettings, made: object, message: str):

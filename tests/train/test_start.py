@@ -12,10 +12,10 @@ import torch
 
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
-from pixdec.train.decoder import DecoderSettings, DecoderStage
 from pixdec.train.loop import LoopSettings, new_state
 from pixdec.train.lora import LoraSettings, add_lora, lora_of
-from pixdec.train.stages import Conditioner, ConditionSettings
+from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
+from pixdec.train.stages.stage import Conditioner, ConditionSettings
 from pixdec.train.start import Start, start_from
 from pixdec.train.state import State
 from pixdec.weights.keymap import to_original

@@ -3,6 +3,7 @@
 import gc
 import io
 import weakref
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,29 +18,28 @@ from pixdec.models.pid import PiD
 from pixdec.train.data.degrade import DegradeSettings, degrade
 from pixdec.train.data.photos import CropSettings, Photos, ahead
 from pixdec.train.data.synthetic import _font, draw_page
-from pixdec.train.decoder import DecoderSettings, DecoderStage
 from pixdec.train.draws import Draws, LevelSettings
 from pixdec.train.loop import LoopSettings, learning_rate, new_state, train
-from pixdec.train.stages import Conditioner, ConditionSettings
+from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
+from pixdec.train.stages.prior import PriorSettings, PriorStage
+from pixdec.train.stages.stage import Conditioner, ConditionSettings, Stage
 from pixdec.train.state import PowerAverage, State
 from shardset import photograph
-from trainset import NANO, examples, pictures, tiny_encoder
+from trainset import SILENT, WORDY, embed, examples, pictures, tiny_encoder
 
 LOOP = LoopSettings(steps=20, batch=4, learning_rate=2e-3, warmup=2, seed=3)
 OBJECTIVE = DecoderSettings(
     levels=LevelSettings(mean=-1.81, std=1.3, high=0.25),
     conditions=ConditionSettings(DegradeSettings(scale=4), clean=0.6, drop_latent=0.0),
-    coarse=0.5,
-    even=True,
 )
 
 
 def new_stage() -> DecoderStage:
     torch.manual_seed(0)
-    return DecoderStage(PiD(NANO).initialise(0), OBJECTIVE, Conditioner(OBJECTIVE.conditions, [tiny_encoder()]))
+    return DecoderStage(PiD(SILENT).initialise(0), OBJECTIVE, Conditioner(OBJECTIVE.conditions, [tiny_encoder()]))
 
 
-def run(stage: DecoderStage, state: State, steps: int, settings: LoopSettings = LOOP) -> list[float]:
+def run(stage: Stage, state: State, steps: int, settings: LoopSettings = LOOP) -> list[float]:
     def losses_at(step: int, part: int) -> dict[str, torch.Tensor]:
         each = settings.batch // settings.parts
         places = range(part * each, part * each + each)
@@ -56,6 +56,14 @@ def test_decoder_golden_losses():
     losses = run(stage, new_state(stage.networks, LOOP), 20)
     assert losses[0] == pytest.approx(GOLDEN_DECODER[0], rel=1e-3)
     assert losses[-1] == pytest.approx(GOLDEN_DECODER[1], rel=2e-2)
+
+
+def test_prior_golden_losses():
+    torch.manual_seed(0)
+    stage = PriorStage(PiD(replace(WORDY, adapter=None)).initialise(0), PriorSettings(), embed)
+    losses = run(stage, new_state(stage.networks, LOOP), 20)
+    assert losses[0] == pytest.approx(GOLDEN_PRIOR[0], rel=1e-3)
+    assert losses[-1] == pytest.approx(GOLDEN_PRIOR[1], rel=2e-2)
 
 
 def test_a_resumed_run_takes_the_same_trajectory(tmp_path: Path):
@@ -279,4 +287,5 @@ def test_batches_made_ahead_are_the_same():
         take(9)
 
 
-GOLDEN_DECODER = (39.5628, 73.4461)
+GOLDEN_DECODER = (1.3405, 1.3222)
+GOLDEN_PRIOR = (1.3471, 1.2679)

@@ -1,0 +1,1 @@
+"""Training: `pixdec.train.build.train(recipe, data, output)` yields the steps of a run."""

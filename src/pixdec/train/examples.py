@@ -12,7 +12,7 @@ from pixdec.train.data.photos import Photos, ahead
 from pixdec.train.data.stream import StreamLoader, StreamSettings
 from pixdec.train.parallel import Share
 from pixdec.train.recipes import DataSettings, Recipe
-from pixdec.train.stages import Examples
+from pixdec.train.stages.stage import Examples
 
 
 @dataclass(frozen=True)

@@ -7,30 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixdec.sampling.flow import expand
-
 # Y, Cb, Cr of full-range RGB (JFIF 1.02), and how much a difference in each counts in `alignment`.
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 YCBCR_WEIGHTS = (0.25, 1.0, 1.0)
 CHARBONNIER = 1e-3
-EASE = 0.25  # keeps crops without detail from weighing without bound
-STEP = 0.01  # about one level of 255: smaller steps are not seen
+
+
+def velocity_errors(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
+    """‖v̂ − (eps − x0)‖² (B,), each image's mean. Networks that predict x0 are compared as velocities too, so that every
+    noise level weighs as the sampler uses it."""
+    return (velocity.float() - (noise - x0).float()).square().mean((1, 2, 3))
 
 
 def flow_matching(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-    """mean ‖v̂ − (eps − x0)‖²: a scalar. Networks that predict x0 are compared as velocities too, so that every noise
-    level weighs as the sampler uses it (specification §9)."""
-    return (velocity.float() - (noise - x0).float()).square().mean()
-
-
-def velocity_errors(error: Tensor, weight: Tensor, *, coarse: float = 0.0, difficulty: Tensor | None = None) -> Tensor:
-    """w·(mean e² + coarse·mean ē²) (B,) of velocity errors e (B,3,H,W), where ē are their means over 8 x 8 pixels and
-    w (B,) weights; divided by `difficulty` (B,) + 0.25 if that is given."""
-    error = error.float() * expand(weight.sqrt(), error)
-    each = error.square().mean((1, 2, 3))
-    if coarse:
-        each = each + coarse * F.avg_pool2d(error, 8).square().mean((1, 2, 3))
-    return each if difficulty is None else each / (difficulty + EASE)
+    """The mean of `velocity_errors`: a scalar."""
+    return velocity_errors(velocity, x0, noise).mean()
 
 
 def distribution_matching(student: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
@@ -38,7 +29,7 @@ def distribution_matching(student: Tensor, teacher: Tensor, fake: Tensor) -> Ten
 
         g = (x0_fake − x0_teacher) / mean|x − x0_teacher| / N,
 
-    the mean over one image, N the values of the batch (Yin et al. 2024, eq. 7; specification §9). Its value is
+    the mean over one image, N the values of the batch (Yin et al. 2024, eq. 7). Its value is
     mean g²·N²/2.
 
     student (B,3,H,W): what the student made. teacher, fake: what the teacher and the fake score make, without gradient,
@@ -64,7 +55,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def approximate_r1(real: Tensor, perturbed: Tensor) -> Tensor:
-    """mean (D(x) − D(x + 0.1·noise))², R1 without second derivatives (specification §9), of logits."""
+    """mean (D(x) − D(x + 0.1·noise))², R1 without second derivatives, of logits."""
     return (real - perturbed).square().mean()
 
 
@@ -87,20 +78,3 @@ def alignment(prediction: Tensor, target: Tensor, sigma: Tensor, keep: Tensor) -
     distance = charbonnier(difference).mean((1, 2, 3))
     weight = (1 - sigma.float()) * keep.float()
     return (distance * weight).sum() / weight.sum().clamp_min(1e-8)
-
-
-def seams(images: Tensor, side: int) -> Tensor:
-    """How far the steps across the borders of side x side patches are from those inside: the mean square of
-    log(border / inside), each a mean absolute difference of neighbouring pixels over places of about 64 pixels a side.
-
-    Images (B,3,H,W) in [-1,1], of more than one patch a side -> a scalar, about 0 for photographs.
-    """
-    found = list[Tensor]()
-    for turned in (images, images.mT):
-        steps = turned.float().diff(dim=2).abs().mean(1)  # (B,H-1,W)
-        rows = steps.shape[1] // side
-        steps = steps[:, : rows * side].unflatten(1, (rows, side))  # the last of each is across a border
-        place = (min(64 // side, rows), min(64, steps.shape[3]))
-        border, inside = (F.avg_pool2d(each, place) for each in (steps[:, :, -1], steps[:, :, :-1].mean(2)))
-        found.append(((border + STEP) / (inside + STEP)).log().square().mean())
-    return torch.stack(found).mean()

@@ -27,7 +27,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from pixdec.devices import best_device, computes_in_bfloat16
-from pixdec.inference.sharing import context_of, is_windowed, meet, own_cuda
+from pixdec.inference.sharing import context_of, meet, own_cuda
 from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD
 
@@ -208,7 +208,7 @@ def _shard(network: nn.Module, mesh: DeviceMesh, low: torch.dtype | None, *, lea
 
     Scalars, the gates' `log_alpha`, stay whole and in float32 on every process: they cannot be sharded, and bfloat16
     would move a gate's closing point by up to 0.4 %. `average_gradients` sees to them. A `PiD` casts what it is given
-    by itself and keeps noise levels, sinusoids, rotary tables and the frame of residuals in float32, so FSDP2 must not
+    by itself and keeps noise levels, sinusoids and rotary tables in float32, so FSDP2 must not
     cast its inputs.
 
     All of a `PiD` besides its blocks is one unit, the adapter too: its tokens are asked for point by point, and each
@@ -227,7 +227,7 @@ def _shard(network: nn.Module, mesh: DeviceMesh, low: torch.dtype | None, *, lea
     for block in _blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=learns, ignored_params=scalars)
-    calls: list[tuple[nn.Module, str]] = [(network, name) for name in ("condition", "preview", "velocity")]
+    calls: list[tuple[nn.Module, str]] = [(network, name) for name in ("condition", "velocity")]
     if network.adapter is not None:
         calls.append((network.adapter, "low_resolution"))
     _gather_for(network, calls)
@@ -265,13 +265,8 @@ def split_context(network: PiD, world: World) -> None:
     whole image, and get the same whole image.
 
     The gradient that each of them computes of a loss on the whole image is its part of the true one times their number,
-    so that the mean over all processes is the true one. ValueError for windowed attention.
+    so that the mean over all processes is the true one.
     """
-    count = world.context.count
-    if is_windowed(network):
-        raise ValueError(
-            f"machine.context={count}: this network's attention is windowed, which needs no splitting; take 1"
-        )
     assert world.mesh is not None
     how = Execution(context=context_of(world.mesh.get_group("context")))
     network.forward = functools.partial(network.forward, how=how)

@@ -10,19 +10,17 @@ from typing import Literal
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
-from pixdec.models.tiny_vae import TinyVAESettings
 from pixdec.sampling.flow import STUDENT_TIMES
-from pixdec.train.data.degrade import DegradeSettings
 from pixdec.train.data.fit import FitSettings
 from pixdec.train.data.photos import CropSettings
-from pixdec.train.decoder import DecoderSettings
 from pixdec.train.draws import LevelSettings
 from pixdec.train.loop import LoopSettings
 from pixdec.train.lora import LoraSettings
 from pixdec.train.parallel import MachineSettings
-from pixdec.train.prior import PriorSettings
-from pixdec.train.stages import ConditionSettings
-from pixdec.train.student import StudentSettings
+from pixdec.train.stages.decoder import DecoderSettings
+from pixdec.train.stages.prior import PriorSettings
+from pixdec.train.stages.stage import ConditionSettings
+from pixdec.train.stages.student import StudentSettings
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,9 @@ class StudentRecipe(Recipe):
 PAPER_CLIP, PAPER_DECAY = 0.1, 1e-3
 
 
-def released_network(*, version: str = "v1.5") -> PiDSettings:
-    """The released decoders' 1.36 B network for FLUX.2 latents."""
+def _adapter(*, version: str = "v1.5") -> AdapterSettings:
     newest = version == "v1.5"
-    adapter = AdapterSettings(
+    return AdapterSettings(
         latent_channels=128,
         latent_factor=16,
         width=1024 if newest else 512,
@@ -112,12 +109,16 @@ def released_network(*, version: str = "v1.5") -> PiDSettings:
         pixel_head=newest,
         aux_rgb=newest,
     )
-    side = 2048 if newest else 1024
-    return PiDSettings(PixDiTSettings(reference=(side, side)), adapter)
+
+
+def released_network(*, version: str = "v1.5") -> PiDSettings:
+    """The released decoders' 1.36 B network for FLUX.2 latents."""
+    side = 2048 if version == "v1.5" else 1024
+    return PiDSettings(PixDiTSettings(reference=(side, side)), _adapter(version=version))
 
 
 def _paper_loop(batch: int, rate: float, steps: int) -> LoopSettings:
-    # The recipes of specification §9 name no schedule: a constant rate after a short rise.
+    # The paper names no schedule: a constant rate after a short rise.
     return LoopSettings(
         steps, batch, learning_rate=rate, warmup=200, decay=0.0, weight_decay=PAPER_DECAY, clip=PAPER_CLIP,
         betas=(0.9, 0.99), nonfinite="skip",
@@ -152,100 +153,70 @@ def student_paper_2k() -> StudentRecipe:
     return StudentRecipe("paper_2k", released_network(), loop, times=STUDENT_TIMES, objective=objective)
 
 
-def nano_network() -> PiDSettings:
-    """The bundled decoder's network: 5.5 M parameters besides its base decoder."""
+def tiny_network() -> PiDSettings:
+    """The paper's network in small and without text, for FLUX.2 latents: 7 M parameters, which two processor
+    cores train."""
     return PiDSettings(
-        backbone=PixDiTSettings(
-            patch=8,
+        PixDiTSettings(
             hidden=192,
             heads=6,
             depth=6,
             pixel_width=8,
-            pixel_hidden=192,
-            pixel_heads=6,
+            pixel_hidden=96,
+            pixel_heads=4,
             pixel_depth=1,
             text_width=None,
-            in_channels=6,
-            rope_stride=1.0,
-            pixel_positions="patch",
-            window=8,
+            reference=(256, 256),
         ),
-        adapter=AdapterSettings(
-            latent_channels=128,
-            latent_factor=16,
-            scale=4,
-            width=64,
-            unpack=2,
-            padding="replicate",
-            gate="token",
-            pixel_head=True,
-        ),
-        prediction="residual",
-        base=TinyVAESettings(),
-        residual_std=0.2,
-        deblock=48,
+        replace(_adapter(), width=64, pixel_head=True, aux_rgb=False),
     )
 
 
-NANO_TIMES = (0.999, 0.3, 0.15, 0.06, 0.0)
-_NANO_DATA = DataSettings(
+_TINY_DATA = DataSettings(
     base=192,
     workers=0,
     shuffle=100,
     crops=CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12),
     fit=FitSettings(zoom=3.0, unscaled=0.25),
 )
-_NANO_MACHINE = MachineSettings(precision="bfloat16", shard=False, recompute=False)
-_NANO_FOLDER = FolderSettings(save_every=100, sheet_every=500)
+_TINY_CONDITIONS = ConditionSettings(clean=0.6, drop_caption=0.0, drop_latent=0.0)
+_TINY_MACHINE = MachineSettings(shard=False, recompute=False)
+_TINY_FOLDER = FolderSettings(save_every=100, sheet_every=500)
 
 
-def decoder_nano() -> DecoderRecipe:
-    """The bundled decoder. Its noise levels lie around the residual's deviation d = 0.2 (EDM's distribution in this
-    frame): logit t normal with mean ln d − 0.2, but for a quarter where the first of few steps works."""
-    objective = DecoderSettings(
-        levels=LevelSettings(mean=-1.81, std=1.3, high=0.25),
-        conditions=ConditionSettings(DegradeSettings(scale=4), clean=0.6, drop_caption=0.0, drop_latent=0.0),
-        coarse=0.5,
-        even=True,
-    )
-    loop = LoopSettings(steps=3300, batch=4, learning_rate=1e-3, warmup=200, weight_decay=0.01)
+def decoder_tiny() -> DecoderRecipe:
+    """A small network without text: to try things out, on two processor cores."""
+    objective = DecoderSettings(levels=LevelSettings(high=0.25), conditions=_TINY_CONDITIONS)
+    loop = LoopSettings(steps=3000, batch=4, learning_rate=1e-3, warmup=200, weight_decay=0.01)
     return DecoderRecipe(
-        "nano", nano_network(), loop, version="nano", times=NANO_TIMES, data=_NANO_DATA, machine=_NANO_MACHINE,
-        folder=_NANO_FOLDER, objective=objective,
+        "tiny", tiny_network(), loop, times=STUDENT_TIMES, data=_TINY_DATA, machine=_TINY_MACHINE,
+        folder=_TINY_FOLDER, objective=objective,
     )  # fmt: skip
 
 
-def student_nano() -> StudentRecipe:
-    """The bundled decoder's third stage, from its second. Student and critic take turns one to one, the adversarial
-    term counts three times as much as in the paper, and the distance to the real image is kept: a network of 5.5 M
-    parameters leaves it otherwise."""
+def student_tiny() -> StudentRecipe:
+    """The small network's third stage. Student and critic take turns one to one, and the distance to the real image is
+    kept, which a small network leaves otherwise."""
     objective = StudentSettings(
-        levels=LevelSettings(mean=-1.81, std=1.3, least=0.02, most=0.99),
-        conditions=ConditionSettings(DegradeSettings(scale=4), clean=0.6, drop_caption=0.0, drop_latent=0.0),
+        conditions=_TINY_CONDITIONS,
         ratio=2,
         guidance=1.0,
         distribution_matching=0.5,
-        gan=0.15,
         gan_warmup=60,
-        look=128,
         block=3,
-        coarse=0.5,
-        even=True,
         pixel=1.0,
-        drift=4.0,
-        seams=2.0,
     )
     loop = LoopSettings(steps=760, batch=4, learning_rate=8e-5, warmup=20, decay=0.6)
     return StudentRecipe(
-        "nano", nano_network(), loop, version="nano", times=NANO_TIMES, data=_NANO_DATA, machine=_NANO_MACHINE,
-        folder=_NANO_FOLDER, objective=objective,
+        "tiny", tiny_network(), loop, times=STUDENT_TIMES, data=_TINY_DATA, machine=_TINY_MACHINE,
+        folder=_TINY_FOLDER, objective=objective,
     )  # fmt: skip
 
 
-PRIORS: Mapping[str, Callable[[], PriorRecipe]] = {"paper_2k": prior_paper_2k}
-DECODERS: Mapping[str, Callable[[], DecoderRecipe]] = {
-    "paper_2k": decoder_paper_2k,
-    "v1_5": decoder_v1_5,
-    "nano": decoder_nano,
+# By stage and name.
+RECIPES: Mapping[str, Mapping[str, Callable[[], Recipe]]] = {
+    "prior": {"paper_2k": prior_paper_2k},
+    "decoder": {"paper_2k": decoder_paper_2k, "v1_5": decoder_v1_5, "tiny": decoder_tiny},
+    "student": {"paper_2k": student_paper_2k, "tiny": student_tiny},
 }
-STUDENTS: Mapping[str, Callable[[], StudentRecipe]] = {"paper_2k": student_paper_2k, "nano": student_nano}
+KINDS: Mapping[str, type[Recipe]] = {"prior": PriorRecipe, "decoder": DecoderRecipe, "student": StudentRecipe}

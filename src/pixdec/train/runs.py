@@ -26,7 +26,7 @@ from pixdec.train.lora import lora_of
 from pixdec.train.parallel import World, precision
 from pixdec.train.recipes import Recipe
 from pixdec.train.sheets import Sheets
-from pixdec.train.stages import Examples, Stage
+from pixdec.train.stages.stage import Examples, Stage
 from pixdec.train.state import checkpoints
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import save_lora
@@ -67,7 +67,7 @@ class Run:
         if saved:
             state.load(saved[-1])
         with Log(self.folder, state.step, active=first) as log:
-            for progress in train(state, self._losses(state.step), recipe.loop, self.stage.turn):
+            for progress in train(state, self.losses(state.step), recipe.loop, self.stage.turn):
                 log.write(progress)
                 last = progress.step == recipe.loop.steps
                 if last or progress.step % recipe.folder.save_every == 0:
@@ -118,7 +118,8 @@ class Run:
             times=recipe.times,
         )
 
-    def _losses(self, start: int) -> Callable[[int, int], Mapping[str, torch.Tensor]]:
+    def losses(self, start: int) -> Callable[[int, int], Mapping[str, torch.Tensor]]:
+        """(step, part) -> the stage's losses, from step `start` on, in turn."""
         coming = self.source.begin(start)
 
         def losses_at(step: int, part: int) -> Mapping[str, torch.Tensor]:

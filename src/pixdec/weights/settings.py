@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import types
@@ -197,7 +198,13 @@ def _read(hint: Any, value: object, where: str) -> object:
     if origin in (Union, types.UnionType):
         if value is None and types.NoneType in arguments:
             return None
-        return _read(next(a for a in arguments if a is not types.NoneType), value, where)
+        *others, last = (a for a in arguments if a is not types.NoneType)
+        for kind in others:
+            with contextlib.suppress(ValueError):
+                return _read(kind, value, where)
+        return _read(last, value, where)
+    if origin is tuple and arguments[1:] == (...,) and isinstance(value, list):
+        return tuple(_read(arguments[0], item, where) for item in _items(value))
     if origin is tuple and len(items := _items(value)) == len(arguments):
         return tuple(_read(a, item, where) for a, item in zip(arguments, items, strict=True))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Stage 1, the prior: rectified flow on images with captions, without a latent (specification §9)."""
+"""Stage 1, the prior: rectified flow on images with captions, without a latent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from pixdec.sampling.flow import interpolate
 from pixdec.train.draws import Draws, LevelSettings, noise_levels
 from pixdec.train.losses import flow_matching
 from pixdec.train.representation import Representation, RepresentationSettings
-from pixdec.train.stages import Embed, Examples, embedded
+from pixdec.train.stages.stage import Embed, Examples, embedded
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ B batch · H, W image pixels · C latent channels · h, w latent grid · T text 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -87,15 +87,6 @@ class Conditioner:
             kept = draws.uniform() >= settings.drop_latent
             latent, sigma = latent * expand(kept, latent), torch.where(kept, sigma, 1.0)
             return Conditions(latent, sigma, self.text(examples, draws), low, kept.float())
-
-    def of_part(self, images: Tensor, whole: Conditions, draws: Draws) -> Conditions:
-        """Conditions of parts (B,3,H',W') of images whose own are `whole`: the same text and noise levels, latents of
-        the parts, with noise of their own."""
-        with torch.no_grad():
-            low = self._low(images, draws)
-            latent = self._encode(low, draws.places).float()
-            latent = interpolate(latent, draws.normal(*latent.shape[1:]), whole.sigma) * expand(whole.kept, latent)
-            return replace(whole, latent=latent, low=low)
 
     def _low(self, images: Tensor, draws: Draws) -> Tensor:
         """The low-resolution images (B,3,H/scale,W/scale)."""

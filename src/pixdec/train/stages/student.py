@@ -1,15 +1,14 @@
-"""Stage 3, the student: distribution matching distillation, DMD2 (Yin et al. 2024, arXiv 2405.14867; specification §9).
+"""Stage 3, the student: distribution matching distillation, DMD2 (Yin et al. 2024, arXiv 2405.14867).
 
 The student makes an image x in one of its few steps. The teacher, frozen, has learnt the images' distribution; the fake
 score, at first its copy, learns the student's; the discriminator is a head on the teacher's features. They look at
 x_t = (1−t)·x + t·eps. In its turn the student minimises
 
     distribution_matching · DM(x, x0_teacher, x0_fake) + gan · softplus(−D(x_t)) + pixel · charbonnier(x − image)
-        + drift · charbonnier(8 x 8 means of x − image) + seams · seams(x)
 
 and in theirs fake score and discriminator, together the critic,
 
-    score_matching · w(t)·‖v_fake(x_t) − (eps − x)‖² + softplus(−D(real_t)) + softplus(D(x_t))
+    score_matching · ‖v_fake(x_t) − (eps − x)‖² + softplus(−D(real_t)) + softplus(D(x_t))
         + r1 · (D(real_t) − D(real_t + r1_noise·n))²
 
 B batch · H, W image pixels · C latent channels · h, w latent grid · T text tokens · E their width
@@ -23,12 +22,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pixdec.models.discriminator import Discriminator
 from pixdec.models.pid import PiD
-from pixdec.sampling.flow import clean, interpolate, velocity_of
-from pixdec.train.decoder import difficulty
+from pixdec.sampling.flow import clean, interpolate
 from pixdec.train.draws import Draws, LevelSettings, noise_levels
 from pixdec.train.features import Seen, watching
 from pixdec.train.losses import (
@@ -36,11 +33,10 @@ from pixdec.train.losses import (
     charbonnier,
     discriminator_loss,
     distribution_matching,
+    flow_matching,
     generator_loss,
-    seams,
-    velocity_errors,
 )
-from pixdec.train.stages import Conditioner, Conditions, ConditionSettings, Examples
+from pixdec.train.stages.stage import Conditioner, Conditions, ConditionSettings, Examples
 
 
 @dataclass(frozen=True)
@@ -60,16 +56,8 @@ class StudentSettings:
         gan: weight of the adversarial loss in the student's turn, reached linearly over the first `gan_warmup` steps;
             0 leaves the discriminator out.
         r1: weight of the approximate R1 penalty, with noise of deviation `r1_noise` on what the discriminator sees.
-        look: the side in pixels of the part of each image, at a place that changes from step to step, that teacher,
-            fake score and discriminator look at; 0 is the whole image. They work in patches themselves, and do not see
-            a grid of patches that is also their own.
         block: the patch block of the teacher, counted from 0, whose tokens the discriminator sees.
-        coarse, even: of the fake score's loss, as `DecoderSettings` has them for the teacher's.
         pixel: weight of the distance to the real image, which bounds how far a small decoder leaves it.
-        drift: weight of the distance of 8 x 8 means to those of the real image, against drifts of colour: the latent
-            says what they are.
-        seams: weight of the steps across the borders of patches (`losses.seams`), which show as a grid in a small
-            network.
     """
 
     levels: LevelSettings = field(default_factory=lambda: LevelSettings(least=0.02, most=0.99))
@@ -83,13 +71,8 @@ class StudentSettings:
     gan_warmup: int = 100
     r1: float = 200.0
     r1_noise: float = 0.1
-    look: int = 0
     block: int = 7
-    coarse: float = 0.0
-    even: bool = False
     pixel: float = 0.0
-    drift: float = 0.0
-    seams: float = 0.0
 
     def __post_init__(self) -> None:
         if self.ratio < 2:
@@ -103,10 +86,7 @@ class StudentSettings:
             "gan_warmup",
             "r1",
             "r1_noise",
-            "look",
             "pixel",
-            "drift",
-            "seams",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
@@ -117,7 +97,7 @@ class StudentStage:
 
     `times` runs down to 0, e.g. `flow.STUDENT_TIMES`. `null` (1,T,E) is the text of the teacher's unconditional branch,
     the embedded negative prompt; needed unless the guidance is 1. The teacher is frozen and becomes the fake score by
-    copy; base decoders stay as they are.
+    copy.
 
     Call networks only as modules: sharded ones gather their weights in `forward`.
     """
@@ -138,8 +118,6 @@ class StudentStage:
         self.fake = copy.deepcopy(teacher).float().train()
         for network in (self.network, self.fake):
             network.requires_grad_(True)
-            if network.base is not None:
-                network.base.requires_grad_(False)
         networks: dict[str, nn.Module] = {"student": student, "fake": self.fake}
         self.discriminator = _discriminator(teacher, seed) if settings.gan else None
         if self.discriminator is not None:
@@ -152,13 +130,8 @@ class StudentStage:
         return ("student",) if (step + 1) % self.settings.ratio == 0 else self._critic_turn
 
     def losses(self, step: int, examples: Examples, draws: Draws) -> dict[str, Tensor]:
-        """In the student's turn distribution_matching, gan, pixel, drift and seams; in the critic's score_matching,
-        discriminator and r1; those that are used, each before its weight, and total."""
-        if self.settings.look and examples.latents is not None:
-            raise ValueError(
-                f"look={self.settings.look}: the latents of parts of images are made on the way; set data.precomputed "
-                "to false, or look to 0"
-            )
+        """In the student's turn distribution_matching, gan and pixel; in the critic's score_matching, discriminator and
+        r1; those that are used, each before its weight, and total."""
         conditions = self.conditioner(examples, draws)
         if "student" in self.turn(step):
             return self._student(step, examples.images, conditions, draws)
@@ -167,13 +140,12 @@ class StudentStage:
     def _student(self, step: int, images: Tensor, conditions: Conditions, draws: Draws) -> dict[str, Tensor]:
         settings = self.settings
         x = self._make(images, conditions, draws)
-        part, _, looked_at = self._part(x, images, conditions, draws)
-        t, noise = self._look(part, draws)
-        x_t = interpolate(part, noise, t)
-        teacher, adversarial = self._teach(x_t, t, looked_at)
+        t, noise = self._look(images, draws)
+        x_t = interpolate(x, noise, t)
+        teacher, adversarial = self._teach(x_t, t, conditions)
         with torch.no_grad():
-            fake = clean(x_t, _velocity(self.fake, x_t, t, looked_at), t)
-        losses = {"distribution_matching": distribution_matching(part, teacher, fake)}
+            fake = clean(x_t, _velocity(self.fake, x_t, t, conditions), t)
+        losses = {"distribution_matching": distribution_matching(x, teacher, fake)}
         total = settings.distribution_matching * losses["distribution_matching"]
         if adversarial is not None:
             losses["gan"] = adversarial
@@ -181,25 +153,15 @@ class StudentStage:
         if settings.pixel:
             losses["pixel"] = charbonnier(x - images).mean()
             total = total + settings.pixel * losses["pixel"]
-        if settings.drift:
-            losses["drift"] = charbonnier(F.avg_pool2d(x - images, 8)).mean()
-            total = total + settings.drift * losses["drift"]
-        if settings.seams:
-            losses["seams"] = seams(x, self.network.settings.backbone.patch)
-            total = total + settings.seams * losses["seams"]
         return {"total": total, **losses}
 
     def _critic(self, images: Tensor, conditions: Conditions, draws: Draws) -> dict[str, Tensor]:
         settings = self.settings
         with torch.no_grad():
             x = self._make(images, conditions, draws)
-        x, images, conditions = self._part(x, images, conditions, draws)
         t, noise = self._look(images, draws)
         x_t = interpolate(x, noise, t)
-        error = _velocity(self.fake, x_t, t, conditions) - velocity_of(x, noise)
-        even = difficulty(images, conditions.low, self.fake.settings.residual_std) if settings.even else None
-        each = velocity_errors(error, self.fake.loss_weight(t), coarse=settings.coarse, difficulty=even)
-        losses = {"score_matching": each.mean()}
+        losses = {"score_matching": flow_matching(_velocity(self.fake, x_t, t, conditions), x, noise)}
         total = settings.score_matching * losses["score_matching"]
         if self.discriminator is not None:
             # The same levels and noise, so that nothing but the images tells them apart.
@@ -231,21 +193,6 @@ class StudentStage:
                     t = self._level(following, images)
                     x_t = interpolate(x0, draws.normal(*shape), t)
         return clean(x_t, _velocity(self.network, x_t, t, conditions), t)
-
-    def _part(
-        self, x: Tensor, images: Tensor, conditions: Conditions, draws: Draws
-    ) -> tuple[Tensor, Tensor, Conditions]:
-        """What is looked at of the student's images and of the real ones, and its conditions."""
-        side, scale = self.settings.look, self.settings.conditions.degrade.scale
-        if side == 0:
-            return x, images, conditions
-        if side > min(images.shape[-2:]):
-            width, height = images.shape[-1], images.shape[-2]
-            raise ValueError(f"look={side}: larger than images of {width}x{height}; set it to less, or to 0")
-        # On whole pixels of the low-resolution image, so that the part's is a part of it.
-        top, left = (int(draws.common() * ((each - side) // scale + 1)) * scale for each in images.shape[-2:])
-        place = slice(None), slice(None), slice(top, top + side), slice(left, left + side)
-        return x[place], images[place], self.conditioner.of_part(images[place], conditions, draws)
 
     def _look(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """t (B,) and eps (B,3,H,W) of a look at the student's images."""

@@ -1,5 +1,5 @@
 """Stage 2, the decoder: flow matching on pixels, conditioned on the noised latent of the image shrunk by the decoder's
-scale (specification §9).
+scale.
 
 High-resolution image x0 -> bicubic antialiased ÷ scale -> frozen encoder -> latent, noised to sigma -> velocity of the
 network at x_t = (1−t)·x0 + t·eps, against eps − x0.
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixdec.models.pid import PiD
-from pixdec.sampling.flow import interpolate, velocity_of
+from pixdec.sampling.flow import interpolate
 from pixdec.train.draws import Draws, LevelSettings, noise_levels
 from pixdec.train.losses import alignment, velocity_errors
-from pixdec.train.stages import Conditioner, ConditionSettings, Examples
+from pixdec.train.stages.stage import Conditioner, ConditionSettings, Examples
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,12 @@ class DecoderSettings:
         conditions: how latents are made, noised and dropped.
         learns: "everything", or the "adapter" with its gates alone, as for vision encoders' latents and v1.5.
         alignment: weight of v1.5's RGB alignment loss, for networks with the auxiliary head.
-        coarse: weight of the error of 8 x 8 means beside that of pixels, against drifts of colour.
-        even: divides each image's error by how much detail it has (`difficulty`).
-        base: weight of the base decoder's own error, mean log(MSE) against the low-resolution image; 0 leaves it as it
-            is. For a network that begins without one that fits its latents.
     """
 
     levels: LevelSettings = field(default_factory=lambda: LevelSettings(shift=6.0))
     conditions: ConditionSettings = field(default_factory=ConditionSettings)
     learns: Literal["everything", "adapter"] = "everything"
     alignment: float = 0.0
-    coarse: float = 0.0
-    even: bool = False
-    base: float = 0.0
 
 
 class DecoderStage:
@@ -61,10 +54,6 @@ class DecoderStage:
         for part in (adapter, network.gates, network.pixel_gate):
             if part is not None:
                 part.requires_grad_(True)
-        if settings.base and network.base is None:
-            raise ValueError(f"base={settings.base}: this network has no base decoder; set it to 0")
-        if network.base is not None:
-            network.base.requires_grad_(settings.base > 0)
         self.network, self.settings, self.conditioner = network, settings, conditioner
         self.networks: Mapping[str, nn.Module] = {"decoder": network}
 
@@ -73,7 +62,7 @@ class DecoderStage:
         return ("decoder",)
 
     def losses(self, step: int, examples: Examples, draws: Draws) -> dict[str, Tensor]:
-        """flow: the weighted squared velocity error; high, clean: that of images with t > 0.5, and with sigma = 0;
+        """flow: the squared velocity error; high, clean: that of images with t > 0.5, and with sigma = 0;
         alignment; total."""
         settings, images = self.settings, examples.images
         conditions = self.conditioner(examples, draws)
@@ -81,9 +70,7 @@ class DecoderStage:
         noise = draws.normal(*images.shape[1:])
         x_t = interpolate(images, noise, t)
         velocity = self.network(x_t, t, conditions.text, conditions.latent, conditions.sigma)
-        error = velocity - velocity_of(images, noise)
-        even = difficulty(images, conditions.low, self.network.settings.residual_std) if settings.even else None
-        each = velocity_errors(error, self.network.loss_weight(t), coarse=settings.coarse, difficulty=even)
+        each = velocity_errors(velocity, images, noise)
         parts = {"flow": each, "high": each[t > 0.5], "clean": each[conditions.sigma == 0]}
         losses = {name: part.mean() for name, part in parts.items() if len(part)}
         total = losses["flow"]
@@ -93,23 +80,7 @@ class DecoderStage:
             target = _to_size(conditions.low, seen)
             losses["alignment"] = alignment(seen, target, conditions.sigma, conditions.kept)
             total = total + settings.alignment * losses["alignment"]
-        if settings.base:
-            losses["base"] = log_error(self.network.preview(conditions.latent), conditions.low, conditions.sigma == 0)
-            total = total + settings.base * losses["base"]
         return {"total": total, **losses}
-
-
-def difficulty(images: Tensor, low: Tensor, std: float) -> Tensor:
-    """Mean square (B,) of what enlarging the low-resolution images lacks, in units of the residual's variance. Each
-    crop's error is divided by it, for a page of text lacks twenty times what a photograph does and would drown it."""
-    enlarged = F.interpolate(low, images.shape[2:], mode="bicubic", align_corners=False)
-    return (images - enlarged).square().mean((1, 2, 3)) / std**2
-
-
-def log_error(images: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the batch of log(MSE), which is what PSNR averages, 0 for images that are not `counted` (B,)."""
-    each = ((images - targets).square().mean((1, 2, 3)) + 4e-4).log() * counted
-    return each.mean()
 
 
 def _to_size(low: Tensor, like: Tensor) -> Tensor:

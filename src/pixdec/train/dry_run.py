@@ -1,0 +1,119 @@
+"""What a run needs, before it begins: parameters and memory by part, counted; one step, measured on this device.
+
+pixdec train decoder v1-5 --dry-run                          # counted alone
+pixdec train decoder v1-5 --dry-run --data shards --from …   # and a step taken, and thrown away
+"""
+
+import resource
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from pixdec.models.pid import PiD
+from pixdec.train.build import Tools, conditions_of, new_stage
+from pixdec.train.loop import new_state, train
+from pixdec.train.lora import add_lora
+from pixdec.train.recipes import PriorRecipe, Recipe, StudentRecipe
+from pixdec.train.representation import Representation
+from pixdec.train.runs import Run
+from pixdec.train.stages.stage import Conditioner
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of one part of one network, those of them that learn, and bytes for the whole run: weights, and of
+    what learns gradients, AdamW's two moments and, in the network that is exported, the average."""
+
+    network: str
+    part: str
+    parameters: int
+    learning: int
+    bytes: int
+
+
+def parts_of(recipe: Recipe) -> list[Part]:
+    """The parts of all networks that a recipe trains or needs, without their weights; encoders are not counted.
+
+    Raises:
+        ValueError: settings that do not go together.
+    """
+    with torch.device("meta"):
+        network = PiD(recipe.network)
+        teacher = PiD(recipe.network) if isinstance(recipe, StudentRecipe) else None
+        stage = new_stage(recipe, network, _tools(recipe, network), teacher)
+    if recipe.lora.rank:
+        add_lora(network, recipe.lora)
+    networks: dict[str, nn.Module] = dict(stage.networks)
+    if teacher is not None:
+        networks["teacher"] = teacher
+    first = next(iter(networks))
+    frozen = 2 if recipe.machine.precision == "bfloat16" else 4
+    found = list[Part]()
+    for name, each in networks.items():
+        counts, learning = Counter[str](), Counter[str]()
+        for key, parameter in each.named_parameters():
+            whole, block, *_ = key.split(".")
+            part = block if block.endswith("_blocks") else whole
+            counts[part] += parameter.numel()
+            learning[part] += parameter.numel() if parameter.requires_grad else 0
+        for part, count in counts.items():
+            weight = frozen if name == "teacher" else 4
+            size = weight * count + (12 + 4 * (name == first)) * learning[part]
+            found.append(Part(name, part, count, learning[part], size))
+    return found
+
+
+def _tools(recipe: Recipe, network: PiD) -> Tools:
+    """Stand-ins that are never called."""
+    settings, backbone = conditions_of(recipe), recipe.network.backbone
+    null = None if backbone.text_width is None else torch.empty(1, backbone.text_length, backbone.text_width)
+    representation = None
+    if isinstance(recipe, PriorRecipe) and recipe.objective.representation.weight:
+        representation = Representation(recipe.objective.representation, network, lambda images: images)
+    return Tools(None if settings is None else Conditioner(settings, []), None, null, representation)
+
+
+def counted(recipe: Recipe) -> Iterator[str]:
+    """The parts as lines of a Markdown table, and their sum."""
+    parts = parts_of(recipe)
+    yield "| network | part | parameters | learning | GiB |"
+    yield "|---|---|---:|---:|---:|"
+    for each in parts:
+        yield (f"| {each.network} | {each.part} | {each.parameters:,} | {each.learning:,} | {each.bytes / GIB:.3f} |")
+    whole = (sum(p.parameters for p in parts), sum(p.learning for p in parts), sum(p.bytes for p in parts) / GIB)
+    yield f"| all | | {whole[0]:,} | {whole[1]:,} | {whole[2]:.3f} |"
+    shard = "; shared out evenly over the processes of torchrun" if recipe.machine.shard else ""
+    yield f"weights, gradients, optimizers and average: {whole[2]:.2f} GiB{shard}. What a step keeps comes on top."
+
+
+def measured(run: Run) -> Iterator[str]:
+    """Takes a step of each kind, after one that warms up, on the device of the run, and throws them away; all processes
+    call it together."""
+    recipe, device, stage = run.recipe, run.world.device, run.stage
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    period = recipe.objective.ratio if isinstance(recipe, StudentRecipe) else 1
+    state, losses = new_state(stage.networks, recipe.loop), run.losses(0)
+    seconds = dict[tuple[str, ...], float]()
+    settings = replace(recipe.loop, steps=period + 1)
+    for progress in train(state, losses, settings, stage.turn):
+        seconds[stage.turn(progress.step - 1)] = progress.seconds
+    turns = Counter(stage.turn(step) for step in range(period))
+    for turn in turns:
+        yield f"a step in which {' and '.join(turn)} learn: {seconds[turn]:.3g} s for {recipe.loop.batch} images"
+    mean = sum(seconds[turn] * count for turn, count in turns.items()) / period
+    yield f"{recipe.loop.steps} steps: {mean * recipe.loop.steps / 3600:.2f} hours, without sheets and checkpoints"
+    yield f"peak memory of this process on {device}: {_peak(device) / GIB:.2f} GiB"
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # kilobytes on Linux
