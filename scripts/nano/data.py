@@ -109,7 +109,7 @@ def teach(folder: Path, count: int, weights: Path | None) -> None:
     done = load_file(target) if target.exists() else {"low": torch.empty(0, CROP, CROP, 3, dtype=torch.uint8)}
     highs = list(done["high"]) if "high" in done else []
     crops = list(done["low"])
-    network = load_real_esrgan(weights).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    network = load_real_esrgan(weights).to(torch.bfloat16)
     files = sorted(p for p in folder.glob("*.safetensors") if p != target)
     for number in range(len(crops), count):
         rng = random.Random(number)
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--real-esrgan", type=Path, help="ncnn weights, if the package is not installed")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    taef2 = load_taef2(given.taef2).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    taef2 = load_taef2(given.taef2).to(torch.bfloat16)
     fonts = sorted(p for p in given.fonts.rglob("*") if p.suffix.lower() in (".ttf", ".otf")) if given.fonts else []
     pages = ((f"page-{i:03}", page(i, fonts)) for i in range(given.pages))
     sources = [pages, *(pictures(folder) for folder in given.photos)]

@@ -18,6 +18,10 @@ class ShiftTolerantVGG(nn.Module):
     The weights (BSD-2) are read from the installed package `stlpips-pytorch`.
     """
 
+    shift: Tensor
+    scale: Tensor
+    blur: Tensor
+
     def __init__(self, path: Path | None = None):
         super().__init__()
         if path is None:

@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +151,9 @@ class Trainer:
         self.average.load_state_dict(self.network.state_dict())
         self.critic, self.vgg = Critic().to(device), ShiftTolerantVGG(vgg).to(device)
         for module in (self.network, self.average, self.critic):
-            module.to(memory_format=torch.channels_last)
+            for parameter in module.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.network.parameters(), recipe.rate, betas=(0.9, 0.99))
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), recipe.critic_rate, betas=(0.5, 0.99))
         self.spent = 0.0
@@ -165,7 +168,7 @@ class Trainer:
             **{part: getattr(self, part).state_dict() for part in parts},
         }
 
-    def load(self, state: dict) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         self.step, self.spent = state["step"], state["spent"]
         for part in ("network", "average", "critic", "optimizer", "critic_optimizer"):
             getattr(self, part).load_state_dict(state[part])
@@ -196,14 +199,14 @@ class Trainer:
         noise = torch.randn_like(truth)
         t = torch.full((recipe.batch,), STUDENT_TIMES[0], device=self.device)
         with self.cast(), torch.no_grad():
-            first = self.network.estimate(noise[late], t[late], low[late], sigma[late])
+            first = self.network.estimate(noise[late], t[late], self.network.condition(low[late]), sigma[late])
         from_truth = torch.rand(len(first), device=self.device) < 0.25
         start = torch.where(from_truth.view(-1, 1, 1, 1), truth[late], first.clamp(-1, 1))
         t[late] = torch.tensor(rng.choices(STUDENT_TIMES[1:4], (1, 1, 2), k=len(first)), device=self.device)
         x_t = torch.cat((noise[: recipe.first], interpolate(start, torch.randn_like(start), t[late])))
 
         with self.cast():
-            x0 = self.network.estimate(x_t, t, low, sigma)
+            x0 = self.network.estimate(x_t, t, self.network.condition(low), sigma)
         pixels = (x0 - truth).abs().mean()
         means = (F.avg_pool2d(x0, 8) - F.avg_pool2d(truth, 8)).abs().mean()
         loss = recipe.pixels * pixels + recipe.means * means
@@ -253,7 +256,7 @@ def decode(network: Nano, low: Tensor, steps: int, sigma: float = 0.0, seed: int
     for t, following in pairwise(times):
         levels = torch.full((len(low),), t, device=low.device), torch.full((len(low),), sigma, device=low.device)
         with torch.autocast(low.device.type, torch.bfloat16):
-            made.append(network.estimate(x, levels[0], low, levels[1]).clamp(-1, 1))
+            made.append(network.estimate(x, levels[0], network.condition(low), levels[1]).clamp(-1, 1))
         x = interpolate(made[-1], torch.randn_like(x), torch.full((len(low),), following, device=low.device))
     return made
 

@@ -33,7 +33,8 @@ from pixdec.inference.sizes import Size
 from pixdec.io.arguments import whole
 from pixdec.io.images import to_pil
 from pixdec.latents import Latent, LatentSpace, get_space
-from pixdec.models.pid import PiD
+from pixdec.models.nano import Nano
+from pixdec.models.network import Network
 from pixdec.weights.load import LoadedDecoder, load_decoder
 from pixdec.weights.lora import Lora, MergedLora, check_strength, read_lora
 
@@ -140,7 +141,7 @@ class PixelDecoder:
         return self
 
     @property
-    def network(self) -> PiD:
+    def network(self) -> Network:
         """What was loaded; no call changes it."""
         return self.model.network
 
@@ -158,7 +159,7 @@ class PixelDecoder:
         """Where the network computes, and where decoded tensors come from."""
         return self._engine.device
 
-    def prepare(self, config: InferenceConfig | None = None) -> PiD:
+    def prepare(self, config: InferenceConfig | None = None) -> Network:
         """Makes ready what decodes with a config need, a copy of the network of other weights, and returns the network
         that they call: the first of them need not wait for it, and what cannot be is refused now.
 
@@ -198,10 +199,12 @@ class PixelDecoder:
         space, or a strength that is not finite.
         """
         check_strength(strength)
-        lora = read_lora(path)
-        lora.check(self.network, self.model.name, self.model.spaces)
+        lora, network = read_lora(path), self.network
+        if isinstance(network, Nano):
+            raise ValueError(f"{path}: {self.model.name} takes no LoRA; load the decoder that it was trained for")
+        lora.check(network, self.model.name, self.model.spaces)
         self.unload_lora()
-        self._merged = MergedLora(self.network, lora)
+        self._merged = MergedLora(network, lora)
         self.lora_strength = strength
 
     def unload_lora(self) -> None:

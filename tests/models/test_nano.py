@@ -35,22 +35,23 @@ def test_a_velocity_has_the_image_s_shape_and_every_parameter_a_finite_gradient(
 def test_the_velocity_leads_to_the_estimate():
     made, (x_t, t, _, low, sigma) = network(), inputs()
     x0 = x_t - t.view(-1, 1, 1, 1) * made(x_t, t, None, low, sigma)
-    assert torch.allclose(x0, made.estimate(x_t, t, low, sigma), atol=1e-5)
+    assert torch.allclose(x0, made.estimate(x_t, t, made.condition(low), sigma), atol=1e-5)
 
 
 def test_a_new_network_enlarges_as_bicubic_does():
     torch.manual_seed(0)
     x_t, t, _, low, _ = inputs()
     plain = torch.nn.functional.interpolate(low, scale_factor=4.0, mode="bicubic")
-    assert (Nano(SMALL).estimate(x_t, t, low, torch.zeros(2)) - plain).abs().mean() < 0.1
+    made = Nano(SMALL)
+    assert (made.estimate(x_t, t, made.condition(low), torch.zeros(2)) - plain).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize("shift", [1, 3])
 def test_what_lies_beyond_the_receptive_field_changes_nothing_wherever_a_crop_begins(shift: int):
     made, reach = network(), SMALL.receptive_field
     x_t, t, _, low, sigma = inputs(12, 3 * reach)
-    whole = made.estimate(x_t, t, low, sigma)
-    part = made.estimate(x_t[..., 4 * shift :], t, low[..., shift:], sigma)
+    whole = made.estimate(x_t, t, made.condition(low), sigma)
+    part = made.estimate(x_t[..., 4 * shift :], t, made.condition(low[..., shift:]), sigma)
     inner = slice(4 * (shift + reach), None)
     assert torch.allclose(whole[..., inner], part[..., 4 * reach :], atol=1e-5)
     assert not torch.allclose(whole[..., 4 * shift :], part, atol=1e-5)  # nearer, it does
@@ -58,8 +59,8 @@ def test_what_lies_beyond_the_receptive_field_changes_nothing_wherever_a_crop_be
 
 def test_bfloat16_is_near_float32():
     made, (x_t, t, _, low, sigma) = network(), inputs()
-    exact = made.estimate(x_t, t, low, sigma)
-    rounded = made.to(torch.bfloat16).estimate(x_t, t, low, sigma)
+    exact = made.estimate(x_t, t, made.condition(low), sigma)
+    rounded = made.to(torch.bfloat16).estimate(x_t, t, made.condition(low), sigma)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).norm() / exact.norm() < 0.03
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pixdec.io.files import cache_folder
-from pixdec.models.pid import PiD
+from pixdec.models.nano import Nano
+from pixdec.models.network import Network
 
 # Patch tokens of square outputs of 512, 1024, 2048 and 4096 pixels with patches of 16.
 BUCKETS = frozenset({1024, 4096, 16384, 65536})
@@ -23,10 +24,14 @@ _PIXEL_PARTS = ("squeeze", "mix")
 _VARIANTS = 64  # of one function, before PyTorch gives up compiling it: sizes, dtypes, last blocks
 
 
-def compile_blocks(network: PiD, backend: str = "inductor") -> None:
+def compile_blocks(network: Network, backend: str = "inductor") -> None:
     """From now on the blocks run compiled, by a backend of `torch.compile`. The first call on a new size takes the time
     of compiling, seconds to minutes."""
     _keep_on_disk()
+    if isinstance(network, Nano):
+        for block in network.blocks:
+            vars(block)["forward"] = torch.compile(block.forward, dynamic=True, backend=backend)
+        return
     is_windowed = network.settings.backbone.window is not None
     for block in network.backbone.patch_blocks:
         vars(block)["forward"] = (

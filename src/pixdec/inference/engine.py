@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, SupportsIndex, cast
+from typing import Any, SupportsIndex, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from pixdec.inference.config import CompileMode, InferenceConfig, KernelName, Qu
 from pixdec.inference.graphs import GraphedVelocity
 from pixdec.inference.kernels import choose, shapes_of
 from pixdec.inference.limits import available_memory
-from pixdec.inference.memory import CHUNKS, TILES, DecodePlan, plan_decode
+from pixdec.inference.memory import CHUNKS, TILES, DecodePlan, plan_decode, plan_nano
 from pixdec.inference.offload import offload_blocks
 from pixdec.inference.quantize import quantize_blocks, stored
 from pixdec.inference.sizes import WHOLE, Frame, Size, check_size, check_tile, fit, tiling_for
@@ -36,13 +36,16 @@ from pixdec.io.files import first_line_of
 from pixdec.latents import Latent, get_space, noise_levels
 from pixdec.latents.validation import check_form
 from pixdec.models.execution import Execution
-from pixdec.models.pid import Condition, PiD
+from pixdec.models.nano import Nano
+from pixdec.models.network import Network, NetworkCondition
+from pixdec.models.pid import PiD
 from pixdec.sampling.flow import resolution_shift, shifted_times, student_times
 from pixdec.sampling.samplers import NoiseSource, Step, dpm_solver, guided, student
 from pixdec.sampling.tiling import Tiling, tiled_velocity
 from pixdec.weights.load import LoadedDecoder
 
 logger = logging.getLogger(__name__)
+N = TypeVar("N", bound=nn.Module)
 
 Prompt = str | Sequence[str]
 Sigma = float | Sequence[float] | Tensor | None
@@ -278,7 +281,7 @@ class DecodeStep(Step):
 class Variant:
     """A network that is ready to be called, by one thread at a time: a device gains nothing from two at once."""
 
-    network: PiD
+    network: Network
     velocity: Callable[..., Tensor]
     lock: Any = field(default_factory=threading.Lock)
 
@@ -307,6 +310,8 @@ class Engine:
         dtype, limit = config.dtype or loaded.dtype, config.memory
         if limit is None or limit == "auto":
             limit = available_memory(self.device) + self._held()
+        if isinstance(loaded, Nano):
+            return plan_nano(loaded.settings, size, batch, dtype, parse_memory(limit), cast(Any, self.device.type))
         may_cast = config.dtype is None and dtype == torch.float32 and computes_in_bfloat16(self.device)
         return plan_decode(
             loaded.settings,
@@ -358,10 +363,11 @@ class Engine:
                     f"{size[1]}x{size[0]} fits only with the blocks' weights in host memory ({plan.how}), which a "
                     "compiled network does not take; allow more memory, or leave compile out"
                 )
-        tiling = tiling_for(size, tile, self.model.sizes, network.settings.backbone)
+        step = None if isinstance(network, Nano) else network.settings.backbone.period
+        tiling = tiling_for(size, tile, self.model.sizes, network.patch, step)
         return Arrangement(size, weights, config.attention, tiling, chunk, keep and tiling is None)
 
-    def prepare(self, config: InferenceConfig) -> PiD:
+    def prepare(self, config: InferenceConfig) -> Network:
         """The network that decodes with a config call; where a plan has no say in it."""
         config.check(self.device)
         network = self.model.network
@@ -420,7 +426,9 @@ class Engine:
             quantize_blocks(network, weights.quantize)
         if weights.compile is not None:
             compile_blocks(network)
-        return Variant(network, GraphedVelocity(network) if weights.compile == "graphs" else network.velocity)
+        if weights.compile == "graphs" and isinstance(network, PiD):
+            return Variant(network, GraphedVelocity(network))
+        return Variant(network, network.velocity)
 
     def _held(self) -> int:
         """Bytes of weights that are on the device now."""
@@ -430,7 +438,10 @@ class Engine:
 
     def _token_bytes(self, size: Size, batch: int, weights: Weights) -> int:
         """What the adapter's tokens of a batch take, with their parts of the gates."""
-        network, backbone = self.model.network, self.model.network.settings.backbone
+        network = self.model.network
+        if isinstance(network, Nano):
+            return 0
+        backbone = network.settings.backbone
         assert network.adapter is not None and network.gates is not None
         points = len(network.gates) + (network.pixel_gate is not None)
         values = backbone.hidden * (2 if network.adapter.settings.gate == "channel" else 1)
@@ -452,7 +463,7 @@ class _Calls:
     def __init__(self, engine: Engine, batch: Batch, arranged: Arrangement):
         self._engine, self._batch = engine, batch
         self._sigma = batch.sigma(engine.device)
-        self._condition: Condition | None = None
+        self._condition: NetworkCondition | None = None
         self.arranged = arranged
 
     def velocity(self, text: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
@@ -491,7 +502,7 @@ class _Calls:
             if arranged.tiling is None:
                 return variant.velocity(x_t, t, text, self._condition, self._sigma, how)
 
-            def at(tile: Tensor, cropped: Condition) -> Tensor:
+            def at(tile: Tensor, cropped: NetworkCondition) -> Tensor:
                 return variant.velocity(tile, t, text, cropped, self._sigma, how)
 
             return tiled_velocity(at, x_t, self._condition, arranged.tiling)
@@ -512,10 +523,11 @@ def times_for(model: LoadedDecoder, steps: int | None, height: int, width: int) 
 
 def is_distilled(model: LoadedDecoder) -> bool:
     """Whether a network knows the noise levels of its own list only; ours has learnt all alike."""
-    return model.kind == "student" and model.network.settings.prediction != "residual"
+    network = model.network
+    return model.kind == "student" and (isinstance(network, Nano) or network.settings.prediction != "residual")
 
 
-def sharing_copy(network: PiD) -> PiD:
+def sharing_copy(network: N) -> N:
     """A network of its own that shares the tensors of another, until either gets new ones."""
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     return copy.deepcopy(network, cast("dict[int, Any]", shared))

@@ -18,7 +18,8 @@ from torch import Tensor
 from pixdec.inference.config import KernelName
 from pixdec.io.files import first_line_of
 from pixdec.layers.attention import Kernel, attention
-from pixdec.models.pid import PiD
+from pixdec.models.nano import Nano
+from pixdec.models.network import Network
 
 NAMES: Sequence[KernelName] = get_args(KernelName)
 
@@ -53,8 +54,10 @@ class Shape:
     tokens: int
 
 
-def shapes_of(network: PiD, height: int, width: int) -> tuple[Shape, ...]:
-    """The shapes of attention in a decode to height x width pixels: patch blocks, pixel blocks."""
+def shapes_of(network: Network, height: int, width: int) -> tuple[Shape, ...]:
+    """The shapes of attention in a decode to height x width pixels: patch blocks, pixel blocks; none without."""
+    if isinstance(network, Nano):
+        return ()
     backbone = network.settings.backbone
     patches = height * width // backbone.patch**2
     tokens = patches if backbone.window is None else backbone.window**2

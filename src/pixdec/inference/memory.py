@@ -13,6 +13,7 @@ import torch
 
 from pixdec.inference.counting import Counted, count_call, count_condition, count_state, count_weights
 from pixdec.inference.sizes import WHOLE, tiling_for
+from pixdec.models.nano import NanoSettings
 from pixdec.models.pid import PiDSettings
 from pixdec.sampling.tiling import Tiling
 from pixdec.weights.catalog import Sizes
@@ -39,7 +40,7 @@ class DecodePlan:
     Attributes:
         batch: images in all; `images` of them are decoded at a time.
         dtype: of the weights.
-        chunk: patches that the pixel blocks work on at a time.
+        chunk: patches that the pixel blocks work on at a time; 0 for a network without.
         tile: side in pixels of the tiles that network calls run in; None for whole images.
         keep_tokens: whether the adapter's tokens are kept for all steps, or made in every call.
         offload: "blocks" if the weights of blocks are in host memory until their turn (`pixdec.inference.offload`).
@@ -100,9 +101,8 @@ class DecodePlan:
         parts = [
             "as a whole" if self.tile is None else f"in tiles of {self.tile}",
             str(self.dtype).removeprefix("torch."),
-            tokens,
-            f"pixel blocks {self.chunk} patches at a time",
         ]
+        parts += [tokens, f"pixel blocks {self.chunk} patches at a time"] if self.chunk else []
         return ", ".join([*parts, "blocks' weights in host memory"] if self.offload == "blocks" else parts)
 
     def lines(self) -> list[str]:
@@ -188,7 +188,8 @@ class _Asked:
 
     def tiling(self, side: int | None) -> Tiling | None:
         """As the decoder has it for a side, or without one."""
-        return tiling_for((self.height, self.width), side, self.sizes, self.settings.backbone)
+        backbone = self.settings.backbone
+        return tiling_for((self.height, self.width), side, self.sizes, backbone.patch, backbone.period)
 
     @property
     def image(self) -> int:
@@ -327,3 +328,55 @@ def _notes(asked: _Asked, by: _Arrangement, captions: str | None, weights: int) 
 def _gigabytes(size: int, *, up: bool = False) -> str:
     """10⁹ bytes with two decimals."""
     return f"{(ceil(size / 1e7) / 100 if up else size / 1e9):.2f}"
+
+
+# Bytes of a nano's decode for each output pixel: the condition, the sampler's state, and a call in 16 bits, each
+# measured on a CPU (docs/benchmarks).
+_NANO = {"condition": 13, "state": 36, "call": 110}
+
+
+def plan_nano(
+    settings: NanoSettings, size: tuple[int, int], batch: int, dtype: torch.dtype, limit: int, device_type: DeviceType
+) -> DecodePlan:
+    """As `plan_decode`, for the small network: as many images at a time as fit, then in tiles.
+
+    Raises:
+        ValueError: nothing fits; names the least that would do.
+    """
+    pixels, weights = size[0] * size[1], int(1.3e6 * dtype.itemsize)
+    constant, share = _BESIDE[device_type]
+    least: DecodePlan | None = None
+    sides = [None, *(side for side in TILES if side < max(size))]
+    for side, images in ((side, images) for side in sides for images in _fewer(batch)):
+        seen = pixels if side is None else min(side, size[0]) * min(side, size[1])
+        call = images * seen * _NANO["call"] * dtype.itemsize // 2
+        state, condition = images * pixels * _NANO["state"], images * pixels * _NANO["condition"]
+        plan = DecodePlan(
+            *size,
+            batch=batch,
+            device_type=device_type,
+            dtype=dtype,
+            images=images,
+            chunk=0,
+            tile=side,
+            keep_tokens=False,
+            offload="none",
+            captions=None,
+            weights=weights,
+            inputs=12 * images * pixels // settings.scale**2,
+            making=condition,
+            condition=condition,
+            state=state + 12 * pixels * (batch - images),
+            call=call,
+            between=36 * batch * pixels,
+            allowance=int(constant + share * (condition + state + call)),
+            limit=limit,
+        )
+        if plan.total <= limit:
+            return plan
+        least = plan if least is None or plan.total < least.total else least
+    assert least is not None
+    raise ValueError(
+        f"{size[1]}x{size[0]} does not fit in {_gigabytes(limit)} GB: the least that would do is "
+        f"{_gigabytes(least.total, up=True)} GB ({least.how}); allow more memory, or take a smaller image"
+    )

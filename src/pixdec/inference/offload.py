@@ -10,21 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixdec.models.pid import PiD
+from pixdec.models.nano import Nano
+from pixdec.models.network import Network
 
 
-def blocks_of(network: PiD) -> list[nn.Module]:
+def blocks_of(network: Network) -> list[nn.Module]:
     """The blocks in the order in which they run."""
+    if isinstance(network, Nano):
+        return list(network.blocks)
     return [*network.backbone.patch_blocks, *network.backbone.pixel_blocks]
 
 
-def resident_bytes(network: PiD) -> int:
+def resident_bytes(network: Network) -> int:
     """Bytes of weights that an offloaded network has on its device: two blocks at a time, and all that is in none."""
     sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks_of(network)]
     return sum(p.nbytes for p in network.parameters()) - sum(sizes) + 2 * max(sizes)
 
 
-def offload_blocks(network: PiD, device: torch.device) -> None:
+def offload_blocks(network: Network, device: torch.device) -> None:
     """Moves all but the blocks of a network to a device, in place and for good, and each block's weights for each of
     its calls. For inference, by one thread at a time."""
     visits = _Visits(blocks_of(network), device)

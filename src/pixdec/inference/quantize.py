@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.inference.config import Quantize
-from pixdec.models.pid import PiD
+from pixdec.models.network import Network
 
 # Where the work of a block is, by the names of its Linears: all but modulations, which the blocks read part by part.
 PRODUCTS = ("qkv", "proj", "gate", "up", "down", "compress", "expand")
@@ -29,7 +29,7 @@ MULTIPLE = 16  # of which its sides must be for all integer and float8 kernels
 FP8_CAPABILITY = (8, 9)
 
 
-def quantize_blocks(network: PiD, kind: Quantize) -> None:
+def quantize_blocks(network: Network, kind: Quantize) -> None:
     """Rounds the large Linears of the blocks to eight bits, in place and for good. LoRAs are merged before, and a
     network is compiled after it.
 
@@ -57,7 +57,7 @@ def quantize_blocks(network: PiD, kind: Quantize) -> None:
         quantize_(network, config, lambda _, name: name in chosen)
 
 
-def large_linears(network: PiD) -> dict[str, nn.Linear]:
+def large_linears(network: Network) -> dict[str, nn.Linear]:
     """The Linears that are quantized, by name: products of the blocks, at least `SMALLEST` x `SMALLEST`, with sides
     that are multiples of `MULTIPLE`."""
     return {

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pixdec.io.images import resize
-from pixdec.models.pixdit import PixDiTSettings
 from pixdec.sampling.tiling import Tiling
 from pixdec.weights.catalog import Sizes
 
@@ -95,20 +94,19 @@ def fit(images: Tensor, size: Size) -> Tensor:
     return resize(images.float(), *size, how="bicubic").clamp_(-1, 1)
 
 
-def tiling_for(size: Size, side: int | None, sizes: Sizes | None, backbone: PixDiTSettings) -> Tiling | None:
+def tiling_for(size: Size, side: int | None, sizes: Sizes | None, patch: int, step: int | None = None) -> Tiling | None:
     """The tiles of an output of that size, of `side` pixels a side; None to decode it as a whole. With `side` None, as
-    `tile_side` says for the trained `sizes`. They start where the backbone's patches, or its windows, do.
+    `tile_side` says for the trained `sizes`. They start at multiples of `patch`, or of `step`.
 
     ValueError for tiles that cannot overlap by whole patches.
     """
-    patch = backbone.patch
     if side is None:
         side = tile_side(*size, sizes, patch)
     else:
         check_tile(side, patch)
     if side is None or max(size) <= side:
         return None
-    return Tiling(*size, side, overlap=max(1, round(side / 8 / patch)) * patch, patch=patch, step=backbone.period)
+    return Tiling(*size, side, overlap=max(1, round(side / 8 / patch)) * patch, patch=patch, step=step)
 
 
 def tile_side(height: int, width: int, sizes: Sizes | None, patch: int) -> int | None:

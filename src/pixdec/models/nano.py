@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixdec.layers.embeddings import time_sinusoid
+from pixdec.models.execution import PLAIN, Execution
 
 SMALLEST_TIME = 0.05  # below it a velocity is not divided by t any further
 _SIGNAL_VARIANCE = 0.25  # of images in [-1,1]
@@ -41,6 +42,21 @@ class NanoSettings:
     def receptive_field(self) -> int:
         """How far, in pixels of the low-resolution image, a value of the input reaches in the output."""
         return 2 * self.blocks + 4
+
+
+@dataclass(frozen=True)
+class NanoCondition:
+    """What all steps of a decode share: the low-resolution image (B,3,h,w), and its bicubic enlargement (B,3,H,W) in
+    float32."""
+
+    low: Tensor
+    enlarged: Tensor
+
+    def crop(self, top: int, left: int, height: int, width: int, patch: int) -> "NanoCondition":
+        """What belongs to a rectangle of output pixels, all multiples of the scale."""
+        rows, columns = (slice(a // patch, (a + b) // patch) for a, b in ((top, height), (left, width)))
+        enlarged = self.enlarged[:, :, top : top + height, left : left + width]
+        return NanoCondition(self.low[:, :, rows, columns], enlarged)
 
 
 class Block(nn.Module):
@@ -82,29 +98,63 @@ class Nano(nn.Module):
             noisy = self.fold.in_channels - 3
             nn.init.normal_(self.fold.weight[:, :noisy], std=(0.05 / (9 * noisy)) ** 0.5)
             nn.init.normal_(self.fold.weight[:, noisy:], std=(1 / (9 * 3 * _SIGNAL_VARIANCE)) ** 0.5)
-            for block in self.blocks:
-                block.second.weight.mul_(0.2)
             self.last.weight.mul_(0.05)
-        nn.init.zeros_(self.levels[-1].weight)
-        nn.init.zeros_(self.levels[-1].bias)
+            for module in self.modules():
+                if isinstance(module, Block):
+                    module.second.weight.mul_(0.2)
+            for parameter in self.levels[-1].parameters():
+                parameter.zero_()
 
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor, sigma: Tensor) -> Tensor:
+    @property
+    def patch(self) -> int:
+        """Sides of images are multiples of so many pixels."""
+        return self.settings.scale
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.fold.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.fold.weight.device
+
+    def condition(self, latent: Tensor, *, tokens: bool = True) -> NanoCondition:
+        """The low-resolution image (B,3,h,w) -> what all steps of a decode share; `tokens` means nothing here."""
+        low = latent.float()
+        return NanoCondition(low, F.interpolate(low, scale_factor=float(self.settings.scale), mode="bicubic"))
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor, sigma: Tensor, how: Execution = PLAIN
+    ) -> Tensor:
         """x_t (B,3,H,W) at noise levels t (B,), the low-resolution image (B,3,h,w) at noise levels sigma (B,), no text
         -> the velocity (x_t − x0) / max(t, 0.05), (B,3,H,W) float32."""
-        assert text is None
-        x0 = self.estimate(x_t, t, latent, sigma)
-        return (x_t - x0) / t.float().clamp(min=SMALLEST_TIME).view(-1, 1, 1, 1)
+        return self.velocity(x_t, t, text, self.condition(latent), sigma, how)
 
-    def estimate(self, x_t: Tensor, t: Tensor, latent: Tensor, sigma: Tensor) -> Tensor:
+    def velocity(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        text: Tensor | None,
+        condition: NanoCondition,
+        sigma: Tensor,
+        how: Execution = PLAIN,
+    ) -> Tensor:
+        """As `forward`, from a condition that was computed before."""
+        assert text is None
+        x0 = self.estimate(x_t, t, condition, sigma)
+        return (x_t - x0).div_(t.float().clamp(min=SMALLEST_TIME).view(-1, 1, 1, 1))
+
+    def estimate(self, x_t: Tensor, t: Tensor, condition: NanoCondition, sigma: Tensor) -> Tensor:
         """The clean image x0 (B,3,H,W), float32."""
         weights, scale = self.fold.weight, self.settings.scale
-        base = F.interpolate(latent.float(), scale_factor=float(scale), mode="bicubic") * _trust(sigma)
-        seen = torch.cat((F.pixel_unshuffle(x_t.to(weights.dtype), scale), latent.to(weights.dtype)), 1)  # (B,51,h,w)
-        x = self.fold(seen.contiguous(memory_format=torch.channels_last))  # (B,K,h,w)
+        seen = torch.cat((F.pixel_unshuffle(x_t.to(weights.dtype), scale), condition.low.to(weights.dtype)), 1)
+        x = self.fold(seen.contiguous(memory_format=torch.channels_last))  # (B,51,h,w) -> (B,K,h,w)
         for block, (gain, shift) in zip(self.blocks, self._modulations(t, sigma), strict=True):
             x = block(x, gain, shift)
         detail = F.leaky_relu(F.pixel_shuffle(self.unfold(x), scale), _SLOPE)  # (B,detail,H,W)
-        return base.add_(self.last(detail))
+        return self.last(detail).float().addcmul(condition.enlarged, _trust(sigma))
 
     def _modulations(self, t: Tensor, sigma: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each block a gain and a shift (B,K,1,1)."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from pixdec.io.files import first_line_of
+from pixdec.models.nano import Nano
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.train.state import checkpoints, read_average, read_network
 from pixdec.weights.catalog import CARDS
@@ -92,6 +93,8 @@ def _of_decoder(path_or_name: str | Path) -> _Found:
         if not isinstance(error.__cause__, AmbiguousSpaceError):
             raise
         loaded = load_decoder(path_or_name, space=error.__cause__.possible[0])  # shapes and settings are the same
+    if isinstance(loaded.network, Nano):
+        raise ValueError(f"{path_or_name} is not a PiD network, which is what starts here; see `pixdec models`")
     return _Found(Start(loaded.name, loaded.licence), loaded.network.state_dict(), loaded.network.settings)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from pixdec.io.files import replacing
 from pixdec.io.tensor_files import DTYPE_NAMES, TensorFile, write_safetensors
 from pixdec.latents.latent import COMFY
 from pixdec.models.nano import Nano, NanoSettings
+from pixdec.models.network import Network
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Sizes, fetch, get_card
@@ -51,7 +52,7 @@ class LoadedDecoder:
     () for teachers and priors. `sizes`: the trained output sizes, None if there is no limit or none known.
     """
 
-    network: PiD  # or a Nano, which the engine is about to know
+    network: Network
     name: str
     spaces: tuple[str, ...]
     scale: int
@@ -92,7 +93,7 @@ def load_decoder(
         tensors, identity = _read(checkpoint, space)
         network = _filled(_decoder_on_meta(identity.settings), tensors, torch.device(device), dtype, half)
     return LoadedDecoder(
-        network=cast("PiD", network),
+        network=network,
         name=identity.name,
         spaces=identity.spaces,
         scale=identity.scale,
@@ -140,7 +141,7 @@ def network_from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str
 
 
 def save_decoder(
-    network: PiD | Nano,
+    network: Network,
     path: str | Path,
     *,
     name: str,
@@ -334,7 +335,7 @@ def _named(checkpoint: TensorFile) -> NetworkTensors:
     return network_tensors(checkpoint.tensors)
 
 
-def _decoder_on_meta(settings: PiDSettings | NanoSettings) -> PiD | Nano:
+def _decoder_on_meta(settings: PiDSettings | NanoSettings) -> Network:
     return _on_meta(Nano, settings) if isinstance(settings, NanoSettings) else _on_meta(PiD, settings)
 
 
