@@ -35,8 +35,9 @@ types: .venv/dev
 layers: .venv/dev
 	$(BIN)/lint-imports
 
+# A process for each core: most tests are too small for two threads to share.
 tests: .venv/dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 quick: .venv/dev
 	$(BIN)/python -m pytest $(QUICK)

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from pixdec.devices import computes_in_bfloat16, release_memory
+from pixdec.devices import computes_in_bfloat16, has_bfloat16_units, release_memory
 
 
 def test_models_in_reference_cycles_are_released() -> None:
@@ -36,3 +36,11 @@ def test_bfloat16_that_a_gpu_emulates_is_not_quick(
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
     assert computes_in_bfloat16(torch.device("cuda")) is quick
+
+
+def test_a_processor_held_to_avx2_has_no_bfloat16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert has_bfloat16_units()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not has_bfloat16_units()

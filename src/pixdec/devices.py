@@ -24,7 +24,9 @@ def best_device() -> torch.device:
 
 def has_bfloat16_units() -> bool:
     """Whether this processor multiplies bfloat16 in hardware; one that emulates it is many times slower than in
-    float32."""
+    float32. `ATEN_CPU_CAPABILITY=avx2` makes it one that does not."""
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
 
 
