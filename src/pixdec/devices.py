@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-import pixdec
-
 LIBRARIES = ("diffusers", "transformers", "safetensors", "numpy", "pillow", "torchao", "spandrel", "webdataset")
 
 
@@ -53,7 +51,7 @@ def environment() -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     units = "" if has_bfloat16_units() else "no "
     found = {
-        "pixdec": pixdec.__version__,
+        "pixdec": metadata.version("pixdec"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads",
         "processor": f"{_processor()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}, {units}bfloat16 units",
@@ -80,3 +78,24 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory"
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was not enough; not every library has a kind of its own for that."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """The device of that name, which is there.
+
+    Raises:
+        ValueError: PyTorch does not know it, or it is not on this machine.
+    """
+    expected = "expected cpu, cuda, cuda:N or mps"
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={str(name)!r}: no such device; {expected}") from error
+    if device.type == "meta":
+        raise ValueError(f"device={str(name)!r}: computes nothing; {expected}")
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # PyTorch has no one kind for this
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"device={str(name)!r}: not available here ({line}); {expected}") from error
+    return device

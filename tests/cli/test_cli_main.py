@@ -15,7 +15,7 @@ import pytest
 
 from pixdec import __version__
 from pixdec.cli.models import Models
-from pixdec.cli.report import Report, one_line
+from pixdec.cli.report import Report, explained, one_line
 
 Run = Callable[..., Any]
 VERBS = ("upscale", "decode", "encode", "models", "convert", "inspect")
@@ -41,7 +41,8 @@ def test_help_is_light_and_lists_the_verbs() -> None:
     assert done.stderr == ""
     assert "code 0" in done.stdout
     assert "heavy []" in done.stdout
-    assert all(f"• {verb} " in done.stdout for verb in VERBS)
+    assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
+    assert done.stdout.count("\n") < 24  # one screen
     seconds = re.search(r"s ([\d.]+)", done.stdout.rpartition("heavy")[2])
     assert seconds is not None
     assert float(seconds.group(1)) < 1  # of processor time, which a busy machine does not stretch; 0.2 measured
@@ -68,8 +69,8 @@ def test_version(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["upscale, decode, encode", "see pixdec --help"]),
-        (["enhance"], ["enhance", "see pixdec --help"]),
+        ([], ["upscale, encode, decode", "see pixdec --help"]),
+        (["enhance"], ["enhance: no such verb", "see pixdec --help"]),
         (["upscale", "a.png"], ["--output", "see pixdec upscale --help"]),
         (["upscale", "a.png", "-o"], ["--output", "see pixdec upscale --help"]),
         (["upscale", "-o", "out"], ["no input"]),
@@ -111,10 +112,36 @@ def test_library_errors_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, 
     assert (outcome.code, outcome.out, outcome.err) == (2, "", line)
 
 
-def test_bugs_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Models, "run", failing(RuntimeError("a bug")))
+def test_what_nobody_foresaw_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Models, "run", failing(RuntimeError("a bug\nand more")))
+    run("models").refused("unexpected RuntimeError: a bug; PIXDEC_TRACEBACK=1")
+    monkeypatch.setenv("PIXDEC_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="a bug"):
         run("models")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_says_what_helps(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(Models, "run", failing(error))
+    run("models").refused("out of memory", "--memory", "--tile")
+
+
+def test_an_argument_of_python_is_named_as_the_option() -> None:
+    assert explained(ValueError("decoder_steps=0: expected 1")) == "--decoder-steps 0: expected 1"
+    assert explained(ValueError("memory='8' is 8 bytes")) == "--memory 8 is 8 bytes"
+    assert explained(ValueError("a.png: no image, size=3: x")) == "a.png: no image, size=3: x"
+
+
+def test_old_spellings_are_taken_and_said(run: Run, tmp_path: Path) -> None:
+    outcome = run(
+        "upscale", tmp_path / "no.png", "-o", tmp_path / "out.png", "--caption=x", "--refine", 0, "--quantise", "int8"
+    )
+    assert outcome.err.splitlines()[:3] == [
+        "pixdec: note: --caption is called --prompt now; the old name goes with the next release",
+        "pixdec: note: --refine does nothing any more; it goes with the next release",
+        "pixdec: note: --quantise is called --quantize now; the old name goes with the next release",
+    ]
+    assert "no such file" in outcome.err.splitlines()[-1]
 
 
 def test_an_interruption_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +192,10 @@ def test_a_report_goes_on_after_failures(capsys: pytest.CaptureFixture[str]) -> 
         '{"input": "b.png"}',
         '{"input": "c.png", "error": "c.png: gone"}',
     ]
-    with pytest.raises(KeyError), report.attempt("d.png"):
+    with report.attempt("d.png"):
         raise KeyError("bug")
+    assert report.failures == 3
+    assert "d.png: unexpected KeyError: 'bug'" in capsys.readouterr().err
 
 
 def test_silence_in_a_pipe_and_a_summary_on_a_terminal(

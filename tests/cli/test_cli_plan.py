@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pixdec.cli.plan import Job, plan, prepare
+from pixdec.cli.plan import Job, plan
+from pixdec.io.files import prepare
 
 IMAGES = {".png", ".jpg", ".webp"}
 
@@ -42,6 +43,7 @@ def test_a_folder_that_exists_may_have_any_name(tmp_path: Path) -> None:
     assert planned([tmp_path / "a.jpg"], tmp_path / "v1.png")[0].target == tmp_path / "v1.png" / "a.png"
 
 
+@pytest.mark.filterwarnings("ignore:.*left out")
 def test_a_folder_is_mirrored(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     touch(source / "b.JPG", source / "x" / "y" / "a.png", source / "notes.txt", source / ".hidden.png")

@@ -71,7 +71,7 @@ def test_pack_to_a_terminal(run: Run, pictures: Path, tmp_path: Path, monkeypatc
 
 def test_pack_with_latents(run: Run, pictures: Path, tmp_path: Path) -> None:
     arguments = ("data", "pack", pictures, "-o", tmp_path / "out", "--latents", "tiny", "--base", 64, "--scale", 2)
-    run(*arguments).refused("base=64", "4:3")
+    run(*arguments).refused("--base 64", "4:3")
     Image.new("RGB", (130, 130), "navy").save(pictures / "large.png")
     outcome = run(*arguments[:-4], "--base", 128, "--scale", 2, "--json")
     assert outcome.records[0]["left_out"] == {"broken": 1, "latent": 5}
@@ -88,7 +88,7 @@ def test_pack_refuses(run: Run, pictures: Path, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "out")
     run("data", "pack", tmp_path / "empty", *out).refused("empty: no images in this folder", ".jpg")
     run("data", "pack", tmp_path / "absent", *out).refused("absent", "no such file or folder")
-    run("data", "pack", pictures).refused("-o OUT", "pixdec data --help")
+    run("data", "pack", pictures).refused("--output OUT", "pixdec data --help")
     run("data", "pack", *out).refused("no input")
     run("data", "pack", pictures, *out, "--min-side", 81).refused("none of 6 images", "0.png: small, 96x80")
     run("data", "pack", pictures, *out, "--latents", "tiny", "--space", "sdxl").refused("no bundled encoder for sdxl")

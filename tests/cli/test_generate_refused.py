@@ -1,4 +1,4 @@
-"""pixdec generate: what it refuses, and how each process and each failure speaks."""
+"""pixdec generate: what it refuses, and how each failure speaks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from klein_pipeline import diffusers, hollow, klein, one_process, tiny, written
 
-from pixdec.cli.pipelines import pipeline_errors
-from pixdec.cli.processes import Process
+from pixdec.generation.pipeline import pipeline_errors
 
 __all__ = ["hollow", "klein", "one_process"]
 
@@ -23,40 +22,11 @@ Run = Callable[..., Any]
 Names = Callable[[Path], list[str]]
 
 
-@pytest.mark.parametrize(
-    ("rank", "world", "words"), [("2", "2", "RANK 2 of WORLD_SIZE 2"), ("one", "2", "expected numbers")]
-)
-def test_a_strange_environment(
-    run: Run, klein: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world: str, words: str
-) -> None:
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", world)
-    run("generate", "--pipeline", klein, "--prompt", "x", "-o", tmp_path / "out").refused(words)
-
-
-def test_each_process_has_a_device_of_its_own() -> None:
-    assert Process(1, 2, 1).device("cpu") == "cpu"
-    assert Process().device("cuda:3") == "cuda:3"
-    with pytest.raises(ValueError, match="of 2 processes each takes its own GPU"):
-        Process(1, 2, 1).device("cuda:0")
-    with pytest.raises(ValueError, match="one process for each GPU"):
-        Process(99, 100, 99).device("cuda")
-
-
 def test_memory_that_is_not_there_is_one_line() -> None:
     with pytest.raises(ValueError, match="out of memory on cpu; try --offload"), pipeline_errors("cpu"):
         torch.empty(2**50)
     with pytest.raises(ValueError, match="the pipeline failed: KeyError: 'latents'"), pipeline_errors("cpu"):
         {}["latents"]
-
-
-def test_only_one_process_of_a_machine_says_what_is_wrong(
-    run: Run, klein: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
-    outcome = run("generate", "--pipeline", klein, "--prompts", tmp_path / "none.txt", "-o", tmp_path / "out")
-    assert (outcome.code, outcome.out, outcome.err) == (2, "", "")
 
 
 # ---- refused before anything is loaded
@@ -80,7 +50,7 @@ WRONG: list[tuple[list[object], list[str]]] = [
     (["--prompt", "x", "--device", "quantum"], ["--device quantum"]),
     (["--prompt", "x", "--memory", "lots"], ["--memory lots", "'8GB'"]),
     (["--prompt", "x", "--tile", 60], ["--tile 60", "take 64"]),
-    (["--prompt", "x", "--device", "cpu", "--quantise", "fp8"], ["--quantise fp8 on cpu", "CUDA"]),
+    (["--prompt", "x", "--device", "cpu", "--quantize", "fp8"], ["--quantize fp8 on cpu", "CUDA"]),
     (["--prompt", "x", "--device", "cpu", "--compile", "graphs"], ["--compile graphs on cpu", "CUDA"]),
     (["--prompt", "x", "-o", "fox.gif"], ["fox.gif", ".png"]),
     (["--prompt", "x", "-o", "taken/out"], ["cannot create the folder taken"]),

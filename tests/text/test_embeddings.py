@@ -165,9 +165,8 @@ def test_a_key_depends_on_all_that_determines_an_embedding(
 
 
 def test_large_weights_are_sampled_to_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_WHOLE", 1000)
-    monkeypatch.setattr(source, "_BLOCK", 10)
-    monkeypatch.setattr(source, "_BLOCKS", 5)
+    for name, value in (("_WHOLE", 1000), ("_BLOCK", 10), ("_BLOCKS", 5)):
+        monkeypatch.setattr(f"pixdec.io.files.{name}", value)
     path = tmp_path / "model.safetensors"
 
     def identity_with(position: int | None) -> str:

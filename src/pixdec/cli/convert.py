@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 
 from pixdec.cli.options import Flag
-from pixdec.cli.plan import prepare
 from pixdec.cli.report import Report
+from pixdec.io.files import prepare
 
 
 @dataclass(frozen=True)

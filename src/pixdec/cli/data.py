@@ -130,7 +130,7 @@ class IndexShards:
     """Print one JSON object for each shard."""
 
     def run(self) -> int:
-        from pixdec.cli.plan import prepare
+        from pixdec.io.files import prepare
         from pixdec.train.data.shards import Index, Shard, index_shard, save_index
         from pixdec.train.data.urls import expand, name_in
 

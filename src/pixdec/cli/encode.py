@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, check_refine, torch_dtype
-from pixdec.cli.plan import Job, plan, prepare
+from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, torch_dtype
+from pixdec.cli.plan import Job, plan
 from pixdec.cli.report import Report, progress
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ class Encode:
     """Encode images into normalised latents, saved as .safetensors with their space and noise level.
 
     Sides must be multiples of the space's factor (16 for FLUX.2, 8 for most others): nothing is cropped or padded.
+    Latents that exist already, made so of the same files, are skipped.
     """
 
     inputs: Inputs
@@ -28,33 +30,26 @@ class Encode:
     """The latent space: flux1, flux2, sd3, sdxl, qwen-image or z-image."""
     vae: str | None = None
     """The autoencoder, a diffusers VAE by name or folder; without it the bundled one (FLUX.2 space only)."""
-    refine: int | None = None
-    """Steps that bring each latent nearer to its image, by gradient descent through the autoencoder's decoder; without
-    it 16 for the bundled autoencoder and 0 for others."""
     device: str | None = None
     """Such as cpu, cuda, cuda:1 or mps; without it the CPU."""
     dtype: Dtype | None = None
     """Precision of the autoencoder; without it float32."""
+    again: Flag = False
+    """Make latents anew that exist with the same settings; without it they are skipped."""
     json: Flag = False
     """Print one JSON object for each input."""
 
     def run(self) -> int:
+        from pixdec.generation.records import is_made
+        from pixdec.io.files import prepare
         from pixdec.io.images import READABLE, image_size
-
-        check_refine(self.refine)
-        jobs = plan(
-            self.inputs,
-            self.output,
-            what="images",
-            readable=READABLE,
-            writable={".safetensors"},
-            suffix=".safetensors",
-        )
         from pixdec.latents import get_space
 
+        writable = suffix = ".safetensors"
+        jobs = plan(self.inputs, self.output, what="images", readable=READABLE, writable={writable}, suffix=suffix)
         factor = get_space(self.space).factor
         report = Report(json_lines=self.json)
-        ready: list[Job] = []
+        asked = dict[Job, dict[str, object]]()
         for job in jobs:
             with report.attempt(job.source):
                 width, height = image_size(job.source)
@@ -63,28 +58,40 @@ class Encode:
                         f"{job.source}: {width}x{height} pixels; expected sides that are multiples of {factor}: "
                         "crop it, or use `pixdec upscale`, which takes any size"
                     )
-                ready.append(job)
-        if not ready:
+                asked[job] = self._asked(job)
+        todo = [job for job in asked if self.again or not is_made(job.target, "encode", asked[job])]
+        report.skip([job for job in asked if job not in todo], len(asked))
+        if not todo:
             return report.exit_code
-        prepare(job.target for job in ready)
+        prepare(job.target for job in todo)
 
         from pixdec.encoder import ImageEncoder
 
         check_device(self.device)
-        encoder = ImageEncoder.from_pretrained(self.space, self.vae, self.device, torch_dtype(self.dtype), self.refine)
-        with progress(len(ready), "image") as bar:
-            for job in ready:
+        encoder = ImageEncoder.from_pretrained(self.space, self.vae, self.device, torch_dtype(self.dtype))
+        with progress(len(todo), "image") as bar:
+            for job in todo:
                 with report.attempt(job.source):
-                    _encode(job, encoder, report)
+                    _encode(job, encoder, asked[job], report)
                 bar.update()
         return report.exit_code
 
+    def _asked(self, job: Job) -> dict[str, object]:
+        from pixdec.generation.records import fingerprint
 
-def _encode(job: Job, encoder: ImageEncoder, report: Report) -> None:
-    from pixdec.io.images import read_image, to_tensor
+        source = fingerprint(job.source)
+        return {"source": source, "encoder": self.vae or "pixdec-tiny", "space": self.space, "dtype": self.dtype}
 
-    latent = encoder.encode(to_tensor(read_image(job.source)))
-    latent.save(job.target)
+
+def _encode(job: Job, encoder: ImageEncoder, asked: dict[str, object], report: Report) -> None:
+    from pixdec.generation.records import record_of
+    from pixdec.io.images import read_picture
+
+    picture = read_picture(job.source)
+    if picture.alpha is not None:
+        warnings.warn(f"{job.source}: its transparency is composited on white", UserWarning, stacklevel=2)
+    latent = encoder.encode(picture.flat().color)
+    latent.save(job.target, record_of("encode", asked, {}))
     shape = list(latent.tensor.shape)
     report.done(
         {"input": str(job.source), "output": str(job.target), "space": latent.space.name, "shape": shape},

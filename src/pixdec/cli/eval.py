@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from pixdec.cli.options import Dtype, Flag, Output, check_device, torch_dtype
-from pixdec.cli.plan import prepare
 from pixdec.cli.report import Report, progress, tell
+from pixdec.io.files import prepare
 
 if TYPE_CHECKING:
     from pixdec.evaluate.run import Broken, Row

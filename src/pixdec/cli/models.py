@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from pixdec.cli.options import Flag
+from pixdec.cli.report import print_table
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,5 @@ class Models:
             on_disk = "no" if path is None else "bundled" if card.repository is None else str(path)
             rows.append((card.name, spaces, f"{card.scale}x", card.version, card.kind, trained, licence, on_disk))
         if not self.json:
-            widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-            for row in rows:
-                print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            print_table(rows)
         return 0

@@ -1,16 +1,18 @@
-"""Options that several verbs share: how they are spelt on the command line."""
+"""Options that several verbs share: declared once, and how they are spelt on the command line."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from pixdec.io.files import first_line_of
-
 if TYPE_CHECKING:
     import torch
+
+    from pixdec.decoder import PixelDecoder
+    from pixdec.inference.config import InferenceConfig
 
 Inputs = Annotated[
     tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN ...", help_behavior_hint="(one or more)")
@@ -19,15 +21,19 @@ Output = Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="OUT")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Format = Literal["png", "webp", "jpg"]
 Dtype = Literal["float32", "bfloat16"]
-# As in pixdec.inference, which would import torch.
+# As in pixdec.inference.config, which would import torch.
 Attention = Literal["auto", "torch", "math", "flash", "efficient", "cudnn", "flash3", "sage"]
-Quantised = Literal["int8", "int8-weights", "fp8"]
+Quantize = Literal["int8", "int8-weights", "fp8"]
 Compile = Literal["default", "graphs"]
+
+# Spellings of earlier versions, which are taken for one release.
+OLD_OPTIONS = {"--caption": "--prompt", "--quantise": "--quantize"}
+GONE_OPTIONS = frozenset({"--refine"})  # with their value
 
 
 @dataclass(frozen=True)
-class HowToRun:
-    """How a decoder's network is called."""
+class RunOptions:
+    """How a decoder's network is called: `InferenceConfig`."""
 
     memory: str | None = None
     """What a decode may take, weights included, such as 8GB, or auto for what the device has: tiles, chunks, precision
@@ -36,24 +42,34 @@ class HowToRun:
     """Decode in overlapping tiles of this many pixels a side, for less memory; 0 leaves it to the model."""
     attention: Attention = "torch"
     """The kernel that computes it; auto takes the fastest that is exact on this device."""
-    quantise: Quantised | None = None
+    quantize: Quantize | None = None
     """Compute in eight bits: quicker or smaller, but not the same image."""
     compile: Compile | None = None
     """Compile the network: the first image of a size takes longer, the others less. graphs: with CUDA graphs."""
 
-    @property
-    def changes(self) -> dict[str, object]:
-        """Those settings that make an image another one, where others change its rounding; None where they do not."""
-        kernel = self.attention if self.attention == "sage" else None  # the one that is not exact
-        return {"tile": self.tile or None, "quantise": self.quantise, "attention": kernel}
+    def config(self) -> InferenceConfig:
+        """As `PixelDecoder` takes it.
+
+        Raises:
+            ValueError: an amount of memory that is none.
+        """
+        from pixdec.inference.config import InferenceConfig
+
+        return InferenceConfig(
+            attention=self.attention,
+            compile=self.compile,
+            memory=self.memory,
+            tile=self.tile or None,
+            quantize=self.quantize,
+        )
 
 
-Run = Annotated[HowToRun, tyro.conf.arg(name="")]
-AS_IT_IS = HowToRun()
+Run = Annotated[RunOptions, tyro.conf.arg(name="")]
+AS_IT_IS = RunOptions()
 
 
 @dataclass(frozen=True)
-class DecodeWith:
+class DecodeOptions:
     """Which decoder makes the images, and how."""
 
     model: str = "pixdec-nano"
@@ -75,12 +91,72 @@ class DecodeWith:
     plan: Flag = False
     """Print how each image would be decoded within --memory, or in what the device has, and what that would take; make
     none."""
-    team: int = 1
-    """So many processes of torchrun decode each image together; the others share out the images."""
+    again: Flag = False
+    """Make images anew that exist with the same settings; without it they are skipped."""
+    format: Format | None = None
+    """Format of the images in an output folder; png without it."""
+    json: Flag = False
+    """Print one JSON object for each image."""
+
+    def check(self) -> None:
+        """See, before anything is loaded, that the device is there and can do what is asked.
+
+        Raises:
+            ValueError: one line that names the option.
+        """
+        import torch
+
+        from pixdec.devices import best_device
+        from pixdec.inference.kernels import kernel_of
+
+        check_device(self.device)
+        self.how.config().check(best_device() if self.device is None else torch.device(self.device))
+        if self.how.attention != "auto":
+            kernel_of(self.how.attention)
+        if self.lora is None and self.lora_strength != 1:
+            raise ValueError(f"lora_strength={self.lora_strength}: of which LoRA? Name its file with --lora")
+
+    def open(self, prompt: str = "") -> PixelDecoder:
+        """The decoder, which takes this prompt.
+
+        Raises:
+            ValueError, OSError: as `generation.decoding.open_decoder`; a prompt for a decoder without text.
+        """
+        from pixdec.generation.decoding import open_decoder
+
+        decoder = open_decoder(
+            self.model,
+            self.device,
+            self.dtype,
+            self.how.config(),
+            space=self.space,
+            steps=self.steps,
+            lora=None if self.lora is None else (self.lora, self.lora_strength),
+        )
+        if prompt and not decoder.model.needs_text:
+            raise ValueError(f"prompt={prompt!r}: {decoder.model.name} takes no text; leave it out")
+        return decoder
+
+    def asked(self, decoder: PixelDecoder) -> dict[str, object]:
+        """What an image depends on of these options, for `generation.records`."""
+        from pixdec.generation.records import changed_by, fingerprint, weights_fingerprint
+
+        return {
+            "model": decoder.model.name,
+            "weights": weights_fingerprint(self.model),
+            "space": decoder.space.name,
+            "scale": decoder.scale,
+            "steps": self.steps,
+            "lora": None if decoder.lora is None else decoder.lora.name,
+            "lora_weights": None if self.lora is None else fingerprint(self.lora),
+            "lora_strength": None if self.lora is None else self.lora_strength,
+            "dtype": self.dtype,
+            **changed_by(self.how.config()),
+        }
 
 
-Decoding = Annotated[DecodeWith, tyro.conf.arg(name="")]
-USUAL = DecodeWith()
+Decoding = Annotated[DecodeOptions, tyro.conf.arg(name="")]
+USUAL = DecodeOptions()
 
 
 def torch_dtype(name: Dtype | None) -> torch.dtype | None:
@@ -90,23 +166,25 @@ def torch_dtype(name: Dtype | None) -> torch.dtype | None:
     return {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def check_refine(steps: int | None) -> None:
-    """Raises ValueError for a negative number of steps of --refine; None is the encoder's own."""
-    if steps is not None and steps < 0:
-        raise ValueError(f"--refine {steps}: expected 0 (the encoder's own latent) or more steps")
-
-
 def check_device(name: str | None) -> None:
     """See that a device is there before anything is loaded.
 
     Raises:
         ValueError: PyTorch does not know it, or it is not on this machine.
     """
-    if name is None:
-        return
-    import torch
+    if name is not None:
+        from pixdec.devices import device_named
 
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch has no one kind for this
-        raise ValueError(f"--device {name}: not available here ({first_line_of(error)})") from error
+        device_named(name)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """The (height, width) of `--size WIDTHxHEIGHT`.
+
+    Raises:
+        ValueError: another form.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if found is None:
+        raise ValueError(f"size={text}: expected WIDTHxHEIGHT in pixels, such as 1920x1280")
+    return int(found[2]), int(found[1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,31 +73,17 @@ def check_targets(jobs: Iterable[Job]) -> None:
         owners[target] = job.source
 
 
-def prepare(targets: Iterable[Path]) -> None:
-    """Create the folders of the outputs, and see that they can be written to.
-
-    Raises:
-        OSError: one line: a folder that cannot be made or written to, or stands where an output should go.
-    """
-    targets = list(targets)
-    for folder in dict.fromkeys(target.parent for target in targets):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"cannot create the folder {folder}: {error.strerror or error}") from error
-        if not os.access(folder, os.W_OK):
-            raise OSError(f"cannot write to the folder {folder}: no permission")
-    for target in targets:
-        if target.is_dir():
-            raise OSError(f"cannot write {target}: it is a folder; name a file")
-
-
 def _files(given: Path, output: Path, what: str, readable: Collection[str]) -> list[tuple[Path, Path]]:
     """The files an input stands for, each with its name relative to the output folder."""
     if not given.is_dir():
         return [(given, Path(given.name))]
     earlier = output.resolve() if given.resolve() in output.resolve().parents else None  # what other runs wrote
-    names = [name for name in files_below(given, readable) if earlier not in (given / name).resolve().parents]
+    every = [name for name in files_below(given) if earlier not in (given / name).resolve().parents]
+    names = [name for name in every if name.suffix.lower() in readable]
     if not names:
         raise ValueError(f"{given}: no {what} in this folder; looked for {', '.join(sorted(readable))}")
+    left = Counter(name.suffix.lower() or "without a suffix" for name in every if name.suffix.lower() not in readable)
+    if left:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in left.most_common())
+        warnings.warn(f"{given}: no {what}, left out: {kinds}", UserWarning, stacklevel=2)
     return [(given / name, name) for name in names]

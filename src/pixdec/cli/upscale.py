@@ -1,28 +1,22 @@
-"""`pixdec upscale`: image → latent → larger image."""
+"""`pixdec upscale`: image → larger image."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pixdec import __version__
-from pixdec.cli.options import USUAL, Decoding, Flag, Format, Inputs, Output, check_refine
-from pixdec.cli.plan import Job, plan, prepare
-from pixdec.cli.processes import Process
-from pixdec.cli.report import Report
+from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
+from pixdec.cli.plan import Job, plan
+from pixdec.cli.report import Report, in_steps, progress
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from pixdec.decoder import PixelDecoder
     from pixdec.encoder import ImageEncoder
-
-MAX_STRENGTH = 0.8  # decoders are trained on latents up to this noise level
-
-Piece = tuple[Job, tuple[int, int]]  # an image, and its width and height
+    from pixdec.generation.enlarge import UpscaleSettings
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,8 @@ class Upscale:
 
     Any image Pillow reads, of any size; the output is exactly --scale times as large, or of --size, or as long as
     --longest says. For less than the model's own scale the decoded image is shrunk; for more, the given image is
-    enlarged before it is encoded, which looks sharper than enlarging what was decoded.
+    enlarged before it is encoded, which looks sharper than enlarging what was decoded. Transparency and metadata stay.
+    Images that exist already, made so of the same files, are skipped.
     """
 
     inputs: Inputs
@@ -46,175 +41,150 @@ class Upscale:
     """The longer side of the output in pixels; the other follows from the image."""
     strength: float = 0.0
     """How much may be invented, 0 to 0.8: the noise level that is added to the latent and told to the decoder."""
-    caption: str = ""
+    prompt: str = ""
     """What the images show, for models that read text."""
     vae: str | None = None
     """The autoencoder that encodes, a diffusers VAE by name or folder; without it the bundled one (FLUX.2 only)."""
-    refine: int | None = None
-    """Steps that bring the latent nearer to the image, by gradient descent through the autoencoder's decoder; without
-    it 16 for the bundled autoencoder and 0 for others."""
     seed: int = 0
     """The same seed gives the same image, on every device."""
+    bits: Literal[8, 16] = 8
+    """Bits a channel of the output; 16 in a PNG only."""
+    strip_metadata: Flag = False
+    """Leave out EXIF (place and time too), XMP, IPTC, texts and resolution, which are carried over otherwise."""
     by: Decoding = USUAL
-    format: Format | None = None
-    """Format of the images in an output folder; png without it."""
-    json: Flag = False
-    """Print one JSON object for each input."""
 
     def run(self) -> int:
-        process, report = Process.here(), Report(json_lines=self.json)
-        return process.carry_out(
-            report,
-            lambda: self._find(process, report),
-            lambda piece: piece[1][0] * piece[1][1],
-            lambda pieces: self._make(pieces, process, report),
-            self.by.team,
-        )
-
-    def _find(self, process: Process, report: Report) -> list[Piece]:
-        """All images; what can be refused before anything is loaded is refused."""
-        from pixdec.cli.pictures import check_run
+        from pixdec.generation.enlarge import UpscaleSettings
+        from pixdec.io.files import prepare
         from pixdec.io.images import READABLE, WRITABLE, image_size
+        from pixdec.io.writing import check_bits
 
-        if not 0 <= self.strength <= MAX_STRENGTH:
-            raise ValueError(f"--strength {self.strength}: expected 0 to {MAX_STRENGTH}")
-        check_refine(self.refine)
-        self._check_sizes()
-        process.part_of((), len, self.by.team)  # refuses a team that cannot be
-        check_run(self.by.how, self.by.device, self.by.team)
-        jobs = plan(
-            self.inputs,
-            self.output,
-            what="images",
-            readable=READABLE,
-            writable=WRITABLE,
-            suffix=f".{self.format or 'png'}",
+        settings = UpscaleSettings(
+            self.scale,
+            None if self.size is None else parse_size(self.size),
+            self.longest,
+            self.strength,
+            self.prompt,
+            self.seed,
+            self.by.steps,
         )
-        sizes: dict[Job, tuple[int, int]] = {}
+        self.by.check()
+        suffix = f".{self.by.format or 'png'}"
+        jobs = plan(self.inputs, self.output, what="images", readable=READABLE, writable=WRITABLE, suffix=suffix)
+        for job in jobs[:1]:  # all have one suffix
+            check_bits(job.target, self.bits)
+        report, sizes = Report(json_lines=self.by.json), dict[Job, tuple[int, int]]()
         for job in jobs:
-            with process.attempt(report, job.source):
-                sizes[job] = image_size(job.source)
+            with report.attempt(job.source):
+                width, height = image_size(job.source)
+                sizes[job] = height, width
+        if not sizes:
+            return report.exit_code
         if not self.by.plan:
             prepare(job.target for job in sizes)
-        return list(sizes.items())
-
-    def _make(self, pieces: Sequence[Piece], process: Process, report: Report) -> None:
-        """These images, by this process or its team."""
-        from pixdec.cli.pictures import check_output, open_for, tell_plan
-
-        decoder = open_for(process, self.by, self.caption, any_images=bool(pieces))
-        if decoder is None:
-            return
+        decoder = self.by.open(self.prompt)
         if self.by.plan:
-            for job, (width, height) in pieces:
-                with process.attempt(report, job.source, self.by.team):
-                    large = self._output_size((height, width), decoder.scale)
-                    check_output(job.target, large[1], large[0])
-                    sides, factor = self._encoded_size((height, width), decoder.scale), decoder.space.factor
-                    rows, columns = (math.ceil(side / factor) for side in sides)
-                    if process.leads(self.by.team):
-                        tell_plan(decoder, rows, columns, job, report)
+            for job, size in sizes.items():
+                with report.attempt(job.source):
+                    _tell_plan(decoder, settings.encoded_size(size, decoder.scale), job, report)
+        else:
+            self._make(sizes, decoder, settings, report)
+        return report.exit_code
+
+    def _make(
+        self, sizes: dict[Job, tuple[int, int]], decoder: PixelDecoder, settings: UpscaleSettings, report: Report
+    ) -> None:
+        from pixdec.generation.records import is_made
+
+        asked = {job: self._asked(job, decoder, settings) for job in sizes}
+        todo = [job for job in sizes if self.by.again or not is_made(job.target, "upscale", asked[job])]
+        report.skip([job for job in sizes if job not in todo], len(sizes))
+        if not todo:
             return
+        encoder = self._encoder(decoder)
+        with progress(len(todo), "step") as bar:
+            tick = in_steps(bar)
+            for job in todo:
+                with report.attempt(job.source):
+                    self._upscale(job, decoder, encoder, settings, asked[job], report, tick)
 
-        from pixdec.encoder import ImageEncoder
+    def _encoder(self, decoder: PixelDecoder) -> ImageEncoder | None:
+        from pixdec.generation.enlarge import encoder_for
 
-        encoder = ImageEncoder.from_pretrained(decoder.space.name, self.vae, decoder.device, refine=self.refine)
-        with process.progress(len(pieces), "step") as bar:
-            for job, (width, height) in pieces:
-                with process.attempt(report, job.source, self.by.team):
-                    large = self._output_size((height, width), decoder.scale)
-                    check_output(job.target, large[1], large[0])
-                    self._upscale(job, decoder, encoder, process, report, bar, len(pieces))
+        return encoder_for(decoder, self.vae)
 
-    def _check_sizes(self) -> None:
-        """Raises ValueError for more than one size, or one that no output can have."""
-        from pixdec.cli.pictures import parse_size
+    def _asked(self, job: Job, decoder: PixelDecoder, settings: UpscaleSettings) -> dict[str, object]:
+        from pixdec.generation.records import fingerprint
 
-        given = [f"--{name}" for name in ("scale", "size", "longest") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} each say how large the output is; leave out all but one")
-        if self.scale is not None and not 0 < self.scale < math.inf:
-            raise ValueError(f"--scale {self.scale}: expected a number above 0, such as 2 or 1.5")
-        if self.longest is not None and self.longest < 1:
-            raise ValueError(f"--longest {self.longest}: expected at least 1 pixel")
-        if self.size is not None:
-            parse_size(self.size)
-
-    def _output_size(self, image: tuple[int, int], own_scale: int) -> tuple[int, int]:
-        """The (height, width) of the output for an image of (height, width)."""
-        from pixdec.cli.pictures import parse_size
-        from pixdec.inference.sizes import scaled
-
-        if self.size is not None:
-            return parse_size(self.size)
-        if self.longest is not None:
-            return scaled(image, self.longest / max(image))
-        return scaled(image, own_scale if self.scale is None else self.scale)
-
-    def _encoded_size(self, image: tuple[int, int], own_scale: int) -> tuple[int, int]:
-        """The (height, width) that an image of (height, width) has when it is encoded: enlarged if the decoder alone
-        would not do."""
-        wanted = self._output_size(image, own_scale)
-        height, width = (max(old, math.ceil(new / own_scale)) for old, new in zip(image, wanted, strict=True))
-        return height, width
+        return {
+            "source": fingerprint(job.source),
+            **self.by.asked(decoder),
+            "vae": self.vae,
+            "strength": self.strength,
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "factor": self.scale,
+            "size": self.size,
+            "longest": self.longest,
+            "bits": self.bits,
+            "metadata": not self.strip_metadata,
+        }
 
     def _upscale(
         self,
         job: Job,
         decoder: PixelDecoder,
-        encoder: ImageEncoder,
-        process: Process,
+        encoder: ImageEncoder | None,
+        settings: UpscaleSettings,
+        asked: dict[str, object],
         report: Report,
-        bar: tqdm[None],
-        images: int,
+        tick: Callable[[int], None],
     ) -> None:
-        from pixdec.cli.pictures import check_shape, decode_one, how_made
-        from pixdec.inference.sizes import fit
-        from pixdec.io.images import pad_to_multiple, read_image, resize, save_image, to_pil, to_tensor
+        from dataclasses import replace
 
-        started, scale = time.perf_counter(), decoder.scale
-        image = read_image(job.source)
-        size = self._output_size((image.height, image.width), scale)
-        check_shape(size, job.source, (image.height * scale, image.width * scale))
-        small = to_tensor(image)
-        height, width = self._encoded_size((image.height, image.width), scale)
-        if (height, width) != small.shape[2:]:
-            # Four Kodak images, shrunk to a sixth and brought back: 1.1 dB nearer than by enlarging what was decoded,
-            # and with a fifth more gradient (nano, 4 steps).
-            small = resize(small, height, width, how="lanczos").clamp(-1, 1)
-        latent = encoder.encode(pad_to_multiple(small, encoder.space.factor))
-        latent = latent.noised(self.strength, self.seed)
-        decoded, steps = decode_one(
-            decoder,
-            latent,
-            caption=self.caption,
-            seed=self.seed,
-            steps=self.by.steps,
-            bar=bar,
-            images=images,
-        )
-        own = (height * scale, width * scale)
-        large = to_pil(fit(decoded[..., : own[0], : own[1]], size))[0]
-        settings: dict[str, object] = {
-            "pixdec": __version__,
-            "verb": "upscale",
-            "model": decoder.model.name,
-            "encoder": encoder.name,
-            "refine": encoder.refine,
-            "space": decoder.space.name,
-            "scale": scale,
-            "strength": self.strength,
-            "caption": self.caption,
-            "seed": self.seed,
-            "steps": steps,
-            **how_made(decoder, self.by.how, None if size == (image.height * scale, image.width * scale) else size),
+        from pixdec.generation.enlarge import upscale
+        from pixdec.generation.records import done_by, record_of
+        from pixdec.inference.engine import DecodeStep
+        from pixdec.io.images import read_picture, save_picture
+        from pixdec.io.metadata import NOTHING
+
+        started = time.perf_counter()
+        picture = read_picture(job.source)
+        if picture.bits == 16 and self.bits == 8:
+            text = f"{job.source}: 16 bits a channel; the output has 8, --bits 16 keeps them in a .png"
+            warnings.warn(text, UserWarning, stacklevel=2)
+        if self.strip_metadata:
+            picture = replace(picture, metadata=NOTHING)
+        _check_limits(job, picture.size, decoder, settings)
+        steps = list[DecodeStep]()
+
+        def seen(step: DecodeStep) -> None:
+            steps[:] = [step]
+            tick(step.total)
+
+        large = upscale(picture, decoder, encoder, settings, seen)
+        done: dict[str, object] = {
+            "steps": steps[0].total,
+            **done_by(steps[0].how, self.by.how.config()),
+            "encoder": None if encoder is None else encoder.name,
+            "width": large.size[1],
+            "height": large.size[0],
         }
-        if not process.leads(self.by.team):
-            return
-        save_image(large, job.target, settings=settings)
-        seconds = round(time.perf_counter() - started, 3)
-        files = {"input": str(job.source), "output": str(job.target)}
-        report.done(
-            {**files, "width": large.width, "height": large.height, "seconds": seconds, "settings": settings},
-            f"{job.target}  {large.width}x{large.height}  {seconds:.1f} s",
-        )
+        recorded = record_of("upscale", asked, done)
+        save_picture(large, job.target, settings=recorded, bits=self.bits)
+        report.made(job, large.size, recorded, started)
+
+
+def _check_limits(job: Job, image: tuple[int, int], decoder: PixelDecoder, settings: UpscaleSettings) -> None:
+    """Refuse an output that no file can hold, and say what would do."""
+    from pixdec.generation.decoding import check_output
+    from pixdec.io.writing import MAX_SIDE
+
+    height, width = settings.output_size(image, decoder.scale)
+    most = math.floor(MAX_SIDE / max(image) * 100) / 100
+    check_output(job.target, height, width, f": --longest {MAX_SIDE} or --scale {most:g} would do")
+
+
+def _tell_plan(decoder: PixelDecoder, encoded: tuple[int, int], job: Job, report: Report) -> None:
+    rows, columns = (math.ceil(side / decoder.space.factor) for side in encoded)
+    report.tell_plan(decoder, rows, columns, job)

@@ -5,12 +5,16 @@ Every file this package writes passes through `replacing`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import warnings
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+
+_WHOLE = 64 << 20  # files of up to 64 MiB are read whole for their digest,
+_BLOCK, _BLOCKS = 16 << 10, 512  # larger ones in 512 blocks of 16 KiB, spread evenly from first to last byte
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def cache_folder() -> Path:
     return (shared if shared.is_absolute() else Path.home() / ".cache") / "pixdec"
 
 
-def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+def files_below(folder: Path, suffixes: Collection[str] | None = None) -> list[Path]:
     """The files below a folder, at any depth, with one of these suffixes (".png", lower case; theirs may be upper):
     relative to the folder and in order, without those that are hidden or in hidden folders. A folder that cannot be
     read is a warning."""
@@ -68,8 +72,46 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(place) / name for name in names if not name.startswith("."))
-        found += [path.relative_to(folder) for path in paths if path.suffix.lower() in suffixes and path.is_file()]
+        found += [
+            path.relative_to(folder)
+            for path in paths
+            if (suffixes is None or path.suffix.lower() in suffixes) and path.is_file()
+        ]
     return sorted(found)
+
+
+def prepare(targets: Iterable[Path]) -> None:
+    """Create the folders of the outputs, and see that they can be written to.
+
+    Raises:
+        OSError: one line: a folder that cannot be made or written to, or stands where an output should go.
+    """
+    targets = list(targets)
+    for folder in dict.fromkeys(target.parent for target in targets):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot create the folder {folder}: {error.strerror or error}") from error
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"cannot write to the folder {folder}: no permission")
+    for target in targets:
+        if target.is_dir():
+            raise OSError(f"cannot write {target}: it is a folder; name a file")
+
+
+def digest_of(file: Path) -> bytes:
+    """SHA-256 of a file's size and content, which is sampled where it has more than 64 MiB: a fine-tuned, merged or
+    quantized copy of weights differs, a single edited number may not."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        if size <= _WHOLE:
+            digest.update(stream.read())
+        else:
+            for block in range(_BLOCKS):
+                stream.seek(block * (size - _BLOCK) // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK))
+    return digest.digest()
 
 
 def reason_of(error: object) -> str:

@@ -145,8 +145,9 @@ def save_options(
 
 
 def _carried_exif(image: Image.Image) -> bytes:
-    exif = exif_of(image)
     try:
+        exif = Image.Exif()  # a copy: the image's own is still looked at
+        exif.load(exif_of(image).tobytes())
         for tag in _STORAGE.intersection(exif):
             del exif[tag]
         parts = [exif.get_ifd(part) for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)]

@@ -8,14 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from pixdec.io.files import first_line_of
+from pixdec.io.files import digest_of, first_line_of
 from pixdec.io.hub import HUB_ID, Access, fetch_folder
 
 GEMMA: Final = "google/gemma-2-2b-it"
 
 _FILES: Final = ("*.json", "tokenizer.model", "*.safetensors")  # what the encoder reads; no pickles
-_WHOLE: Final = 64 << 20  # files up to 64 MiB are fingerprinted whole,
-_BLOCK, _BLOCKS = 16 << 10, 512  # larger ones by 512 blocks of 16 KiB spread evenly from first to last byte
 
 
 class EncoderUnavailableError(ValueError):
@@ -37,15 +35,7 @@ def identity(source: str | Path, revision: str = "main") -> str:
         return f"{source}@{revision}"
     digest = hashlib.sha256()
     for file in sorted(_matching(folder)):
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= _WHOLE:
-                digest.update(stream.read())
-                continue
-            for block in range(_BLOCKS):
-                stream.seek(block * (size - _BLOCK) // (_BLOCKS - 1))
-                digest.update(stream.read(_BLOCK))
+        digest.update(f"{file.name}\0".encode() + digest_of(file))
     return f"folder:{digest.hexdigest()}"
 
 

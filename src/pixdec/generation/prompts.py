@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from pixdec.generation.settings import SEED_LIMIT
+
 _SLUG_LENGTH = 40
 _NAME_LENGTH = 100
 _NAME_WITHOUT = '/\\:*?"<>|'  # what some file system does not allow in a name
-SEED_LIMIT = 2**62  # PyTorch takes 64 bits, and the seeds of later images are larger
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""cli.prompts: prompt files."""
+"""generation.prompts: prompt files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pixdec.cli.prompts import Prompt, read_prompts, slug
+from pixdec.generation.prompts import Prompt, read_prompts, slug
 
 
 def test_plain_text(tmp_path: Path) -> None:

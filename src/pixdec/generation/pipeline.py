@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pixdec.devices import computes_in_bfloat16, is_out_of_memory
 from pixdec.io.files import first_line_of
 from pixdec.io.hub import HUB_ID, fetch_file, hub_reason
 from pixdec.weights.checkpoint import SUFFIXES
@@ -89,8 +91,8 @@ def find_pipeline(name: str) -> Blueprint:
     return Blueprint(name, kind, hollow)
 
 
-def load_pipeline(blueprint: Blueprint, device: str, dtype: torch.dtype | None, *, offload: bool, bars: bool) -> Any:
-    """The pipeline with its weights, on `device`; its own progress bar is shown with `bars` only.
+def load_pipeline(blueprint: Blueprint, device: str, dtype: torch.dtype | None, *, offload: bool) -> Any:
+    """The pipeline with its weights, on `device`; its own progress bar is shown on a terminal only.
 
     dtype None: bfloat16, but float32 on a CPU without bfloat16 matrix units. offload: on CUDA each component is on the
     GPU only while it is at work.
@@ -100,8 +102,6 @@ def load_pipeline(blueprint: Blueprint, device: str, dtype: torch.dtype | None, 
     """
     import torch
 
-    from pixdec.devices import computes_in_bfloat16
-
     if dtype is None:
         dtype = torch.bfloat16 if computes_in_bfloat16(torch.device(device)) else torch.float32
     with _naming(blueprint.name, "cannot be loaded"), short_of_memory(device):
@@ -110,7 +110,7 @@ def load_pipeline(blueprint: Blueprint, device: str, dtype: torch.dtype | None, 
             pipe.enable_model_cpu_offload(device=device)
         else:
             pipe.to(device)
-    pipe.set_progress_bar_config(disable=not bars, leave=False)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipe
 
 
@@ -168,7 +168,7 @@ def pipeline_errors(device: str) -> Generator[None]:
         except (ValueError, OSError, MemoryError):
             raise
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise ValueError(f"the pipeline failed: {_brief(error)}") from error
 
@@ -179,14 +179,14 @@ def short_of_memory(device: str) -> Generator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise ValueError(f"out of memory on {device}; try --offload, or smaller images") from None
 
 
 @contextmanager
-def quiet_libraries(*, bars: bool) -> Generator[None]:
-    """diffusers, transformers and the hub's client say errors only, and show their loading bars only with `bars`."""
+def quiet_libraries() -> Generator[None]:
+    """diffusers, transformers and the hub's client say errors only, and show loading bars on a terminal only."""
     import huggingface_hub
     import transformers
 
@@ -199,7 +199,7 @@ def quiet_libraries(*, bars: bool) -> Generator[None]:
             restore.callback(
                 switch.enable_progress_bar if switch.is_progress_bar_enabled() else switch.disable_progress_bar
             )
-            (switch.enable_progress_bar if bars else switch.disable_progress_bar)()
+            (switch.enable_progress_bar if sys.stderr.isatty() else switch.disable_progress_bar)()
         yield
 
 
@@ -248,18 +248,10 @@ def _naming(name: str, what: str) -> Generator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         reason = hub_reason(error, name) if not Path(name).is_dir() else _brief(error)
         raise ValueError(f"{name}: {what} ({reason})") from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )  # PyTorch says it on the CPU, by platform, and on MPS in a plain RuntimeError
 
 
 def _brief(error: BaseException) -> str:

@@ -1,0 +1,387 @@
+"""Prompts × seeds → images: a diffusers pipeline, stopped early, and a decoder in place of its VAE.
+
+Everything that can be refused is refused before anything is loaded. Each image stands for itself: it is the same
+whatever else is made, so a run can be ended at any time and goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pixdec.decoder import TEACHER_STEPS, PixelDecoder
+from pixdec.devices import best_device, release_memory
+from pixdec.generation.decoding import check_output, embed_prompts, open_decoder
+from pixdec.generation.enlarge import MAX_STRENGTH
+from pixdec.generation.pipeline import (
+    call_arguments,
+    check_call,
+    find_pipeline,
+    load_pipeline,
+    pipeline_errors,
+    quiet_libraries,
+    short_of_memory,
+)
+from pixdec.generation.plan import VERB, Item, Todo, Want, check_earlier, plan_items, unfinished
+from pixdec.generation.prompts import Prompt, read_prompts
+from pixdec.generation.records import changed_by, done_by, record_of
+from pixdec.generation.settings import GenerationSettings
+from pixdec.inference.config import InferenceConfig
+from pixdec.io.files import prepare
+from pixdec.io.images import WRITABLE, save_image, to_pil
+from pixdec.latents import Latent, check_latent
+
+if TYPE_CHECKING:
+    from pixdec.latents import LatentSpace
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one image.
+
+    Attributes:
+        name: of its files, without suffix.
+        prompt, seed: what it was made of.
+        image, latent: the files that are there now; None for one that was not wanted.
+        size: (height, width) of the image; None where only a latent was made.
+        settings: what was saved with it.
+        seconds: what it took.
+        error: why it could not be made; None if it was.
+    """
+
+    name: str
+    prompt: str
+    seed: int
+    image: Path | None = None
+    latent: Path | None = None
+    size: tuple[int, int] | None = None
+    shape: tuple[int, ...] = ()
+    settings: dict[str, object] = field(default_factory=dict[str, object])
+    seconds: float = 0.0
+    error: Exception | None = None
+
+
+def generate_many(
+    prompts: str | Path | Sequence[str | Prompt],
+    output: str | Path,
+    settings: GenerationSettings,
+    config: InferenceConfig | None = None,
+) -> Iterator[Result]:
+    """Make an image of every prompt, and yield what became of each; those that exist already are left out.
+
+    Args:
+        prompts: texts, or the path of a file of them (`read_prompts`).
+        output: a folder, which is created; for one prompt also an image file.
+        settings: generator, decoder and how they are run.
+        config: how the decoder's network is run.
+
+    Raises:
+        ValueError: before the first image, what cannot be; later failures are the `error` of a result.
+        OSError: the output cannot be written to.
+    """
+    return iter(Generation(prompts, output, settings, config))
+
+
+class Generation:
+    """A run: planned when it is constructed, made while it is iterated over.
+
+    Attributes:
+        items: every image of the run.
+        todo: what an earlier run has not made. The parts of it are independent: another process, with a `Generation` of
+            the same arguments, can `make` a part.
+    """
+
+    def __init__(
+        self,
+        prompts: str | Path | Sequence[str | Prompt],
+        output: str | Path,
+        settings: GenerationSettings,
+        config: InferenceConfig | None = None,
+    ) -> None:
+        settings.check()
+        self.settings, self.config = settings, config or InferenceConfig()
+        self.device = str(best_device()) if settings.device is None else settings.device
+        self.config.check(torch.device(self.device))
+        self.want = Want(images=not settings.latents_only, latents=settings.latents_only or settings.save_latents)
+        read = _prompts_of(prompts)
+        self.items = plan_items(
+            read,
+            str(output),
+            seed=settings.seed,
+            each=settings.images_per_prompt,
+            suffix=f".{settings.format or 'png'}",
+            writable=[".safetensors"] if settings.latents_only else WRITABLE,
+            single=not isinstance(prompts, str | Path) and len(read) == 1,
+        )
+        self._decoder = None if settings.latents_only else self._open_decoder("meta")
+        with quiet_libraries():
+            self.blueprint = find_pipeline(settings.pipeline)
+        self._check_pipeline(read)
+        if not settings.again:
+            check_earlier(self.items, self.want, self._image_asked, self._latent_asked)
+        prepare(path for item in self.items for path in self.want.files(item))
+        self.todo = unfinished(self.items, self.want, self._image_asked, self._latent_asked)
+
+    def __iter__(self) -> Iterator[Result]:
+        return self.make(self.todo)
+
+    def make(self, todo: Sequence[Todo]) -> Iterator[Result]:
+        """Make what is missing. The failure of one is its result, and the others are still made.
+
+        Raises:
+            ValueError, OSError: captions cannot be embedded, or generator or decoder cannot be loaded.
+        """
+        if not todo:
+            return
+        with quiet_libraries():
+            if any(each.image for each in todo):
+                assert self._decoder is not None, "without a decoder there are no images"
+                with short_of_memory(self.device):  # before anything is loaded: no weights are needed for it
+                    embed_prompts(self._decoder, [self._told(each.item) for each in todo if each.image], self.device)
+            yield from self._make_apart(todo) if self.settings.offload else self._make_together(todo)
+        for folder in {each.item.hidden.parent for each in todo}:
+            with contextlib.suppress(OSError):  # not there, or with latents of other runs, or of failed images
+                folder.rmdir()
+
+    def _make_together(self, todo: Sequence[Todo]) -> Iterator[Result]:
+        """One after the other, with generator and decoder in memory, as far as they are needed."""
+        decoder = self._load_decoder() if any(each.image for each in todo) else None
+        pipe = self._load_pipeline() if any(each.source is None for each in todo) else None
+        for each in todo:
+            yield self._attempt(each, pipe, decoder, keep=self.want.latents)
+
+    def _make_apart(self, todo: Sequence[Todo]) -> Iterator[Result]:
+        """All latents first, and when the generator is gone, all images."""
+        made = set[Item]()
+        if to_capture := [each for each in todo if each.source is None]:
+            for wanted, result in self._make_latents(to_capture):
+                if result.error is None:
+                    made.add(wanted.item)
+                if result.error is not None or not wanted.image:
+                    yield result
+        release_memory()
+        to_decode = [
+            Todo(each.item, each.source or self._place(each.item), image=True)
+            for each in todo
+            if each.image and (each.source is not None or each.item in made)
+        ]
+        if to_decode:
+            yield from self._make_together(to_decode)
+
+    def _make_latents(self, todo: Sequence[Todo]) -> Iterator[tuple[Todo, Result]]:
+        """The latents of some items. The pipeline lives as long as this call."""
+        pipe = self._load_pipeline()
+        for each in todo:
+            self._place(each.item).parent.mkdir(exist_ok=True)
+            yield each, self._attempt(Todo(each.item, None, image=False), pipe, None, keep=True)
+
+    def _attempt(self, todo: Todo, pipe: Any, decoder: PixelDecoder | None, *, keep: bool) -> Result:
+        try:
+            return self._make_one(todo, pipe, decoder, keep=keep)
+        except Exception as error:
+            if isinstance(error, ValueError | OSError):  # its frames would keep the generator in memory
+                error = error.with_traceback(None)
+                error.__cause__ = error.__context__ = None
+            return Result(todo.item.name, todo.item.prompt.text, todo.item.seed, error=error)
+
+    def _make_one(self, todo: Todo, pipe: Any, decoder: PixelDecoder | None, *, keep: bool) -> Result:
+        """Latent, image, or both, of one item; keep: write the latent."""
+        started, item = time.perf_counter(), todo.item
+        if todo.source is None:
+            latent, done = self._capture(pipe, item)
+            settings = record_of(VERB, self._latent_asked(item), done)
+            if keep:
+                latent.save(self._place(item), settings)
+        else:
+            latent, settings = Latent.load(todo.source, statistics=False), {}  # checked, or trusted, when it was made
+        size = None
+        if todo.image:
+            assert decoder is not None
+            settings, size = self._decode(latent, item, decoder, settings)
+        return Result(
+            item.name,
+            item.prompt.text,
+            item.seed,
+            image=item.image if todo.image else None,
+            latent=self._place(item) if keep or not todo.image else None,
+            size=size,
+            shape=tuple(latent.tensor.shape),
+            settings=settings,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+
+    def _capture(self, pipe: Any, item: Item) -> tuple[Latent, dict[str, object]]:
+        """The pipeline's latent at the stop, and what was done. One image a call: alone, it is always the same."""
+        from pixdec.integrations.diffusers import capture
+
+        settings = self.settings
+        noise = torch.Generator().manual_seed(item.seed)  # of the CPU, so that it is the same on every device
+        with pipeline_errors(self.device):
+            latent = capture(
+                pipe,
+                stop_after=settings.stop_after,
+                space=settings.space,
+                generator=noise,
+                **self._arguments(item.prompt),
+            )
+        check_latent(latent.tensor, latent.space, sigma=latent.sigma, statistics=not settings.trust)
+        rows, columns = latent.tensor.shape[2:]
+        return latent, {
+            "stop_after": self._stopped_after(pipe, latent.space),
+            "generator_steps": self.blueprint.steps(settings.steps),
+            "height": rows * latent.space.factor,
+            "width": columns * latent.space.factor,
+            "dtype": str(getattr(pipe, "dtype", settings.dtype)).removeprefix("torch."),
+            "space": latent.space.name,
+            "sigma": round(float(latent.sigma[0]), 6),
+        }
+
+    def _stopped_after(self, pipe: Any, space: LatentSpace) -> object:
+        """The step that the run was stopped after, also where that was left to us; None at the schedule's end."""
+        from pixdec.integrations.diffusers.stops import automatic
+
+        asked = self.settings.stop_after
+        return automatic(pipe.scheduler, space) if asked == "auto" and hasattr(pipe, "scheduler") else asked
+
+    def _decode(
+        self, latent: Latent, item: Item, decoder: PixelDecoder, of_latent: dict[str, object]
+    ) -> tuple[dict[str, object], tuple[int, int]]:
+        """Write the image, and forget a latent that only waited for it: what was written with it, and its size."""
+        if (level := float(latent.sigma[0])) > MAX_STRENGTH:
+            warnings.warn(
+                f"the noise level at the stop is {level:.2f}; decoders are trained up to {MAX_STRENGTH}: stop later",
+                UserWarning,
+                stacklevel=2,
+            )
+        side = latent.space.factor * decoder.scale
+        check_output(item.image, latent.tensor.shape[2] * side, latent.tensor.shape[3] * side)
+        with short_of_memory(self.device):
+            steps = decoder.stream(latent, self._told(item), seed=item.seed, steps=self.settings.decoder_steps)
+            step = deque(steps, maxlen=1).pop()
+        done = {"space": latent.space.name, "sigma": round(float(latent.sigma[0]), 6), **done_by(step.how, self.config)}
+        carried = {key: value for key, value in of_latent.items() if key in ("stop_after", "generator_steps")}
+        settings = record_of(VERB, self._image_asked(item), {**carried, **done})
+        image = to_pil(step.x0)[0]
+        save_image(image, item.image, settings=settings)
+        item.hidden.unlink(missing_ok=True)
+        return settings, (image.height, image.width)
+
+    def _place(self, item: Item) -> Path:
+        """Where a latent is written: beside the image if it is to stay, else where it waits for the decoder."""
+        return item.latent if self.want.latents else item.hidden
+
+    def _told(self, item: Item) -> str:
+        """What the decoder is told: the prompt, if it reads text."""
+        assert self._decoder is not None, "without a decoder there are no images"
+        return item.prompt.text if self._decoder.model.needs_text else ""
+
+    def _latent_asked(self, item: Item) -> dict[str, object]:
+        """The settings that a latent depends on; None stands for the pipeline's own."""
+        given = self._arguments(item.prompt)
+        return {
+            "pipeline": self.blueprint.name,
+            "prompt": item.prompt.text,
+            "negative": given.get("negative_prompt"),
+            "seed": item.seed,
+            "generator_steps": given.get("num_inference_steps"),
+            "stop_after": self.settings.stop_after,
+            "guidance": given.get(self.blueprint.guidance or "guidance_scale"),
+            "height": given.get("height"),
+            "width": given.get("width"),
+            "dtype": self.settings.dtype,
+        }
+
+    def _image_asked(self, item: Item) -> dict[str, object]:
+        """The settings that an image depends on."""
+        decoder, steps = self._decoder, self.settings.decoder_steps
+        assert decoder is not None, "without a decoder there are no images"
+        if steps is None:
+            steps = len(decoder.model.times) - 1 if decoder.model.kind == "student" else TEACHER_STEPS
+        return {
+            **self._latent_asked(item),
+            "model": decoder.model.name,
+            "scale": decoder.scale,
+            "steps": steps,
+            "lora": None if decoder.lora is None else decoder.lora.name,
+            "lora_strength": decoder.lora_strength,
+            **changed_by(self.config),
+        }
+
+    def _arguments(self, prompt: Prompt) -> dict[str, Any]:
+        """What the pipeline is called with for a prompt, apart from the generator of its noise."""
+        settings = self.settings
+        return call_arguments(
+            self.blueprint,
+            prompt=prompt.text,
+            negative=settings.negative if prompt.negative is None else prompt.negative,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            height=settings.height if prompt.height is None else prompt.height,
+            width=settings.width if prompt.width is None else prompt.width,
+        )
+
+    def _check_pipeline(self, prompts: Sequence[Prompt]) -> None:
+        """That the pipeline takes these arguments, reaches the stop, and makes what the decoder takes."""
+        from pixdec.integrations.diffusers.calls import shared_space
+        from pixdec.integrations.diffusers.noise import check_scheduler
+        from pixdec.integrations.diffusers.spaces import check_one_image, space_of
+
+        settings, hollow = self.settings, self.blueprint.hollow
+        steps = self.blueprint.steps(settings.steps)
+        if settings.stop_after != "auto" and steps is not None and settings.stop_after > steps:
+            whose = "" if settings.steps is not None else f", {self.blueprint.kind.__name__}'s own number"
+            raise ValueError(f"stop_after={settings.stop_after}: the run has {steps} steps{whose}; see steps")
+        named, decoder = settings.space, self._decoder
+        space = space_of(hollow, named) if decoder is None else shared_space(hollow, decoder, named)
+        check_one_image(hollow, {})
+        if hasattr(hollow, "scheduler"):
+            check_scheduler(hollow.scheduler)
+        for prompt in prompts:
+            check_call(self.blueprint, space, self._arguments(prompt), prompt.where)
+
+    def _load_pipeline(self) -> Any:
+        settings = self.settings
+        dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
+        pipe = load_pipeline(self.blueprint, self.device, dtype, offload=settings.offload)
+        if getattr(pipe, "safety_checker", None) is not None:
+            raise ValueError(
+                f"{self.blueprint.name}: its safety_checker looks at its VAE's image, which is never made; save the "
+                "pipeline without it, and check the decoded images yourself"
+            )
+        return pipe
+
+    def _load_decoder(self) -> PixelDecoder:
+        with short_of_memory(self.device):
+            return self._open_decoder(self.device)
+
+    def _open_decoder(self, device: str) -> PixelDecoder:
+        """The decoder; on "meta" what it is, without memory for its weights."""
+        settings = self.settings
+        return open_decoder(
+            settings.decoder,
+            device,
+            settings.dtype,
+            InferenceConfig(tile=self.config.tile) if device == "meta" else self.config,
+            space=settings.space,
+            steps=settings.decoder_steps,
+            lora=None if settings.lora is None else (settings.lora, settings.lora_strength),
+        )
+
+
+def _prompts_of(prompts: str | Path | Sequence[str | Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str | Path):
+        return read_prompts(prompts)
+    found = [each if isinstance(each, Prompt) else Prompt(each, f"prompt {n}") for n, each in enumerate(prompts)]
+    if not found:
+        raise ValueError("prompts=[]: expected one or more")
+    if empty := next((each for each in found if not each.text.strip()), None):
+        raise ValueError(f"{empty.where} is empty; say what to generate")
+    return found

@@ -1,0 +1,80 @@
+"""What a run of generation is given. Importing this imports nothing heavy: the command line takes its options from
+here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+ImageFormat = Literal["png", "webp", "jpg"]
+SEED_LIMIT = 2**62  # PyTorch takes 64 bits, and the seeds of later images are larger
+SEEDS_EACH = 1000  # between the first seeds of two prompts, and so the most images of one
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Which generator and decoder make the images, and how."""
+
+    pipeline: str
+    """The generator: a hub id, or a folder that pipe.save_pretrained wrote."""
+    stop_after: int | Literal["auto"] = "auto"
+    """End the generator after so many of its steps; "auto" picks the step, and runs few-step models to their end."""
+    decoder: str = "pixdec-nano"
+    """A name that `pixdec models` lists, or a file or folder of weights."""
+    lora: str | None = None
+    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
+    lora_strength: float = 1.0
+    """How much of the LoRA is added: 1 as trained, 0 nothing."""
+    space: str | None = None
+    """The latent space, where the decoder's file or a pipeline without a VAE does not tell."""
+    steps: int | None = None
+    """Steps of the generator's full schedule; without it the pipeline's own number."""
+    decoder_steps: int | None = None
+    """Decoding steps; without it as many as the decoder is made for."""
+    seed: int = 0
+    """Image k of prompt i (from 0) has the seed SEED + 1000 i + k, whatever else is made."""
+    images_per_prompt: int = 1
+    """The second of a prompt is NAME-2, and so on."""
+    height: int | None = None
+    """Of the generator's image, in pixels; the decoder's is larger."""
+    width: int | None = None
+    """Of the generator's image, in pixels."""
+    guidance: float | None = None
+    """The strength of guidance; without it the pipeline's own."""
+    negative: str | None = None
+    """The negative prompt, for pipelines that take one."""
+    save_latents: bool = False
+    """Keep each latent beside its image as NAME.safetensors; `pixdec decode` makes the same image of it."""
+    latents_only: bool = False
+    """Make latents and no images: the decoder is not needed. The same run without this decodes them."""
+    offload: bool = False
+    """Never hold generator and decoder in memory together: first all latents are made, into a hidden folder in the
+    output, then the generator is released and they are decoded. On CUDA each part of the generator is on the GPU only
+    while it works. It costs the time to move these parts for every image, disk for the latents, and no image is ready
+    before the last latent. Without it both stay on the device."""
+    again: bool = False
+    """Make images anew that exist with other settings, instead of stopping."""
+    trust: bool = False
+    """Accept latents also whose statistics look wrong."""
+    device: str | None = None
+    """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
+    dtype: Dtype | None = None
+    """Precision of generator and decoder; without it what suits the device."""
+    format: ImageFormat | None = None
+    """Format of the images in an output folder; png without it."""
+
+    def check(self) -> None:
+        """See that the numbers can be.
+
+        Raises:
+            ValueError: one line that names the setting.
+        """
+        for name in ("steps", "stop_after", "decoder_steps", "height", "width"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if not 1 <= self.images_per_prompt <= SEEDS_EACH:
+            raise ValueError(f"images_per_prompt={self.images_per_prompt}: expected 1 to {SEEDS_EACH}")
+        if not 0 <= self.seed < SEED_LIMIT:
+            raise ValueError(f"seed={self.seed}: expected 0 to {SEED_LIMIT - 1}")
