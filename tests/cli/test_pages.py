@@ -27,4 +27,4 @@ def test_commands_are_understood(page: Path):
 
 def test_there_are_such_commands():
     assert len(commands(ROOT / "README.md")) >= 10
-    assert ["train", "decoder", "nano"] in [arguments[:3] for arguments in commands(ROOT / "docs" / "training.md")]
+    assert ["train", "decoder", "tiny"] in [arguments[:3] for arguments in commands(ROOT / "docs" / "training.md")]

@@ -1,4 +1,4 @@
-"""What docs/fine-tuning.md says about decoding runs as it is written, with a LoRA for the real pixdec-nano."""
+"""What docs/fine-tuning.md says about decoding runs as it is written, with a LoRA for a small decoder."""
 
 import re
 import shlex
@@ -10,9 +10,12 @@ import torch
 from pixdec.cli import main
 from pixdec.io.images import read_settings, save_image, to_pil
 from pixdec.latents import Latent, get_space
+from pixdec.models.pid import PiD
+from pixdec.sampling.flow import STUDENT_TIMES
 from pixdec.train.lora import LoraSettings, add_lora, lora_of
-from pixdec.weights.load import load_decoder
+from pixdec.weights.load import load_decoder, save_decoder
 from pixdec.weights.lora import save_lora
+from trainset import SILENT
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "fine-tuning.md").read_text()
 
@@ -22,7 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place with the files that the page names."""
     folder = tmp_path_factory.mktemp("page")
     settings = LoraSettings(16)
-    network = load_decoder("pixdec-nano").network
+    (folder / "runs" / "mine").mkdir(parents=True)
+    decoder = folder / "runs" / "mine" / "decoder.safetensors"
+    facts = {"space": "flux2", "version": "v1.5", "licence": "Apache-2.0", "times": STUDENT_TIMES}
+    save_decoder(PiD(SILENT).initialise(), decoder, name="mine", **facts)
+    network = load_decoder(decoder).network
     add_lora(network, settings)
     tensors = lora_of(network.state_dict())
     generator = torch.Generator().manual_seed(0)
@@ -31,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensors[key].normal_(std=0.05, generator=generator)
     (folder / "runs" / "lora").mkdir(parents=True)
     path = folder / "runs" / "lora" / "lora.safetensors"
-    facts = {"name": "lora", "base": "pixdec-nano", "space": "flux2", "licence": "Apache-2.0"}
+    facts = {"name": "lora", "base": "mine", "space": "flux2", "licence": "Apache-2.0"}
     save_lora(tensors, path, alpha=16.0, layers=settings.layers, network=network.settings, **facts)
     save_image(to_pil(torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1)[0], folder / "photo.png", settings={})
     (folder / "latents").mkdir()
@@ -48,7 +55,7 @@ def test_the_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert len(commands) == 3
     for command in commands:
         assert main(shlex.split(command)) == 0, command
-    assert "base: pixdec-nano" in capsys.readouterr().out
+    assert "base: mine" in capsys.readouterr().out
     assert read_settings(folder / "large.png")["lora_strength"] == 0.7
     assert read_settings(folder / "images" / "a.png")["lora_strength"] == 1.0
 

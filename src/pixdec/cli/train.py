@@ -16,6 +16,7 @@ import tyro
 
 from pixdec.cli.options import Flag, Output, check_device
 from pixdec.cli.report import progress, tell
+from pixdec.io.files import first_line_of
 
 if TYPE_CHECKING:
     from pixdec.train.build import RunOptions
@@ -80,6 +81,8 @@ class TrainRun:
                         print(lines.dumps(asdict(step)), flush=True)
             except FloatingPointError as error:
                 raise ValueError(f"{options.output}: {error}") from error
+            except (RuntimeError, MemoryError) as error:
+                raise _no_memory(error) from error
         if run.world.is_first and sys.stdout.isatty():
             print(run.folder / run.file_name)
         return 0
@@ -96,10 +99,25 @@ class TrainRun:
         print(*counted(self.recipe), sep="\n")
         if self.options.data:
             run = self._build()
-            for line in measured(run):
-                if run.world.is_first:
-                    print(line)
+            try:
+                for line in measured(run):
+                    if run.world.is_first:
+                        print(line)
+            except (RuntimeError, MemoryError) as error:
+                raise _no_memory(error) from error
         return 0
+
+
+def _no_memory(error: Exception) -> Exception:
+    """What to do where memory is not enough; any other error as it is."""
+    from pixdec.devices import is_out_of_memory
+
+    if not is_out_of_memory(error):
+        return error
+    return ValueError(
+        f"out of memory ({first_line_of(error)}): more passes for each step (--loop.parts), --machine.recompute, "
+        "smaller images (--data.base, --data.crops.size) or more processes take less; --dry-run counts what stays"
+    )
 
 
 def parse(arguments: Sequence[str]) -> TrainRun:
