@@ -1,5 +1,7 @@
 """Checkpoints: exact, whole or not at all, of these networks and no others; averaged weights, and back."""
 
+import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -237,3 +239,25 @@ def test_gates_stay_precise_in_a_checkpoint(tmp_path: Path):
     value = read_network(tmp_path / "step-00000000", "decoder")["pixel_gate.log_alpha"]
     assert value.dtype == torch.float32
     assert torch.equal(value, network.pixel_gate.log_alpha)
+
+
+class Harmful:
+    """A pickle that runs a command when it is read."""
+
+    def __init__(self, place: Path):
+        self.place = place
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.place}",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path):
+    state = new_state({"network": nn.Linear(2, 1)}, LoopSettings(steps=1, batch=1))
+    state.save(tmp_path / "step-00000001")
+    for content in (pickle.dumps(Harmful(tmp_path / "ran")), b"", b"\x80\x04garbage", pickle.dumps([1])):
+        (tmp_path / "step-00000001" / ".metadata").write_bytes(content)
+        for read in (state.load, read_average):
+            with pytest.raises(ValueError, match="step-00000001: not a checkpoint that can be read") as refused:
+                read(tmp_path / "step-00000001")
+            assert "\n" not in str(refused.value)
+    assert not (tmp_path / "ran").exists()

@@ -89,8 +89,6 @@ class PackedSource:
         data = recipe.data
         self.settings = stream_settings(data, recipe, share)
         self.loader = StreamLoader(index, self.settings, rank=share.rank, ranks=share.count, workers=data.workers)
-        if self.loader.images == 0:
-            raise ValueError(f"{index}: no image is as large as a bucket of base {data.base}; set a smaller data.base")
 
     def begin(self, step: int) -> Iterator[tuple[Place, Examples]]:
         """The loader's own workers read ahead."""

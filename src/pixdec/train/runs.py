@@ -9,14 +9,13 @@ decoder.safetensors (prior, student)    the averaged weights at the end, which P
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pixdec.io.files import replacing
+from pixdec.io.files import first_line_of, replacing
 from pixdec.models.pid import PiD
 from pixdec.train.draws import Draws
 from pixdec.train.examples import Place, Source
@@ -27,13 +26,14 @@ from pixdec.train.parallel import World, precision
 from pixdec.train.recipes import Recipe
 from pixdec.train.sheets import Sheets
 from pixdec.train.stages.stage import Examples, Stage
+from pixdec.train.start import differences
 from pixdec.train.state import checkpoints
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import save_lora
 from pixdec.weights.settings import settings_to_json
 
 # What may differ between the commands that begin a run and go on with it.
-FREE = ("machine", "folder")
+FREE = ("recipe.machine.", "recipe.folder.")
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,10 @@ class Run:
         path = self.folder / "settings.json"
         mine = {"recipe": json.loads(settings_to_json(self.recipe)), **self.began}
         if path.exists():
-            theirs = json.loads(path.read_text())
-            for where, now, then in _differences(mine, theirs):
+            theirs = _json_of(path)
+            for where, now, then in differences(mine, theirs):
+                if where.startswith(FREE):
+                    continue
                 raise ValueError(
                     f"{self.folder} holds a run with {where}={then!r}, not {now!r}: "
                     "take another folder, or the settings it began with"
@@ -145,6 +147,13 @@ class Run:
         if self.world.is_first:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(mine, indent=1) + "\n")
+
+
+def _json_of(path: Path) -> object:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({first_line_of(error)}); take another folder") from error
 
 
 def draws_for(recipe: Recipe, place: Place, device: torch.device) -> Draws:
@@ -161,13 +170,3 @@ def to_device(examples: Examples, device: torch.device) -> Examples:
         None if latents is None else latents.to(device),
         None if embeddings is None else embeddings.to(device),
     )
-
-
-def _differences(mine: Any, theirs: Any, where: Sequence[str] = ()) -> Iterator[tuple[str, object, object]]:
-    """Where two settings differ, leaving out what may."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        for key in {**mine, **theirs}:
-            if not (len(where) == 1 and where[0] == "recipe" and key in FREE):
-                yield from _differences(mine.get(key), theirs.get(key), (*where, key))
-    elif mine != theirs:
-        yield ".".join(where), mine, theirs

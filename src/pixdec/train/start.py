@@ -4,7 +4,6 @@ A decoder that begins with a prior's weights keeps its fresh adapter, whose head
 """
 
 import json
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
@@ -49,8 +48,7 @@ def start_from(network: PiD, path_or_name: str | Path) -> Start:
     """Fills `network`, freshly initialised, with the weights of `path_or_name`, all or none, whatever their dtype.
 
     A name of `pixdec models`, a file or folder that `load_decoder` reads, the folder of a run (its exported weights, or
-    the averaged ones of its last checkpoint if it has not ended), or one checkpoint of a run. Checkpoints are opened by
-    torch.distributed.checkpoint, which trusts them: open your own only.
+    the averaged ones of its last checkpoint if it has not ended), or one checkpoint of a run.
 
     Tensors must be exactly the network's, but for the adapter of a decoder that begins with a prior. Settings that
     leave no trace in tensors must agree too; another rotary reference, as for a step to larger images, is a warning.
@@ -109,9 +107,10 @@ def _of_checkpoint(folder: Path, wanted: Set[str]) -> _Found:
         if record.exists():
             recipe = json.loads(record.read_text())["recipe"]
             settings = settings_from_json(json.dumps(recipe["network"]), PiDSettings)
-    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, CheckpointException) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, CheckpointException) as error:
         reason = first_line_of(error)
-        raise ValueError(f"{folder}: not a checkpoint that can be read ({reason})") from error
+        known = reason.startswith(str(folder))
+        raise ValueError(reason if known else f"{folder}: not a checkpoint that can be read ({reason})") from error
     if any(".lora_A." in key for key in tensors):
         raise ValueError(f"{folder}: a run that trains a LoRA; begin with what it began with")
     return _Found(Start(folder.resolve().parent.name, UNKNOWN_LICENCE), tensors, settings)
@@ -141,8 +140,8 @@ def _check_settings(ours: PiDSettings, theirs: PiDSettings) -> None:
     """What the same tensors would mean something else by."""
     mine, other = asdict(ours), asdict(theirs)
     if theirs.adapter is None:
-        del mine["adapter"]
-    for where, here, there in _differences(mine, other):
+        del mine["adapter"], other["adapter"]
+    for where, here, there in differences(mine, other):
         if where == "backbone.reference":
             warnings.warn(
                 f"begins with weights for the rotary reference {there} and goes on with {here}, where positions turn "
@@ -154,10 +153,10 @@ def _check_settings(ours: PiDSettings, theirs: PiDSettings) -> None:
             raise ValueError(f"its network has {where}={there!r}, this recipe's {here!r}; set --network.{where}")
 
 
-def _differences(mine: object, other: object, where: str = "") -> Iterator[tuple[str, object, object]]:
-    """The fields of `mine` that `other` has otherwise."""
-    if isinstance(mine, dict) and isinstance(other, dict):
-        for key, value in mine.items():
-            yield from _differences(value, other.get(key), f"{where}.{key}" if where else str(key))
-    elif mine != other:
-        yield where, mine, other
+def differences(mine: object, theirs: object, where: str = "") -> Iterator[tuple[str, object, object]]:
+    """Where two settings differ, as JSON has them: the name of the field, ours, theirs."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in {**mine, **theirs}:
+            yield from differences(mine.get(key), theirs.get(key), f"{where}.{key}" if where else str(key))
+    elif mine != theirs:
+        yield where, mine, theirs

@@ -6,19 +6,22 @@ number of processes reads the parts it needs. Tensors in it are named
     networks.NETWORK.PARAMETER   optimizers.NETWORK.PARAMETER.MOMENT   average.PARAMETER   step   averaged
 """
 
+import pickle
 import shutil
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.serialization import _get_layout  # pyright: ignore[reportPrivateUsage]
 
 from pixdec.io.files import first_line_of
 from pixdec.train.parallel import reshard, together, whole_tensor
@@ -125,7 +128,7 @@ class State:
         _compare(folder, values)
         try:
             with _quietly():
-                load(values, checkpoint_id=str(folder), no_dist=not together())  # into the tensors themselves
+                load(values, storage_reader=_Reader(folder), no_dist=not together())  # into the tensors themselves
         except (OSError, RuntimeError, ValueError, CheckpointException) as error:
             raise ValueError(f"{folder}: cannot be read, resume from an older one ({_cause(error)})") from error
         for name, parameters in self.learning.items():
@@ -195,7 +198,7 @@ def read_network(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def _read_part(folder: Path, prefix: str) -> dict[str, Tensor]:
-    reader = FileSystemReader(str(folder))
+    reader = _Reader(folder)
     wanted = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in _entries(reader).items()
@@ -211,13 +214,42 @@ def checkpoints(folder: Path) -> Sequence[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / ".metadata").exists())
 
 
+class _Unpickler(pickle.Unpickler):
+    """Makes what PyTorch writes into a checkpoint's metadata, and nothing else: pickles can name any function."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        found = super().find_class(module_name, global_name)
+        records = module_name.startswith("torch.distributed.checkpoint.") and isinstance(found, type)
+        paths = module_name.startswith("pathlib") and isinstance(found, type) and issubclass(found, PurePath)
+        if records or paths or isinstance(found, torch.dtype) or found in (torch.Size, _get_layout):
+            return found
+        raise pickle.UnpicklingError(f"names {module_name}.{global_name}")
+
+
+class _Reader(FileSystemReader):
+    """Of a checkpoint that somebody else may have made."""
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder))
+        self.folder = folder
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Raises ValueError if it is damaged, or holds anything but descriptions of tensors."""
+        try:
+            with (self.folder / ".metadata").open("rb") as file:
+                _Unpickler(file).load()
+            return super().read_metadata(*args, **kwargs)
+        except Exception as error:  # of damaged pickles anything comes
+            raise ValueError(f"{self.folder}: not a checkpoint that can be read ({first_line_of(error)})") from error
+
+
 def _entries(reader: FileSystemReader) -> dict[str, Any]:
     return dict(reader.read_metadata().state_dict_metadata)
 
 
 def _compare(folder: Path, values: Mapping[str, Tensor]) -> None:
     """ValueError if a checkpoint is not of these tensors, by name and shape."""
-    saved = _entries(FileSystemReader(str(folder)))
+    saved = _entries(_Reader(folder))
     for what, names in (("lacks", values.keys() - saved.keys()), ("has unknown", saved.keys() - values.keys())):
         if names:
             raise ValueError(f"{folder}: not a checkpoint of this run's networks, it {what} {min(names)}")

@@ -297,10 +297,13 @@ def _records(state: Path) -> list[_Record]:
     """Those of the shards that are whole."""
     records: list[_Record] = []
     while (path := state / f"{len(records):06}.json").exists():
-        value = cast("dict[str, Any]", json.loads(path.read_bytes()))
-        value["sizes"] = [tuple(size) for size in value["sizes"]]
-        value["seen"] = [tuple(each) for each in value["seen"]]
-        records.append(_Record(**value))
+        try:
+            value = cast("dict[str, Any]", json.loads(path.read_bytes()))
+            value["sizes"] = [tuple(size) for size in value["sizes"]]
+            value["seen"] = [tuple(each) for each in value["seen"]]
+            records.append(_Record(**value))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: damaged ({reason_of(error)}); remove {state} to pack from the start") from error
     return records
 
 
