@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pixdec.devices import best_device, computes_in_bfloat16
+from pixdec.inference.budget import DecodePlan
 from pixdec.inference.config import InferenceConfig
 from pixdec.inference.engine import (
     TEACHER_STEPS,
@@ -28,7 +29,6 @@ from pixdec.inference.engine import (
     is_distilled,
     requests_for,
 )
-from pixdec.inference.memory import DecodePlan
 from pixdec.inference.sizes import Size
 from pixdec.io.arguments import whole
 from pixdec.io.images import to_pil

@@ -23,7 +23,7 @@ from pixdec.inference.engine import (
     sizes_for,
     times_for,
 )
-from pixdec.inference.offload import blocks_of, offload_blocks, resident_bytes
+from pixdec.inference.offload import blocks_of, numbers_of, offload_blocks
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.execution import PLAIN
@@ -256,7 +256,7 @@ def test_many_tokens_are_made_in_every_call(
     decoder: PixelDecoder, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ):
     points, tokens, both = 1, 16 * 24, 2  # one injection point; (128/8)·(192/8) tokens; with what they add to the gates
-    monkeypatch.setattr(engine, "KEPT_TOKENS", points * tokens * 24 * both * 4 - 1)
+    monkeypatch.setattr(engine, "KEPT_CONDITION", tokens * (points * 24 * both + 8) * 4 - 1)
     *_, last = decoder.stream(latent())
     assert not last.how.keep_tokens
     assert torch.equal((last.x0 + 1) / 2, expected)
@@ -339,9 +339,8 @@ def test_offloaded_blocks_compute_the_same_and_weigh_nothing_between_calls(decod
     given = torch.rand(1, 3, 64, 64), torch.tensor([0.5]), None, torch.randn(1, 16, 2, 2), torch.zeros(1)
     offload_blocks(network, torch.device("cpu"))
     assert torch.equal(network(*given), decoder.network(*given))
-    inside = [p.nbytes for block in blocks_of(network) for p in block.parameters()]
-    assert resident_bytes(network) < sum(p.nbytes for p in network.parameters())
-    assert resident_bytes(network) > sum(p.nbytes for p in network.parameters()) - sum(inside)
+    inside = sum(p.numel() for block in blocks_of(network) for p in block.parameters())
+    assert numbers_of(network) - inside < numbers_of(network, offloaded=True) <= numbers_of(network)
 
 
 def test_images_leave_as_asked_and_are_put_together_again(decoder: PixelDecoder):

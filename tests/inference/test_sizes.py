@@ -146,11 +146,11 @@ def test_tiles_of_some_outputs(height: int, width: int, sizes: object, side: int
 
 
 def test_a_tiling_that_is_asked_for_is_taken_where_it_cuts():
-    tiling = tiling_for((512, 768), 256, None, PIXDIT)
+    tiling = tiling_for((512, 768), 256, None, 16)
     assert tiling is not None
     assert (tiling.side, tiling.overlap, tiling.patch) == (256, 32, 16)
-    assert tiling_for((256, 256), 256, None, PIXDIT) is None
-    smallest = tiling_for((96, 96), 32, None, PIXDIT)
+    assert tiling_for((256, 256), 256, None, 16) is None
+    smallest = tiling_for((96, 96), 32, None, 16)
     assert smallest is not None
     assert smallest.overlap == 16
 
@@ -160,4 +160,4 @@ def test_tiles_that_cannot_be(side: int, near: int):
     with pytest.raises(ValueError, match=f"tile={side}: expected a multiple of 16 pixels, at least 32; take {near}"):
         check_tile(side, 16)
     with pytest.raises(ValueError, match=f"tile={side}"):
-        tiling_for((64, 64), side, None, PIXDIT)
+        tiling_for((64, 64), side, None, 16)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pixdec.io.files import cache_folder
-from pixdec.models.nano import Nano
 from pixdec.models.network import Network
+from pixdec.models.pid import PiD
 
 # Patch tokens of square outputs of 512, 1024, 2048 and 4096 pixels with patches of 16.
 BUCKETS = frozenset({1024, 4096, 16384, 65536})
@@ -28,7 +28,7 @@ def compile_blocks(network: Network, backend: str = "inductor") -> None:
     """From now on the blocks run compiled, by a backend of `torch.compile`. The first call on a new size takes the time
     of compiling, seconds to minutes."""
     _keep_on_disk()
-    if isinstance(network, Nano):
+    if not isinstance(network, PiD):
         for block in network.blocks:
             vars(block)["forward"] = torch.compile(block.forward, dynamic=True, backend=backend)
         return

@@ -9,7 +9,6 @@ B batch · C latent channels · h, w latent grid · H, W output pixels · T text
 
 import copy
 import logging
-import math
 import threading
 import warnings
 from collections import OrderedDict
@@ -22,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.devices import computes_in_bfloat16, is_out_of_memory, release_memory
+from pixdec.inference.budget import CHUNKS, TILES, Asked, DecodePlan, needs_of, plan_decode
 from pixdec.inference.compiled import compile_blocks
 from pixdec.inference.config import CompileMode, InferenceConfig, KernelName, Quantize, parse_memory
-from pixdec.inference.graphs import GraphedVelocity
+from pixdec.inference.graphs import Graphed
 from pixdec.inference.kernels import choose, shapes_of
 from pixdec.inference.limits import available_memory
-from pixdec.inference.memory import CHUNKS, TILES, DecodePlan, plan_decode, plan_nano
 from pixdec.inference.offload import offload_blocks
 from pixdec.inference.quantize import quantize_blocks, stored
 from pixdec.inference.sizes import WHOLE, Frame, Size, check_size, check_tile, fit, tiling_for
@@ -44,8 +43,8 @@ from pixdec.sampling.samplers import NoiseSource, Step, dpm_solver, guided, stud
 from pixdec.sampling.tiling import Tiling, tiled_velocity
 from pixdec.weights.load import LoadedDecoder
 
-logger = logging.getLogger(__name__)
 N = TypeVar("N", bound=nn.Module)
+logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[str]
 Sigma = float | Sequence[float] | Tensor | None
@@ -56,7 +55,7 @@ Captions = Callable[[Sequence[str], torch.device, torch.dtype], Tensor]
 TEACHER_STEPS = 25
 TEACHER_GUIDANCE = 5.0
 TEACHER_START = 0.999  # the first noise level before the shift
-KEPT_TOKENS = 2**30  # bytes of the adapter's tokens that are kept for a decode; more are made in every call
+KEPT_CONDITION = 2**30  # bytes of what is made of a latent, above which a part of it is made in every call
 KEPT_VARIANTS = 2  # of the network that was loaded
 
 
@@ -310,21 +309,20 @@ class Engine:
         dtype, limit = config.dtype or loaded.dtype, config.memory
         if limit is None or limit == "auto":
             limit = available_memory(self.device) + self._held()
-        if isinstance(loaded, Nano):
-            return plan_nano(loaded.settings, size, batch, dtype, parse_memory(limit), cast(Any, self.device.type))
         may_cast = config.dtype is None and dtype == torch.float32 and computes_in_bfloat16(self.device)
-        return plan_decode(
-            loaded.settings,
-            *size,
+        asked = Asked(
+            size,
+            dtype,
+            parse_memory(limit),
+            self.device.type,
             batch=batch,
-            dtype=dtype,
             low=torch.bfloat16 if may_cast else None,
-            limit=parse_memory(limit),
-            device_type=cast(Any, self.device.type),
             sizes=self.model.sizes,
             tile=config.tile,
             teacher=self.model.kind == "teacher",
+            loaded=loaded.dtype if loaded.device.type == self.device.type else None,
         )
+        return plan_decode(loaded, asked)
 
     def batches(
         self, requests: Sequence[Request], config: InferenceConfig, batch_size: int | None = None
@@ -353,17 +351,21 @@ class Engine:
         network = self.model.network
         weights = Weights(config.dtype or network.dtype, config.quantize, config.offload, config.compile)
         if config.memory is None:
-            tile, chunk, keep = config.tile, CHUNKS[0], self._token_bytes(size, batch, weights) <= KEPT_TOKENS
+            tile, chunk = config.tile, CHUNKS[0]
+            needs = needs_of(
+                network.settings, size, size, images=batch, dtype=weights.dtype, chunk=chunk, keep_tokens=True
+            )
+            keep = needs.condition <= KEPT_CONDITION
         else:
             plan = self.plan(size, batch, config)
-            tile, chunk, keep = plan.tile, plan.chunk, plan.keep_tokens
-            weights = replace(weights, dtype=plan.dtype, offload=config.offload or plan.offload == "blocks")
+            tile, chunk, keep = plan.tile, plan.chunk or CHUNKS[0], plan.keep_tokens
+            weights = replace(weights, dtype=plan.dtype, offload=config.offload or plan.offload)
             if weights.offload and config.compile is not None:
                 raise ValueError(
                     f"{size[1]}x{size[0]} fits only with the blocks' weights in host memory ({plan.how}), which a "
                     "compiled network does not take; allow more memory, or leave compile out"
                 )
-        step = None if isinstance(network, Nano) else network.settings.backbone.period
+        step = network.settings.backbone.period if isinstance(network, PiD) else None
         tiling = tiling_for(size, tile, self.model.sizes, network.patch, step)
         return Arrangement(size, weights, config.attention, tiling, chunk, keep and tiling is None)
 
@@ -426,27 +428,13 @@ class Engine:
             quantize_blocks(network, weights.quantize)
         if weights.compile is not None:
             compile_blocks(network)
-        if weights.compile == "graphs" and isinstance(network, PiD):
-            return Variant(network, GraphedVelocity(network))
-        return Variant(network, network.velocity)
+        return Variant(network, Graphed(network.velocity) if weights.compile == "graphs" else network.velocity)
 
     def _held(self) -> int:
         """Bytes of weights that are on the device now."""
         networks = [self.model.network, *(each.network for each in self._variants.values())]
         tensors = (tensor for network in networks for tensor in stored(network))
         return sum({x.data_ptr(): x.nbytes for x in tensors if x.device.type == self.device.type}.values())
-
-    def _token_bytes(self, size: Size, batch: int, weights: Weights) -> int:
-        """What the adapter's tokens of a batch take, with their parts of the gates."""
-        network = self.model.network
-        if isinstance(network, Nano):
-            return 0
-        backbone = network.settings.backbone
-        assert network.adapter is not None and network.gates is not None
-        points = len(network.gates) + (network.pixel_gate is not None)
-        values = backbone.hidden * (2 if network.adapter.settings.gate == "channel" else 1)
-        patches = math.prod(math.ceil(side / backbone.patch) for side in size)
-        return batch * points * patches * values * weights.dtype.itemsize
 
     def _embed(self, prompts: Sequence[str], arranged: Arrangement) -> Tensor | None:
         return None if self.embed is None else self.embed(prompts, self.device, arranged.weights.dtype)

@@ -5,16 +5,12 @@ A graph keeps the memory of a whole call, and copies of what it is given, for as
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from weakref import ref
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from pixdec.models.adapter import Injected
-from pixdec.models.execution import PLAIN, Execution
-from pixdec.models.pid import Condition, PiD
 
 KEPT = 2  # graphs, the last used ones
 
@@ -40,80 +36,43 @@ def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return again
 
 
-@dataclass
-class _Recorded:
-    """A recorded call: the tensors it reads, those that were last copied into them, and its replay."""
+class Graphed:
+    """`network.velocity`, replayed from its second call on inputs of the same shapes on; the first one prepares what is
+    kept for a size. The network must not change meanwhile."""
 
-    reads: Sequence[Tensor]
-    copied: list[ref[Tensor] | None]
-    replay: Callable[[], Tensor]
+    def __init__(self, call: Callable[..., Tensor], record: Recorder = cuda_graph):
+        self.call, self.record = call, record
+        self._graphs: OrderedDict[object, tuple[list[Tensor], Callable[[], Tensor]] | None] = OrderedDict()
 
-    def __call__(self, given: Sequence[Tensor]) -> Tensor:
-        for i, (place, tensor) in enumerate(zip(self.reads, given, strict=True)):
-            last = self.copied[i]
-            if i < 2 or last is None or last() is not tensor:  # all but x_t and t is the same in all steps of a decode
-                place.copy_(tensor)
-                self.copied[i] = ref(tensor)
-        return self.replay().clone()
-
-
-class GraphedVelocity:
-    """`network.velocity`, replayed from its second call on inputs of the same shapes on.
-
-    The first call on new shapes runs as ever, and prepares what the network keeps for a size; the second is recorded.
-    What the network is must not change meanwhile: `forget` after weights were replaced or other kernels chosen.
-    """
-
-    def __init__(self, network: PiD, record: Recorder = cuda_graph):
-        self.network, self.record = network, record
-        self._seen: set[object] = set()
-        self._graphs: OrderedDict[object, _Recorded] = OrderedDict()
-
-    def __call__(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        text: Tensor | None,
-        condition: Condition,
-        sigma: Tensor,
-        how: Execution = PLAIN,
-    ) -> Tensor:
-        """As `PiD.velocity`."""
-        given = [x_t, t, sigma, *([] if text is None else [text]), *_tensors_of(condition)]
-        key = (how, text is None, *((tuple(x.shape), x.dtype) for x in given))
-        if key not in self._seen:
-            self._seen.add(key)
-            return self.network.velocity(x_t, t, text, condition, sigma, how)
+    def __call__(self, *given: Any) -> Tensor:
+        tensors = list[Tensor]()
+        _visit(given, lambda x: (tensors.append(x), x)[1])
+        key = tuple((tuple(x.shape), x.dtype) for x in tensors), given[-1]
         if key not in self._graphs:
-            self._graphs[key] = self._recorded(given, text is not None, condition, how)
-            if len(self._graphs) > KEPT:
-                self._graphs.popitem(last=False)
+            self._graphs[key] = None
+            return self.call(*given)
+        if (recorded := self._graphs[key]) is None:
+            reads = [x.clone() for x in tensors]
+            places = iter(reads)
+            static = _visit(given, lambda _: next(places))
+            recorded = self._graphs[key] = reads, self.record(lambda: self.call(*static))
+            self._graphs.move_to_end(key)
+            kept = [each for each, graph in self._graphs.items() if graph is not None]
+            for each in kept[:-KEPT]:
+                del self._graphs[each]
         self._graphs.move_to_end(key)
-        return self._graphs[key](given)
-
-    def forget(self) -> None:
-        """Drops all graphs and their memory."""
-        self._graphs.clear()
-        self._seen.clear()
-
-    def _recorded(self, given: Sequence[Tensor], with_text: bool, condition: Condition, how: Execution) -> _Recorded:
-        reads = [x.clone() for x in given]
-        x_t, t, sigma, *rest = reads
-        text = rest.pop(0) if with_text else None
-        static = _rebuilt(condition, rest)
-        replay = self.record(lambda: self.network.velocity(x_t, t, text, static, sigma, how))
-        return _Recorded(reads, [ref(x) for x in given], replay)
+        reads, replay = recorded
+        for place, tensor in zip(reads, tensors, strict=True):
+            place.copy_(tensor)
+        return replay().clone()
 
 
-def _tensors_of(condition: Condition) -> list[Tensor]:
-    injected = [x for each in condition.tokens or () for x in (each.tokens, each.content)]
-    return [condition.features, *([] if condition.base is None else [condition.base]), *injected]
-
-
-def _rebuilt(condition: Condition, tensors: Sequence[Tensor]) -> Condition:
-    """A condition like this one, of other tensors, in the order of `_tensors_of`."""
-    features, *rest = tensors
-    base = None if condition.base is None else rest.pop(0)
-    pairs = zip(rest[::2], rest[1::2], strict=True)
-    tokens = None if condition.tokens is None else [Injected(*pair) for pair in pairs]
-    return replace(condition, features=features, base=base, tokens=tokens)
+def _visit(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same of changed tensors, in order, in tuples, lists and dataclasses."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_visit(each, change) for each in value)  # pyright: ignore[reportCallIssue]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _visit(getattr(value, field.name), change) for field in fields(value)})
+    return value

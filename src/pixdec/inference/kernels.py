@@ -18,8 +18,8 @@ from torch import Tensor
 from pixdec.inference.config import KernelName
 from pixdec.io.files import first_line_of
 from pixdec.layers.attention import Kernel, attention
-from pixdec.models.nano import Nano
 from pixdec.models.network import Network
+from pixdec.models.pid import PiD
 
 NAMES: Sequence[KernelName] = get_args(KernelName)
 
@@ -55,8 +55,8 @@ class Shape:
 
 
 def shapes_of(network: Network, height: int, width: int) -> tuple[Shape, ...]:
-    """The shapes of attention in a decode to height x width pixels: patch blocks, pixel blocks; none without."""
-    if isinstance(network, Nano):
+    """The shapes of attention in a decode to height x width pixels: patch blocks, pixel blocks; none without any."""
+    if not isinstance(network, PiD):
         return ()
     backbone = network.settings.backbone
     patches = height * width // backbone.patch**2
@@ -80,7 +80,7 @@ def choose(name: KernelName, device: torch.device, dtype: torch.dtype, shapes: t
     """
     if name not in NAMES:
         raise ValueError(f"attention={name!r}: expected one of {', '.join(NAMES)}")
-    if name == "torch" or (name == "auto" and device.type != "cuda"):
+    if name == "torch" or not shapes or (name == "auto" and device.type != "cuda"):
         return attention
     if name == "auto":
         return _by_width({shape.width: _fastest(device, dtype, shape) for shape in shapes})

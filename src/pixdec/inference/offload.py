@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixdec.models.nano import Nano
 from pixdec.models.network import Network
+from pixdec.models.pid import PiD
 
 
 def blocks_of(network: Network) -> list[nn.Module]:
     """The blocks in the order in which they run."""
-    if isinstance(network, Nano):
-        return list(network.blocks)
-    return [*network.backbone.patch_blocks, *network.backbone.pixel_blocks]
+    if isinstance(network, PiD):
+        return [*network.backbone.patch_blocks, *network.backbone.pixel_blocks]
+    return list(network.blocks)
 
 
-def resident_bytes(network: Network) -> int:
-    """Bytes of weights that an offloaded network has on its device: two blocks at a time, and all that is in none."""
-    sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks_of(network)]
-    return sum(p.nbytes for p in network.parameters()) - sum(sizes) + 2 * max(sizes)
+def numbers_of(network: Network, *, offloaded: bool = False) -> int:
+    """How many weights a network has; offloaded, on its device: of two blocks at a time, and all that are in none."""
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(network)]
+    return sum(p.numel() for p in network.parameters()) - (sum(sizes) - 2 * max(sizes) if offloaded else 0)
 
 
 def offload_blocks(network: Network, device: torch.device) -> None:

@@ -96,7 +96,7 @@ def fit(images: Tensor, size: Size) -> Tensor:
 
 def tiling_for(size: Size, side: int | None, sizes: Sizes | None, patch: int, step: int | None = None) -> Tiling | None:
     """The tiles of an output of that size, of `side` pixels a side; None to decode it as a whole. With `side` None, as
-    `tile_side` says for the trained `sizes`. They start at multiples of `patch`, or of `step`.
+    `tile_side` says for the trained `sizes`. They start where patches do, or every `step` pixels.
 
     ValueError for tiles that cannot overlap by whole patches.
     """

@@ -14,7 +14,7 @@ STUDENT_TIMES = (0.999, 0.866, 0.634, 0.342, 0.0)
 _SHIFTS = {"v1": (4.0, 1024.0), "v1.5": (6.0, 2048.0)}  # at the reference side, and that side in pixels
 
 
-_AT_ONCE = 2**18  # values of an image that are held in float64
+AT_ONCE = 2**18  # values of an image that are held in float64
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
@@ -38,12 +38,12 @@ def clean(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     call). In parts, for float64 copies of a large image would take more memory than a call of a network on it."""
     precise = torch.float32 if x_t.device.type == "mps" else torch.float64
     level = expand(t, x_t.flatten(1)).to(precise)
-    parts = zip(x_t.flatten(1).split(_AT_ONCE, 1), velocity.flatten(1).split(_AT_ONCE, 1), strict=True)
+    parts = zip(x_t.flatten(1).split(AT_ONCE, 1), velocity.flatten(1).split(AT_ONCE, 1), strict=True)
     made = (torch.addcmul(x.to(precise), v.to(precise), level, value=-1).float() for x, v in parts)
     if torch.is_grad_enabled():
         return torch.cat(list(made), 1).view(x_t.shape)
     x0 = torch.empty_like(x_t, dtype=torch.float32, memory_format=torch.contiguous_format)
-    for place, part in zip(x0.view(x0.shape[0], -1).split(_AT_ONCE, 1), made, strict=True):
+    for place, part in zip(x0.view(x0.shape[0], -1).split(AT_ONCE, 1), made, strict=True):
         place.copy_(part)
     return x0
 
