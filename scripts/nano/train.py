@@ -47,6 +47,7 @@ class Recipe:
     warm_up: int = 100
     pixels: float = 1.0
     means: float = 1.0
+    edges: float = 1.0
     perceptual: float = 0.6
     adversary: float = 0.1
     levels: tuple[float, ...] = (0.0, 0.3, 1.0, 1.0)  # of ST-LPIPS
@@ -209,8 +210,9 @@ class Trainer:
             x0 = self.network.estimate(x_t, t, self.network.condition(low), sigma)
         pixels = (x0 - truth).abs().mean()
         means = (F.avg_pool2d(x0, 8) - F.avg_pool2d(truth, 8)).abs().mean()
-        loss = recipe.pixels * pixels + recipe.means * means
-        losses = {"pixels": pixels, "means": means}
+        edges = sum((x0.diff(dim=axis) - truth.diff(dim=axis)).abs().mean() for axis in (2, 3))
+        loss = recipe.pixels * pixels + recipe.means * means + recipe.edges * edges
+        losses = {"pixels": pixels, "means": means, "edges": edges}
         if recipe.perceptual:
             seen = rng.sample(range(recipe.batch), recipe.looked_at)
             weights = torch.tensor([0.5 if i < recipe.first else 1.0 for i in seen], device=self.device)
@@ -290,13 +292,15 @@ def main() -> None:
     parser.add_argument("--perceptual", type=float)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--first", type=int, help="images of a batch at the first noise level")
+    parser.add_argument("--noisy", type=float, help="share of low-resolution images with sigma > 0")
     parser.add_argument("--teacher", type=float, help="share of batches that Real-ESRGAN's images are the truth of")
     parser.add_argument("--save", type=int, default=250, help="steps between saves")
     parser.add_argument("--vgg", type=Path, help="ST-LPIPS's VGG weights, if the package is not installed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     recipe = Recipe(teacher=0.5 if given.stage == "look" else 0.0)
-    for name in ("adversary", "perceptual", "rate", "batch", "teacher"):
+    for name in ("adversary", "perceptual", "rate", "batch", "first", "teacher", "noisy"):
         if getattr(given, name) is not None:
             setattr(recipe, name, getattr(given, name))
     given.out.mkdir(parents=True, exist_ok=True)

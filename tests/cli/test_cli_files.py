@@ -62,7 +62,7 @@ def test_models_are_listed_with_what_is_on_disk(run: Run, bundled: Path) -> None
     outcome = run("models")
     assert (outcome.code, outcome.err) == (0, "")
     nano = next(line for line in outcome.out.splitlines() if line.startswith("pixdec-nano"))
-    assert nano.split() == ["pixdec-nano", "flux2", "4x", "nano", "student", "any", "size", "Apache-2.0", "bundled"]
+    assert nano.split() == ["pixdec-nano", "rgb", "4x", "nano", "student", "any", "size", "Apache-2.0", "bundled"]
     released = next(line for line in outcome.out.splitlines() if line.startswith("pid-v1.5-flux1-4k "))
     assert "flux1, z-image" in released
     assert "NSCLv1 (non-commercial)" in released

@@ -88,8 +88,10 @@ def test_methods_that_are_refused(names: list[str], message: str) -> None:
 
 def test_decoders_must_take_the_same_latents(tmp_path: Path) -> None:
     sdxl = small_decoder(tmp_path / "sdxl.safetensors", "sdxl")
-    with pytest.raises(ValueError, match=r"pixdec-nano decodes flux2 latents 4x, .*sdxl\.safetensors sdxl latents 4x"):
-        open_lineup(["pixdec-nano", sdxl], device="cpu")
+    flux = small_decoder(tmp_path / "flux.safetensors", "flux2")
+    with pytest.raises(ValueError, match=r"flux\.safetensors decodes flux2 latents 4x, .*sdxl\.safetensors sdxl .* 4x"):
+        open_lineup(["pixdec-nano", flux, sdxl], device="cpu")
+    assert open_lineup(["pixdec-nano", flux], device="cpu").space.name == "flux2"  # which is decoded for the first
     with pytest.raises(ValueError, match="no bundled encoder for sdxl"):
         open_lineup([sdxl], device="cpu")
     with pytest.raises(ValueError, match=r"sdxl\.safetensors:3': steps=3: this decoder takes 1 to 1 steps"):

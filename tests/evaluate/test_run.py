@@ -20,6 +20,7 @@ from pixdec.evaluate.run import Broken, EvalSettings, Row, evaluate, sheets_of, 
 from pixdec.evaluate.scores import Metrics, open_metrics
 from pixdec.evaluate.sheets import GAP, LABEL, most_detailed
 from pixdec.io.images import read_image, resize, to_pil, to_tensor
+from pixdec.latents import Latent, get_space
 from pixdec.models.tiny_vae import TinyVAE, unpack
 from pixdec.train.data.degrade import degrade
 
@@ -76,11 +77,11 @@ def test_figures_are_those_of_each_method_alone_on_the_same_latent(photos: Path,
         low = degrade(to_tensor(original), 4)
         latent = ImageEncoder.from_pretrained().encode(low)
         decoder = PixelDecoder.from_pretrained("pixdec-nano", device="cpu", dtype=torch.float32)
-        *_, last = decoder.stream(latent, seed=0, steps=1)
         tiny = ImageEncoder.from_pretrained().vae
         assert isinstance(tiny, TinyVAE)
         with torch.no_grad():
             small = tiny.decoder(unpack(latent.tensor)).clamp(-1, 1)
+        *_, last = decoder.stream(Latent(small, get_space("rgb")), seed=0, steps=1)
         expected = {
             "pixdec-nano:1": last.x0,
             "tiny+lanczos": resize(small, SIDE[1], SIDE[0], how="lanczos"),

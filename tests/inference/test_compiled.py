@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from battery import randomised
-from pixdec.decoder import PixelDecoder
 from pixdec.inference.compiled import BUCKETS, compile_blocks
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.execution import Execution
@@ -44,17 +43,6 @@ def test_compiled_blocks_compute_the_same(network: PiD, side: int, tmp_path: Pat
 
 
 @torch.inference_mode()
-def test_windowed_blocks_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PIXDEC_CACHE", str(tmp_path))
-    network = PixelDecoder.from_pretrained("pixdec-nano", "cpu", torch.float32).network
-    x, latent, t, sigma = torch.randn(1, 3, 192, 128), torch.randn(1, 128, 3, 2), torch.tensor([0.5]), torch.zeros(1)
-    condition = network.condition(latent)
-    plain = network.velocity(x, t, None, condition, sigma, Execution(chunk=128))
-    compile_blocks(network, backend="aot_eager")
-    found = network.velocity(x, t, None, condition, sigma, Execution(chunk=128))
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
-
-
 def test_compiling_leaves_the_weights_names_alone(network: PiD, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PIXDEC_CACHE", str(tmp_path))
     compiled = copy.deepcopy(network)

@@ -66,9 +66,9 @@ def decoder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]
 
     @functools.cache
     def made(name: str) -> PixelDecoder:
-        if name == "flux2":
-            return PixelDecoder.from_pretrained("pixdec-nano", device="cpu")
-        settings = PiDSettings(backbone, AdapterSettings(get_space(name).channels, width=8, blocks=1))
+        space = get_space(name)
+        adapter = AdapterSettings(space.channels, latent_factor=space.factor, width=8, blocks=1)
+        settings = PiDSettings(backbone, adapter)
         path = tmp_path_factory.mktemp("decoders") / f"{name}.safetensors"
         network = randomised(PiD(settings).initialise())
         save_decoder(network, path, name=f"small-{name}", space=name, version="v1", licence="Apache-2.0")

@@ -144,7 +144,7 @@ def open_lineup(
             autoencoders[wanted.autoencoder] = open_autoencoder(wanted.autoencoder, shared, place)
     digests = {name: fingerprint(decoder.network) for name, decoder in decoders.items()}
     methods = tuple(
-        _decoder(name, decoders[wanted.decoder], steps[name], digests[wanted.decoder])
+        _decoder(name, decoders[wanted.decoder], steps[name], digests[wanted.decoder], autoencoders[encoder])
         if isinstance(wanted, DecoderName)
         else _baseline(name, autoencoders[wanted.autoencoder] if wanted.autoencoder else None, wanted.how, scale)
         for name, wanted in asked.items()
@@ -156,14 +156,16 @@ def _shared(decoders: Mapping[str, PixelDecoder], space: str | None) -> tuple[La
     """The space of the latents and the scale, which all decoders must agree on."""
     if not decoders:
         return get_space(space or TINY_SPACE), DEFAULT_SCALE
-    (first_name, first), *others = decoders.items()
+    # Decoders of images take what the autoencoder makes of any latent, so they fit beside the others.
+    (first_name, first), *others = sorted(decoders.items(), key=lambda item: item[1].space.is_image)
     for name, other in others:
-        if not first.space.holds_latents_of(other.space) or first.scale != other.scale:
+        fits = other.space.is_image or first.space.holds_latents_of(other.space)
+        if not fits or first.scale != other.scale:
             raise ValueError(
                 f"{first_name} decodes {first.space.name} latents {first.scale}x, {name} {other.space.name} latents "
                 f"{other.scale}x: they cannot get the same latents; evaluate them apart"
             )
-    return first.space, first.scale
+    return get_space(TINY_SPACE) if first.space.is_image else first.space, first.scale
 
 
 def _steps(name: str, decoder: PixelDecoder, steps: int | None) -> int | None:
@@ -178,16 +180,21 @@ def _steps(name: str, decoder: PixelDecoder, steps: int | None) -> int | None:
     return count
 
 
-def _decoder(name: str, decoder: PixelDecoder, steps: int | None, digest: str) -> Method:
+def _decoder(name: str, decoder: PixelDecoder, steps: int | None, digest: str, first: Autoencoder) -> Method:
+    """`first` decodes latents for a decoder that takes images."""
+
     def enlarge(sample: Sample, seed: int) -> Tensor:
-        last = None
-        for step in decoder.stream(sample.latent, seed=seed, steps=steps):
+        last, latent = None, sample.latent
+        if decoder.space.is_image:
+            latent = Latent(first.decode(latent).clamp(-1, 1), decoder.space, latent.sigma)
+        for step in decoder.stream(latent, seed=seed, steps=steps):
             last = step
         assert last is not None, "a decoder takes at least one step"
         return last.x0
 
     dtype = str(decoder.dtype).removeprefix("torch.")
-    return Method(name, {"decoder": digest, "steps": steps, "dtype": dtype}, enlarge)
+    settings = {"decoder": digest, "steps": steps, "dtype": dtype}
+    return Method(name, {**settings, "first": first.digest} if decoder.space.is_image else settings, enlarge)
 
 
 def _baseline(name: str, autoencoder: Autoencoder | None, how: Literal["lanczos", "bicubic"], scale: int) -> Method:

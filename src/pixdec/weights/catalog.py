@@ -123,13 +123,13 @@ def _released(
     )
 
 
-def _bundled(name: str, version: str, scale: int, kind: Kind) -> Card:
+def _bundled(name: str, space: str, version: str, scale: int, kind: Kind) -> Card:
     return Card(
         name=name,
         folder=name,
         repository=None,
         file=f"{name}.safetensors",
-        space="flux2",
+        space=space,
         version=version,
         scale=scale,
         kind=kind,
@@ -144,8 +144,8 @@ _V1_5 = "PiD_v1pt5_res2kto4k_sr4x_official_{}_distill_4step"
 _TEACHER = "PiD_v1pt5_res2kto4k_sr4x_official_{}_undistilled"
 
 CARDS: tuple[Card, ...] = (
-    _bundled("pixdec-nano", "nano", 4, "student"),
-    _bundled("pixdec-tiny", "tiny", 1, "autoencoder"),
+    _bundled("pixdec-nano", "rgb", "nano", 4, "student"),
+    _bundled("pixdec-tiny", "flux2", "tiny", 1, "autoencoder"),
     _released("pid-v1.5-flux1-4k", _V1_5.format("flux"), "flux1", "v1.5", TWO_TO_FOUR_K),
     _released("pid-v1.5-flux2-4k", _V1_5.format("flux2"), "flux2", "v1.5", TWO_TO_FOUR_K),
     _released("pid-v1.5-qwen-image-4k", _V1_5.format("qwenimage"), "qwen-image", "v1.5", TWO_TO_FOUR_K),
