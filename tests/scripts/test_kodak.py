@@ -20,7 +20,7 @@ def test_table_is_written(tmp_path: Path):
     rng = np.random.default_rng(0)
     for i in range(2):
         small = Image.fromarray(rng.integers(80, 180, (6, 8, 3), dtype=np.uint8))
-        small.resize((256, 192), Image.Resampling.BICUBIC).save(tmp_path / f"picture{i}.png")
+        small.resize((192, 128), Image.Resampling.BICUBIC).save(tmp_path / f"picture{i}.png")
     kodak.main(tmp_path, tmp_path, tmp_path / "out", steps=(1,))
     table = json.loads((tmp_path / "out.json").read_text())
     assert list(table["means"]) == ["TAEF2 + Lanczos", "tiny + Lanczos", "pixdec-nano, 1 step"]
