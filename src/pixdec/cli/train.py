@@ -60,9 +60,12 @@ class TrainRun:
     options: Options
     given: RunOptions
     recipe: Recipe
+    notes: tuple[str, ...] = ()
 
     def run(self) -> int:
         """Trains; the exit code."""
+        for note in self.notes:
+            tell(f"note: {note}")
         options = self.options
         if options.dry_run:
             return self._dry_run()
@@ -108,6 +111,21 @@ class TrainRun:
         return 0
 
 
+def _of_the_last_release(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Options of what was the recipe nano, for one release: those that are still there, and notes."""
+    kept, coming = list[str](), iter(arguments)
+    notes = ["the recipe nano is now called tiny: the paper's network in small"]
+    for argument in coming:
+        name, given, _ = argument.partition("=")
+        if name != "--network.deblock":
+            kept.append(argument)
+            continue
+        if not given:
+            next(coming, None)
+        notes.append("--network.deblock is left out: networks have no such filter any more")
+    return kept, tuple(notes)
+
+
 def _no_memory(error: Exception) -> Exception:
     """What to do where memory is not enough; any other error as it is."""
     from pixdec.devices import is_out_of_memory
@@ -123,7 +141,10 @@ def _no_memory(error: Exception) -> Exception:
 def parse(arguments: Sequence[str]) -> TrainRun:
     """STAGE RECIPE and options -> what to run. Raises ValueError for an unknown stage or recipe; tyro explains the
     rest, and shows help, by SystemExit."""
-    stage, chosen = arguments[0], arguments[1] if len(arguments) > 1 else ""
+    stage, chosen, *rest = [*arguments, ""] if len(arguments) < 2 else arguments
+    notes = tuple[str, ...]()
+    if chosen == "nano":
+        chosen, (rest, notes) = "tiny", _of_the_last_release(rest)
     if stage not in STAGES:
         raise ValueError(f"train {stage}: expected a stage, one of {', '.join(STAGES)}")
     from pixdec.train.build import RunOptions
@@ -133,7 +154,7 @@ def parse(arguments: Sequence[str]) -> TrainRun:
     recipe = open_recipe(stage, chosen)
 
     def configured(options: Options, given: RunOptions, recipe: Recipe) -> TrainRun:
-        return TrainRun(options, given, recipe)
+        return TrainRun(options, given, recipe, notes)
 
     configured.__annotations__ = {
         "options": Annotated[Options, tyro.conf.arg(name="")],
@@ -146,6 +167,6 @@ def parse(arguments: Sequence[str]) -> TrainRun:
         configured,
         prog=f"pixdec train {stage} {chosen}",
         description=(make.__doc__ if make is not None else None) or "",
-        args=list(arguments[2:]),
+        args=rest,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
     )
