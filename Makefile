@@ -14,7 +14,7 @@ BIG ?= ../shared/photos/train/komodo-dragon-7590e0.webp
 # Tests of the parts that all others rest on: a minute on one core.
 QUICK := tests/io tests/layers tests/latents tests/models tests/sampling tests/text tests/weights tests/test_devices.py
 
-.PHONY: demo test check lint types layers tests quick quick-avx2 test-oldest format docs dist bundled-models kodak \
+.PHONY: demo test check lint types layers tests quick quick-avx2 test-oldest format docs dist bundled-models bundled-models-gpu kodak \
     bench-cpu bench-gpu clean
 
 demo: .venv/demo
@@ -65,12 +65,29 @@ dist: .venv/bin/python
 	build/dist/venv/bin/python -m pip install --quiet -c constraints.txt "$$(ls -t dist/pixdec-*.whl | head -1)[evaluate]"
 	cd build/dist && venv/bin/python -I ../../examples/demo.py && venv/bin/pixdec env
 
-# The autoencoder in the package, made again from photographs (docs/bundled-models.md): hours on two cores.
+# The models in the package, made again from photographs (docs/bundled-models.md): hours on two cores. It goes on where
+# it stopped. FONTS: a folder of fonts for rendered text; REAL_ESRGAN, ST_LPIPS: weights of uninstalled packages.
+MINUTES ?= 60
+NANO = $(RUNS)/nano
 bundled-models: .venv/dev
+	$(BIN)/python -m scripts.nano.data --photos $(PHOTOS) --taef2 $(TAEF2) --out $(NANO)/data --teacher 600 \
+	    $(if $(FONTS),--fonts $(FONTS)) $(if $(REAL_ESRGAN),--real-esrgan $(REAL_ESRGAN))
+	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage look \
+	    --adversary 0 --perceptual 0 --first 5 --rate 1e-3 $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
+	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage texture \
+	    $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
+	$(BIN)/python -m scripts.nano.export $(NANO)/run src/pixdec/weights/bundled/pixdec-nano.safetensors
 	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny-first
 	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny \
 	    --from-run $(RUNS)/tiny-first
 	$(BIN)/python -m scripts.export_models --autoencoder $(RUNS)/tiny
+
+# The small network alone, from its last state, on a GPU within so many minutes: $(NANO)/pack (`python -m
+# scripts.nano.data --out $(NANO)/data --pack $(NANO)/pack`) and $(NANO)/run/state.pt are all that it needs.
+bundled-models-gpu:
+	PYTHONPATH=src $(PYTHON) -m scripts.nano.train --data $(NANO)/pack --out $(NANO)/run --minutes $(MINUTES) \
+	    --stage texture --batch 64 --first 16 --device cuda $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
+	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run $(NANO)/pixdec-nano.safetensors
 
 # The quality table of docs/bundled-models.md.
 kodak: .venv/dev

@@ -1,14 +1,17 @@
 """The bundled decoder's training data: photographs and rendered pages, each with low-resolution images of it.
 
     python -m scripts.nano.data --photos DIR [DIR …] --fonts DIR --taef2 DIR --out runs/nano/data [--teacher 600]
+    python -m scripts.nano.data --out runs/nano/data --pack runs/nano/pack --mebibytes 40
 
 For each picture one `.safetensors` file: `high` (H,W,3) and `low` (variants,h,w,3), uint8, H = 4h. Low images
 are reduced by one of three filters; variant 0 is left so, the others went through autoencoders, as a generator's do.
 With `--teacher N`, N crops of 64 x 64 are also enlarged by Real-ESRGAN x4plus: `teacher.safetensors`.
-A file that is there is not made again.
+A file that is there is not made again. `--pack` takes crops out of them, compressed, for a machine that little can be
+sent to; `scripts.nano.train` reads either folder.
 """
 
 import argparse
+import io
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,16 +136,55 @@ def teach(folder: Path, count: int, weights: Path | None) -> None:
             print(f"teacher: {number + 1} of {count}", flush=True)
 
 
+def pack(folder: Path, out: Path, mebibytes: float) -> None:
+    """Busy crops of 96 x 96 with what belongs to them, as WebP, and the teacher's as they are: `crops.safetensors` of
+    uint8 vectors "high-N" and "low-N-VARIANT"."""
+    out.mkdir(parents=True, exist_ok=True)
+    rng, side, left, crops = random.Random(0), 96, mebibytes * 2**20, dict[str, Tensor]()
+    if (folder / "teacher.safetensors").exists():
+        made = load_file(folder / "teacher.safetensors")
+        save_file(made, out / "teacher.safetensors")
+        left -= (out / "teacher.safetensors").stat().st_size
+    files = [p for p in folder.glob("*.safetensors") if p.stem != "teacher"]
+    while left > 0:
+        picture = load_file(rng.choice(files))
+        variants, height, width, _ = picture["low"].shape
+        if min(height, width) < side:
+            continue
+        places = [(rng.randrange(height - side + 1), rng.randrange(width - side + 1)) for _ in range(2)]
+        y, x = max(places, key=lambda at: float(picture["low"][0, at[0] :, at[1] :][:side, :side].float().std()))
+        high = picture["high"][SCALE * y : SCALE * (y + side), SCALE * x : SCALE * (x + side)]
+        lows = picture["low"][:, y : y + side, x : x + side]
+        number = len(crops) // (variants + 1)
+        crops[f"high-{number}"] = _webp(high, quality=92)
+        crops |= {f"low-{number}-{i}": _webp(lows[i], lossless=True) for i in range(variants)}
+        left -= sum(len(crops[key]) for key in list(crops)[-variants - 1 :])
+    save_file(crops, out / "crops.safetensors")
+
+
+def _webp(image: Tensor, **options: object) -> Tensor:
+    encoded = io.BytesIO()
+    Image.fromarray(image.numpy()).save(encoded, "WEBP", **options)
+    return torch.frombuffer(bytearray(encoded.getvalue()), dtype=torch.uint8)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, nargs="+", required=True)
+    parser.add_argument("--photos", type=Path, nargs="+", default=())
     parser.add_argument("--fonts", type=Path)
-    parser.add_argument("--taef2", type=Path, required=True)
+    parser.add_argument("--taef2", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pages", type=int, default=60)
     parser.add_argument("--teacher", type=int, default=0)
     parser.add_argument("--real-esrgan", type=Path, help="ncnn weights, if the package is not installed")
+    parser.add_argument("--pack", type=Path)
+    parser.add_argument("--mebibytes", type=float, default=40)
     given = parser.parse_args()
+    if given.pack is not None:
+        pack(given.out, given.pack, given.mebibytes)
+        return
+    if given.taef2 is None or not given.photos:
+        parser.error("--photos and --taef2 are needed to make data")
     given.out.mkdir(parents=True, exist_ok=True)
     taef2 = load_taef2(given.taef2).to(torch.bfloat16)
     fonts = sorted(p for p in given.fonts.rglob("*") if p.suffix.lower() in (".ttf", ".otf")) if given.fonts else []

@@ -66,6 +66,8 @@ class Data:
         for path in sorted(folder.glob("*.safetensors")):
             if path.stem == "teacher":
                 self.teacher = load_file(path)
+            elif path.stem == "crops":
+                self.photos += _unpacked(load_file(path))
             else:
                 (self.pages if path.stem.startswith("page-") else self.photos).append(load_file(path))
         self.areas = [each["low"].shape[1] * each["low"].shape[2] for each in self.photos]
@@ -78,7 +80,11 @@ class Data:
             low = self.teacher["low"][i, y : y + c, x : x + c]
             high = self.teacher["high"][i, SCALE * y : SCALE * (y + c), SCALE * x : SCALE * (x + c)]
         else:
-            picked = rng.choice(self.pages) if rng.random() < 0.12 else rng.choices(self.photos, self.areas)[0]
+            picked = (
+                rng.choice(self.pages)
+                if self.pages and rng.random() < 0.12
+                else rng.choices(self.photos, self.areas)[0]
+            )
             low, high = max((self._crop(picked, rng) for _ in range(2)), key=_busy)
             if rng.random() < 0.3:
                 low = _spoilt(low, rng)
@@ -92,6 +98,20 @@ class Data:
         y, x = rng.randrange(height - c + 1), rng.randrange(width - c + 1)
         low = picture["low"][rng.randrange(variants), y : y + c, x : x + c]
         return low, picture["high"][SCALE * y : SCALE * (y + c), SCALE * x : SCALE * (x + c)]
+
+
+def _unpacked(crops: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The pictures of `scripts.nano.data.pack`."""
+
+    def image(key: str) -> Tensor:
+        return torch.from_numpy(np.array(Image.open(io.BytesIO(crops[key].numpy().tobytes())).convert("RGB")))
+
+    count = sum(key.startswith("high-") for key in crops)
+    variants = (len(crops) - count) // count
+    return [
+        {"high": image(f"high-{i}"), "low": torch.stack([image(f"low-{i}-{j}") for j in range(variants)])}
+        for i in range(count)
+    ]
 
 
 def _busy(pair: tuple[Tensor, Tensor]) -> float:
