@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from pixdec.integrations.diffusers import Attachment, Stop
+    from pixdec.integrations.diffusers import Attachment, DecoderVAE, Stop
 
 __all__ = ["DEFAULT", "TEACHER_STEPS", "Captions", "InferenceConfig", "PixelDecoder"]
 
@@ -403,6 +403,30 @@ class PixelDecoder:
         """
         requests = requests_for(self.model, [latent], prompt, sigma, seed, size)
         return self._engine.steps(Batch(range(len(requests)), requests), steps, config or self.config)
+
+    def as_vae(
+        self,
+        vae: Any = None,
+        *,
+        prompt: str | Sequence[str] = "",
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> "DecoderVAE":
+        """What takes the place of a diffusers pipeline's VAE: `pipe.vae = decoder.as_vae()`, and its images are ours.
+
+        Args:
+            vae: the pipeline's own VAE, for a decoder of `rgb`, which enlarges what that decodes, and for pipelines
+                that encode images too.
+            prompt: for decoders that read text; the pipeline's own does not reach its VAE. `attach` knows it.
+            steps: see `decode`.
+            seed: see `decode`.
+
+        Raises:
+            ValueError: there is no VAE where one is needed, or one of another space.
+        """
+        from pixdec.integrations.diffusers import DecoderOptions, DecoderVAE
+
+        return DecoderVAE(self, vae, DecoderOptions(prompt, steps, seed))
 
     def attach(
         self,

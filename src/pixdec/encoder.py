@@ -15,14 +15,7 @@ from pixdec.weights.load import load_autoencoder
 
 TINY_SPACE = "flux2"
 TINY_REFINE = 16
-VAE_CLASSES = {
-    "flux1": "AutoencoderKL",
-    "z-image": "AutoencoderKL",
-    "sd3": "AutoencoderKL",
-    "sdxl": "AutoencoderKL",
-    "flux2": "AutoencoderKLFlux2",
-    "qwen-image": "AutoencoderKLQwenImage",
-}
+TINY = "pixdec-tiny"
 
 
 class ImageEncoder:
@@ -36,7 +29,7 @@ class ImageEncoder:
         if refine < 0:
             raise ValueError(f"refine={refine}: expected 0 (the encoder's own latent) or more steps")
         self.space, self.vae, self.name, self.refine = space, vae.eval().requires_grad_(False), name, refine
-        of_pipeline = space.name == "flux2" and not isinstance(vae, TinyVAE)
+        of_pipeline = space.constants is None and not isinstance(vae, TinyVAE)
         self._statistics = Statistics.from_vae(vae) if of_pipeline else None
 
     @classmethod
@@ -87,26 +80,67 @@ class ImageEncoder:
         if isinstance(self.vae, TinyVAE):
             return self.space.patchify(self.vae.encoder(images))
         vae: Any = self.vae
-        frames = images.unsqueeze(2) if self.space.name == "qwen-image" else images
+        frames = images.unsqueeze(2) if self.space.video else images
         raw: Tensor = vae.encode(frames).latent_dist.mode()
         return self.space.normalize(raw.float(), self._statistics)
 
     def decode(self, latent: Tensor) -> Tensor:
         """A normalised latent (B,C,h,w) of the space -> images (B,3,h·factor,w·factor) at the latent's own size,
         nominally in [-1,1], not clamped: what the autoencoder itself makes of it."""
-        parameter = next(self.vae.parameters())
-        latent = latent.to(parameter.device)
-        if isinstance(self.vae, TinyVAE):
-            return self.vae.decoder(self.space.unpatchify(latent).to(parameter.dtype))
-        vae: Any = self.vae
-        raw = self.space.denormalize(latent, self._statistics).to(parameter.dtype)
-        video = self.space.name == "qwen-image"  # a video autoencoder: one frame
-        images: Tensor = vae.decode(raw.unsqueeze(2) if video else raw).sample
-        return images.squeeze(2) if video else images
+        return images_of(latent, self.space, self.vae, self._statistics)
+
+
+def first_decode(latent: Latent, vae: nn.Module | str | Path | None = None) -> Latent:
+    """A generator's latent -> its low-resolution image (B,3,h·factor,w·factor), as a latent of the space `rgb` at the
+    same noise level: what a decoder of images enlarges.
+
+    vae: what decodes it: a VAE or TAE of diffusers (an `Autoencoder…` of the latent's space), or the name or folder of
+        one. "pixdec-tiny" is the bundled autoencoder, for the latents of its own encoder (`ImageEncoder`) only.
+
+    Raises:
+        ValueError: none is given; it cannot be loaded, or is of another space.
+    """
+    if vae is None:
+        raise ValueError(
+            f"a latent of {latent.space.name} and nothing that decodes it to an image first: give a VAE or TAE of "
+            f"diffusers, by name or folder, or {TINY!r} for latents of ImageEncoder: first_decode(latent, vae)"
+        )
+    if vae == TINY:
+        vae = ImageEncoder.from_pretrained(latent.space.name).vae
+    elif isinstance(vae, str | Path):
+        vae = _load_vae(latent.space, vae, None).eval()
+    with torch.no_grad():
+        images = images_of(latent.tensor, latent.space, vae)
+    return Latent(images.float().to(latent.tensor.device), "rgb", latent.sigma, statistics=False)
+
+
+def images_of(latent: Tensor, space: LatentSpace, vae: nn.Module, statistics: Statistics | None = None) -> Tensor:
+    """A normalised latent (B,C,h,w) of a space -> what an autoencoder makes of it, (B,3,h·factor,w·factor)."""
+    module: Any = vae
+    parameter = next(vae.parameters())
+    place = getattr(getattr(vae, "_hf_hook", None), "execution_device", None) or parameter.device  # if it is offloaded
+    latent = latent.to(place)
+    if isinstance(vae, TinyVAE):
+        return vae.decoder(space.unpatchify(latent).to(parameter.dtype))
+    if type(vae).__name__ == "AutoencoderTiny":  # which was trained on normalised latents
+        return module.decode(space.unpatchify(latent).to(parameter.dtype)).sample
+    if statistics is None and space.constants is None:
+        statistics = Statistics.from_vae(vae)
+    raw = space.denormalize(latent.float(), statistics)
+    upcast = parameter.dtype == torch.float16 and module.config.get("force_upcast", False)  # SDXL's overflows
+    if upcast:
+        vae.float()
+    raw = raw.to(torch.float32 if upcast else parameter.dtype)
+    try:
+        images: Tensor = module.decode(raw.unsqueeze(2) if space.video else raw).sample
+    finally:
+        if upcast:
+            vae.half()
+    return images.squeeze(2) if space.video else images
 
 
 def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype | None) -> nn.Module:
-    if space.name not in VAE_CLASSES:
+    if space.vae_class is None:
         raise ValueError(
             f"{space.name} latents come from a vision encoder, not from a VAE; make them with "
             "pixdec.integrations.vision.VisionEncoder"
@@ -115,15 +149,18 @@ def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype |
         import diffusers
     except ImportError as error:
         raise ValueError(f"encoding into {space.name} needs diffusers: pip install 'pixdec[pipelines]'") from error
-    vae_class: Any = getattr(diffusers, VAE_CLASSES[space.name])
     subfolder = None if Path(name_or_path).is_dir() and not (Path(name_or_path) / "vae").is_dir() else "vae"
+    load: Any = getattr(diffusers, space.vae_class)
+    tiny: Any = diffusers.AutoencoderTiny
     try:
-        vae: nn.Module = vae_class.from_pretrained(
+        if tiny.load_config(str(name_or_path), subfolder=subfolder).get("_class_name") == tiny.__name__:
+            load = tiny
+        vae: nn.Module = load.from_pretrained(
             str(name_or_path), subfolder=subfolder, torch_dtype=dtype or torch.float32
         )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name_or_path}: cannot load a {VAE_CLASSES[space.name]} from here ({loading_reason(error, name_or_path)})"
+            f"{name_or_path}: cannot load a {load.__name__} from here ({loading_reason(error, name_or_path)})"
         ) from error
     config: Any = vae.config
     channels = config.get("latent_channels", config.get("z_dim"))

@@ -12,9 +12,10 @@ import torch
 from cases import BY_NAME, SDXL_NOISE, denoiser, noise
 from exact import gaussian, stand_in
 
+from pixdec.encoder import first_decode
 from pixdec.integrations.diffusers import capture
 from pixdec.integrations.diffusers.noise import Mixture, check_scheduler, mixture_after
-from pixdec.latents import get_space
+from pixdec.latents import Latent, get_space
 
 Make = Callable[[], Any]
 SPREAD = 0.3  # of the clean latents: small, so that the variance is mostly noise and a wrong sigma shows
@@ -217,3 +218,24 @@ def test_frames(space: str):
     sigma = mixture.sigma(target)
     kept = 1 - sigma if space == "flux1" else math.sqrt(1 - sigma**2)
     assert mixture.into(held, target).item() == pytest.approx(kept * 1.0 + sigma * 10.0)
+
+
+@pytest.mark.parametrize(("space", "name"), BOTH, ids=lambda value: value)
+def test_a_model_that_knows_the_picture_is_believed(space: str, name: str, monkeypatch: pytest.MonkeyPatch):
+    """Its every prediction amounts to one clean latent, whose image is what an early stop gives."""
+    pipe, case = built(space, name)
+    picture = 0.5 * noise(1, 16 if space == "sd3" else 4, 8, 12, seed=9)
+    stand_in(
+        monkeypatch,
+        pipe,
+        case,
+        lambda x, sigma: (
+            (x - (1 - sigma if space == "sd3" else 1) * picture) / sigma - (picture if space == "sd3" else 0)
+        ),
+    )
+    expected = first_decode(Latent(picture, space), pipe.vae).tensor
+    for stop in (2, 4):
+        torch.manual_seed(3)
+        low = capture(pipe, stop_after=stop, space="rgb", **case.run_arguments())
+        assert float(low.sigma) > 0
+        assert torch.allclose(low.tensor, expected, atol=0.02), float((low.tensor - expected).abs().max())

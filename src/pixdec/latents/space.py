@@ -105,6 +105,8 @@ class LatentSpace:
     patch: int = 1  # the raw latent is `patch` times finer each way and has `patch`² times fewer channels (FLUX.2: 2)
     token_patch: int | None = None  # pipelines pack this many cells each way into one token; None: they pack none
     layer_norm_eps: float | None = None  # normalised by a LayerNorm over channels instead of by statistics (SigLIP)
+    vae_class: str | None = None  # diffusers' class of the autoencoder; None: latents are not a VAE's
+    video: bool = False  # its autoencoder is one of videos: its tensors have a time axis
     is_image: bool = False  # the latent is a low-resolution image itself, in [-1,1]
 
     @property
@@ -287,12 +289,31 @@ _WAN21 = Statistics(
 # fmt: on
 
 _ALL = (
-    LatentSpace("flux1", 16, 8, encoder="FLUX.1 VAE", constants=_FLUX1, token_patch=2),
-    LatentSpace("flux2", 128, 16, encoder="FLUX.2 VAE", patch=2, token_patch=1),
-    LatentSpace("sd3", 16, 8, encoder="SD3 VAE", constants=_affine(16, shift=0.0609, scale=1.5305)),
-    LatentSpace("sdxl", 4, 8, encoder="SDXL VAE", noise="vp", constants=_affine(4, shift=0.0, scale=0.13025)),
-    LatentSpace("qwen-image", 16, 8, encoder="Wan 2.1 VAE", constants=_WAN21, token_patch=2),
-    LatentSpace("z-image", 16, 8, encoder="FLUX.1 VAE", constants=_FLUX1),
+    LatentSpace("flux1", 16, 8, encoder="FLUX.1 VAE", constants=_FLUX1, token_patch=2, vae_class="AutoencoderKL"),
+    LatentSpace("flux2", 128, 16, encoder="FLUX.2 VAE", patch=2, token_patch=1, vae_class="AutoencoderKLFlux2"),
+    LatentSpace(
+        "sd3", 16, 8, encoder="SD3 VAE", constants=_affine(16, shift=0.0609, scale=1.5305), vae_class="AutoencoderKL"
+    ),
+    LatentSpace(
+        "sdxl",
+        4,
+        8,
+        encoder="SDXL VAE",
+        noise="vp",
+        constants=_affine(4, shift=0.0, scale=0.13025),
+        vae_class="AutoencoderKL",
+    ),
+    LatentSpace(
+        "qwen-image",
+        16,
+        8,
+        encoder="Wan 2.1 VAE",
+        constants=_WAN21,
+        token_patch=2,
+        vae_class="AutoencoderKLQwenImage",
+        video=True,
+    ),
+    LatentSpace("z-image", 16, 8, encoder="FLUX.1 VAE", constants=_FLUX1, vae_class="AutoencoderKL"),
     LatentSpace("dinov2", 768, 16, encoder="RAE on DINOv2-B with registers", token_patch=1),
     LatentSpace("rgb", 3, 1, encoder="none, it is an image", constants=_affine(3, shift=0.0, scale=1.0), is_image=True),
     LatentSpace("siglip", 1152, 16, encoder="SigLIP-2 So400M/14", token_patch=1, layer_norm_eps=1e-6),

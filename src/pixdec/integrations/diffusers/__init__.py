@@ -18,6 +18,7 @@ if find_spec("diffusers") is None:
 
 from pixdec.integrations.diffusers.attachment import Attachment, attach
 from pixdec.integrations.diffusers.calls import capture, generate
+from pixdec.integrations.diffusers.stand_in import DecoderOptions, DecoderVAE
 from pixdec.integrations.diffusers.stops import Stop
 
-__all__ = ["Attachment", "Stop", "attach", "capture", "generate"]
+__all__ = ["Attachment", "DecoderOptions", "DecoderVAE", "Stop", "attach", "capture", "generate"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
-from pixdec.integrations.diffusers.loop import Loop, watched
+from pixdec.encoder import first_decode
+from pixdec.integrations.diffusers.loop import Held, Loop, watched
 from pixdec.integrations.diffusers.noise import check_scheduler, mixture_after
 from pixdec.integrations.diffusers.spaces import check_one_image, normalised, space_of
+from pixdec.integrations.diffusers.stand_in import DecoderOptions, DecoderVAE
 from pixdec.integrations.diffusers.stops import Stop, check_stops
-from pixdec.latents import Latent
+from pixdec.latents import Latent, get_space
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,15 +22,6 @@ if TYPE_CHECKING:
     from pixdec.latents import LatentSpace
 
 _OUTPUTS = ("pil", "np", "pt", "latent")
-
-
-@dataclass(frozen=True)
-class DecoderOptions:
-    """How `generate` and `attach` call the decoder; see `PixelDecoder.decode`."""
-
-    prompt: str | Sequence[str] | None = None  # None: the pipeline's own
-    steps: int | None = None
-    seed: int | Sequence[int] = 0
 
 
 @overload
@@ -65,7 +58,9 @@ def capture(
     stop_after: the number of steps to make of the full schedule of `num_inference_steps`: the transformer is not called
         again after it. Image-to-image counts alike: with strength=0.6, 24 of 28 runs from step 12 to 24. None runs to
         the end; "auto" picks a step (`stops.automatic`). A list of these gives a list of latents from one run.
-    space: names the latent space of a pipeline that has no VAE, or one that does not tell.
+    space: names the latent space of a pipeline that has no VAE, or one that does not tell. "rgb" gives the image that
+        the pipeline's own VAE makes of the latent, for a decoder of images: at an early stop, of the clean latent that
+        its model's last prediction amounts to.
     pipeline_arguments: as for the pipeline itself, `prompt` included.
 
     The `Latent` (B,C,h,w) is normalised, in the pipeline's dtype and on its device; its sigma is the noise level that
@@ -79,7 +74,8 @@ def capture(
         if name in pipeline_arguments:
             raise ValueError(f"{name}={pipeline_arguments[name]!r}: capture always returns a Latent; leave it out")
     stops = check_stops(stop_after)
-    latents, _ = _run(pipe, stops, space_of(pipe, space), pipeline_arguments)
+    as_image = space is not None and get_space(space).is_image
+    latents, _ = _run(pipe, stops, space_of(pipe, None if as_image else space), pipeline_arguments, as_image=as_image)
     return latents if isinstance(stop_after, list | tuple) else latents[0]
 
 
@@ -94,7 +90,8 @@ def generate(
     decoder_seed: int | Sequence[int] = 0,
     **pipeline_arguments: Any,
 ) -> Any:
-    """Runs a diffusers pipeline up to `stop_after` and decodes what it holds: 4x larger images, and no VAE.
+    """Runs a diffusers pipeline up to `stop_after` and decodes what it holds: 4x larger images, and no VAE, but for a
+    decoder of `rgb`, which enlarges what the pipeline's own VAE decodes.
 
     stop_after, space, pipeline_arguments: see `capture`. The pipeline's `output_type` says what comes back: "pil" (the
         default) a list of images, "np" (B,H,W,3) or "pt" (B,3,H,W) in [0,1], "latent" the `Latent`, not decoded. A list
@@ -108,14 +105,14 @@ def generate(
     options = DecoderOptions(decoder_prompt, decoder_steps, decoder_seed)
     stops = check_stops(stop_after)
     wrapped = pipeline_arguments.pop("return_dict", None)
-    images, output = decoded(pipe, decoder, stops, space, options, pipeline_arguments)
+    images, output = _decoded(pipe, decoder, stops, space, options, pipeline_arguments)
     result = images if isinstance(stop_after, list | tuple) else images[0]
     if wrapped is None:
         return result
-    return with_images(output, result) if wrapped else (result,)
+    return _with_images(output, result) if wrapped else (result,)
 
 
-def decoded(
+def _decoded(
     pipe: Any,
     decoder: PixelDecoder,
     stops: list[Stop],
@@ -129,21 +126,26 @@ def decoded(
     if output_type not in _OUTPUTS:
         raise ValueError(f"output_type={output_type!r}: expected one of {', '.join(map(repr, _OUTPUTS))}")
     space = shared_space(pipe, decoder, named)
-    _check_nothing_skipped(pipe, arguments)
+    check_nothing_skipped(pipe, arguments)
     prompt = arguments.get("prompt")
     if isinstance(prompt, list):  # Z-Image writes its chat template into the list it is given
         prompt = cast("list[str]", prompt)
         arguments["prompt"] = list(prompt)
-    latents, output = _run(pipe, stops, space, arguments)
+    latents, output = _run(pipe, stops, space, arguments, as_image=decoder.space.is_image)
     if output_type == "latent":
         return list(latents), output
     return [_decode(pipe, decoder, latent, prompt, options, output_type) for latent in latents], output
 
 
 def shared_space(pipe: Any, decoder: PixelDecoder, named: str | None) -> LatentSpace:
-    """The space of a pipeline whose latents the decoder takes; ValueError for any other."""
+    """The space of a pipeline whose latents the decoder takes, or the images of whose VAE; ValueError for any other."""
     space = space_of(pipe, named)
-    if not decoder.space.holds_latents_of(space):
+    if decoder.space.is_image and getattr(pipe, "vae", None) is None:
+        raise ValueError(
+            f"{type(pipe).__name__} has no VAE that decodes its latents of {space.name} to an image for "
+            f"{decoder.model.name}; set pipe.vae to one of diffusers, a tiny one (TAE) will do"
+        )
+    if not (decoder.space.is_image or decoder.space.holds_latents_of(space)):
         raise ValueError(
             f"{type(pipe).__name__} makes latents of {space.name}, and {decoder.model.name} decodes "
             f"{decoder.space.name}; take a decoder of {space.name}, see `pixdec models`"
@@ -151,36 +153,50 @@ def shared_space(pipe: Any, decoder: PixelDecoder, named: str | None) -> LatentS
     return space
 
 
-def with_images(output: Any, images: Any) -> Any:
+def _with_images(output: Any, images: Any) -> Any:
     """A pipeline's output object with other images."""
     if not is_dataclass(output) or not hasattr(output, "images"):
         raise ValueError(f"a {type(output).__name__} has no images to replace; leave return_dict out")
     return replace(cast("Any", output), images=images)
 
 
-def _run(pipe: Any, stops: list[Stop], space: LatentSpace, arguments: Mapping[str, Any]) -> tuple[list[Latent], Any]:
-    """One run: the latent at each stop, and what the pipeline returned."""
+def _run(
+    pipe: Any, stops: list[Stop], space: LatentSpace, arguments: Mapping[str, Any], *, as_image: bool
+) -> tuple[list[Latent], Any]:
+    """One run: the latent at each stop, or its image by the pipeline's VAE; and what the pipeline returned."""
+    if isinstance(vars(pipe).get("vae"), DecoderVAE):
+        raise ValueError(f"this {type(pipe).__name__} has a decoder attached; detach that first")
     check_one_image(pipe, arguments)
     check_scheduler(pipe.scheduler)
     if arguments.get("denoising_end") is not None and any(stop is not None for stop in stops):
         raise ValueError(
             f"denoising_end={arguments['denoising_end']} and stop_after={stops[0]} both end the run; leave one out"
         )
-    loop = Loop(pipe.scheduler, space, stops)
+    loop = Loop(pipe.scheduler, space, stops, estimates=as_image)
     asked = {**arguments, "output_type": "latent"}
     if "return_dict" in inspect.signature(pipe.__call__).parameters:
         asked["return_dict"] = True
     with watched(pipe, loop, asked) as watched_arguments:
         output = pipe(**watched_arguments)
+    held_at = loop.at_stops(interrupted=bool(getattr(pipe, "interrupt", False)))
+    latents = [latent_at(loop, held, normalised(held.latents.detach(), space, held.size)) for held in held_at]
+    if as_image:
+        latents = [first_decode(latent, pipe.vae) for latent in latents]
     # SDXL's inpainting pipelines return latents before they offload; after the others this changes nothing.
     pipe.maybe_free_model_hooks()
-    latents: list[Latent] = []
-    for held in loop.at_stops(interrupted=bool(getattr(pipe, "interrupt", False))):
-        mixture = mixture_after(pipe.scheduler, held.entries)
-        grid = mixture.into(normalised(held.latents.detach(), space, held.size), space)
-        # The VAE has shown that this is the space and the loop that it is normalised: statistics are not in question.
-        latents.append(Latent(grid, space, mixture.sigma(space), statistics=False))
     return latents, output
+
+
+def latent_at(loop: Loop, held: Held, grid: Tensor) -> Latent:
+    """What was held, unpacked to a grid (B,C,h,w) -> the latent in the frame of its space, or where that was asked for
+    the clean one that the model's last prediction amounts to, at the noise level of what was held."""
+    space, mixture = loop.space, mixture_after(loop.scheduler, held.entries)
+    if held.estimate is not None and mixture.noise > 0:
+        grid = normalised(held.estimate.detach(), space, held.size)
+    else:
+        grid = mixture.into(grid, space)
+    # The VAE has shown that this is the space and the loop that it is normalised: statistics are not in question.
+    return Latent(grid, space, mixture.sigma(space), statistics=False)
 
 
 def _decode(
@@ -193,7 +209,7 @@ def _decode(
 ) -> Any:
     captions = options.prompt
     if captions is None:
-        captions = _captions(prompt, latent.tensor.shape[0]) if decoder.model.needs_text else ""
+        captions = prompts_for(prompt, latent.tensor.shape[0]) if decoder.model.needs_text else ""
     watermark = getattr(pipe, "watermark", None)
     if watermark is None:
         return decoder.decode(
@@ -204,7 +220,7 @@ def _decode(
     return pipe.image_processor.postprocess(watermark.apply_watermark(images * 2 - 1), output_type=output_type)
 
 
-def _captions(prompt: str | list[str] | None, batch: int) -> str | list[str]:
+def prompts_for(prompt: str | list[str] | None, batch: int) -> str | list[str]:
     """One caption for each image: pipelines put the images of one prompt next to each other."""
     if prompt is None or isinstance(prompt, str):
         return prompt or ""
@@ -213,7 +229,7 @@ def _captions(prompt: str | list[str] | None, batch: int) -> str | list[str]:
     return [caption for caption in prompt for _ in range(batch // len(prompt))]
 
 
-def _check_nothing_skipped(pipe: Any, arguments: Mapping[str, Any]) -> None:
+def check_nothing_skipped(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """Refuse what a pipeline does with its VAE's image, which is never made."""
     if arguments.get("padding_mask_crop") is not None:
         raise ValueError(

@@ -17,12 +17,13 @@ import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from pixdec.integrations.diffusers.noise import estimate
 from pixdec.integrations.diffusers.stops import Stop, entries_of
 
 if TYPE_CHECKING:
@@ -31,23 +32,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Held:
-    """What the pipeline held after `entries` entries of its schedule; `size` (height, width) of the image, if told."""
+    """What the pipeline held after `entries` entries of its schedule; `size` (height, width) of the image, if told;
+    `estimate`, the clean latents that its model's last prediction amounts to, if that was asked for."""
 
     latents: Tensor
     entries: int
     size: tuple[int, int] | None
+    estimate: Tensor | None = None
 
 
 class Loop:
     """One run's stops, and what was held at them."""
 
-    def __init__(self, scheduler: Any, space: LatentSpace, stops: list[Stop]):
-        self.scheduler, self.space, self.stops = scheduler, space, stops
+    def __init__(self, scheduler: Any, space: LatentSpace, stops: list[Stop], *, estimates: bool = False):
+        self.scheduler, self.space, self.stops, self.estimates = scheduler, space, stops, estimates
         self.size: tuple[int, int] | None = None
         self.used = 0  # entries of the schedule that the loop has begun
         self._wanted: list[int | None] = []
         self._kept: dict[int, Held] = {}
         self._last: Held | None = None
+        self._estimate: Tensor | None = None
 
     def begin(self, first: int) -> int | None:
         """The loop begins at entry `first`: the entry it must not reach, or None."""
@@ -63,9 +67,14 @@ class Loop:
         """
         if self.used == (0 if self._last is None else self._last.entries):
             raise RuntimeError("the pipeline goes through its timesteps in a way that cannot be watched")
-        self._last = Held(latents, self.used, self.size)
+        self._last = Held(latents, self.used, self.size, self._estimate)
         if self.used in self._wanted:  # a copy, for a compiled step may use the memory again
-            self._kept[self.used] = Held(latents.detach().clone(), self.used, self.size)
+            self._kept[self.used] = replace(self._last, latents=latents.detach().clone())
+
+    def predicted(self, timestep: Any, prediction: Tensor, sample: Tensor) -> None:
+        """The model's prediction for the step that the scheduler is about to make, about `sample`."""
+        if self.estimates:
+            self._estimate = estimate(self.scheduler, self.used, timestep, prediction, sample)
 
     def at_stops(self, *, interrupted: bool) -> list[Held]:
         """What was held at each stop; of a run that its own callback interrupted, what was held last.
@@ -121,19 +130,17 @@ def watched(pipe: Any, loop: Loop, arguments: dict[str, Any]) -> Generator[dict[
     """
     with ExitStack() as changes:
         scheduler = pipe.scheduler
-        changes.enter_context(_replaced(scheduler, "set_timesteps", _with_view(scheduler, loop)))
-        changes.callback(_plain_timesteps, scheduler)
-        if (sized := _with_size(pipe, loop)) is not None:
-            changes.enter_context(_replaced(pipe, "prepare_latents", sized))
-        if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
-            yield _with_callback(arguments, loop)
-        else:
-            changes.enter_context(_replaced(scheduler, "step", _with_show(scheduler, loop)))
-            yield arguments
+        changes.enter_context(replaced(scheduler, "set_timesteps", with_view(scheduler, loop)))
+        changes.callback(plain_timesteps, scheduler)
+        if (sized := with_size(pipe, loop)) is not None:
+            changes.enter_context(replaced(pipe, "prepare_latents", sized))
+        shown = "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
+        changes.enter_context(replaced(scheduler, "step", with_step(scheduler, loop, show=not shown)))
+        yield _with_callback(arguments, loop) if shown else arguments
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: object) -> Generator[None]:
+def replaced(owner: Any, name: str, value: object) -> Generator[None]:
     """An attribute of the instance itself for a while; before and after, `vars(owner)` is the same."""
     attributes = vars(owner)
     missing = object()
@@ -148,7 +155,7 @@ def _replaced(owner: Any, name: str, value: object) -> Generator[None]:
             attributes[name] = before
 
 
-def _with_view(scheduler: Any, loop: Loop) -> Callable[..., None]:
+def with_view(scheduler: Any, loop: Loop) -> Callable[..., None]:
     original = scheduler.set_timesteps
 
     @functools.wraps(original)  # pipelines look at its signature
@@ -159,12 +166,12 @@ def _with_view(scheduler: Any, loop: Loop) -> Callable[..., None]:
     return set_timesteps
 
 
-def _plain_timesteps(scheduler: Any) -> None:
+def plain_timesteps(scheduler: Any) -> None:
     if isinstance(scheduler.timesteps, TimestepView):
         scheduler.timesteps = scheduler.timesteps.as_subclass(Tensor)
 
 
-def _with_size(pipe: Any, loop: Loop) -> Callable[..., Any] | None:
+def with_size(pipe: Any, loop: Loop) -> Callable[..., Any] | None:
     """`prepare_latents`, told the image's size: what a pipeline has made of its arguments, defaults and input image."""
     original = getattr(pipe, "prepare_latents", None)
     if original is None or not {"height", "width"} <= set(inspect.signature(original).parameters):
@@ -198,13 +205,16 @@ def _with_callback(arguments: dict[str, Any], loop: Loop) -> dict[str, Any]:
     return {**arguments, "callback_on_step_end": on_step_end, "callback_on_step_end_tensor_inputs": inputs}
 
 
-def _with_show(scheduler: Any, loop: Loop) -> Callable[..., Any]:
+def with_step(scheduler: Any, loop: Loop, *, show: bool) -> Callable[..., Any]:
+    """`step`, which tells the loop the model's prediction and, if it is to show them, the latents that come out."""
     original = scheduler.step
 
-    @functools.wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        loop.show(cast("Tensor", result[0]))  # a tuple, or an output object that can be indexed like one
+    @functools.wraps(original)  # pipelines look at its signature
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        loop.predicted(timestep, model_output, sample)
+        result = original(model_output, timestep, sample, *args, **kwargs)
+        if show:
+            loop.show(cast("Tensor", result[0]))  # a tuple, or an output object that can be indexed like one
         return result
 
     return step

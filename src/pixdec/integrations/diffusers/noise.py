@@ -19,6 +19,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -111,10 +113,51 @@ def mixture_after(scheduler: Any, entries: int) -> Mixture:
     kind = _kind(scheduler)
     assert kind is not None, "check_scheduler comes first"
     if kind in _CUMULATIVE:
-        kept = _cumulative(scheduler, kind, entries)
-        return Mixture(math.sqrt(kept), math.sqrt(1 - kept))
+        return _preserving(_cumulative(scheduler, kind, entries))
+    return _at(scheduler, kind, entries)
+
+
+def estimate(scheduler: Any, entries: int, timestep: Any, prediction: Tensor, sample: Tensor) -> Tensor:
+    """The clean latent z, float32, that a prediction amounts to: of ξ, z or a velocity, about sample = a·z + b·ξ, made
+    for entry number `entries` of the schedule, counted from 1, while the scheduler is at that step."""
+    kind = _kind(scheduler)
+    assert kind is not None, "check_scheduler comes first"
+    if kind in _CUMULATIVE:
+        mixture = _preserving(float(scheduler.alphas_cumprod[int(scheduler.timesteps[entries - 1])]))
+    elif kind in _EDM:  # between two entries of their lists some have sigmas of their own, which scale their input
+        scaled = float(scheduler.scale_model_input(sample.new_ones(1, dtype=torch.float64), timestep))
+        mixture = Mixture(1.0, math.sqrt(max(0.0, scaled**-2 - 1)))
+    else:
+        mixture = _at(scheduler, kind, entries - 1)
+    x, made = sample.float(), prediction.float()
+    if _is_flow(scheduler, kind):  # the velocity ξ − z
+        return x - mixture.noise * made
+    what = scheduler.config.get("prediction_type", "epsilon")
+    if what == "epsilon":
+        return (x - mixture.noise * made) / mixture.signal
+    if what == "v_prediction":  # a·ξ − b·z, in the frame where a² + b² = 1
+        scale = math.hypot(mixture.signal, mixture.noise)
+        return (mixture.signal * x / scale - mixture.noise * made) / scale
+    if what == "sample":
+        return made
+    raise ValueError(
+        f"{kind} with prediction_type={what!r}: its model's estimate of the clean latent is not known here; run to the "
+        "end (stop_after=None)"
+    )
+
+
+def _is_flow(scheduler: Any, kind: str) -> bool:
+    return kind in _FLOW or (kind in _PRESERVING and bool(scheduler.config.get("use_flow_sigmas")))
+
+
+def _preserving(kept: float) -> Mixture:
+    return Mixture(math.sqrt(kept), math.sqrt(1 - kept))
+
+
+def _at(scheduler: Any, kind: str, entries: int) -> Mixture:
+    """At a place of a scheduler's list of sigmas."""
     sigma = float(scheduler.sigmas[entries])
-    if kind in _FLOW or (kind in _PRESERVING and scheduler.config.get("use_flow_sigmas")):
+    if _is_flow(scheduler, kind):
         if not 0 <= sigma <= 1:
             raise ValueError(
                 f"{kind} with sigma {sigma:g} after {entries} timesteps: flow matching has 0 to 1, so this pipeline "

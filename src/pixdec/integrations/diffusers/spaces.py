@@ -31,8 +31,7 @@ def space_of(pipe: Any, named: str | None = None) -> LatentSpace:
         ValueError: the VAE is of no space known here, or its constants contradict its kind or `named`.
     """
     vae = getattr(pipe, "vae", None)
-    kind = next((base.__name__ for base in type(vae).__mro__ if base.__name__ in _READABLE), None)
-    if kind is None:
+    if _kind(vae) is None:
         if named is not None:
             return get_space(named)
         what = "there is no pipe.vae" if vae is None else f"a {type(vae).__name__} is none of {', '.join(_READABLE)}"
@@ -40,7 +39,7 @@ def space_of(pipe: Any, named: str | None = None) -> LatentSpace:
             f"{type(pipe).__name__}: {what}, so its latent space cannot be told; if it is one of "
             f"{', '.join(SPACES)}, name it: space='flux1'"
         )
-    space = _of_causal(vae, kind) if kind in _CAUSAL else _of_flux2(vae) if kind.endswith("Flux2") else _of_kl(vae)
+    space = space_of_vae(vae)
     if named is not None:
         if not get_space(named).holds_latents_of(space):
             raise ValueError(f"space={named!r}, but pipe.vae is that of {space.name}; leave the space out")
@@ -49,6 +48,22 @@ def space_of(pipe: Any, named: str | None = None) -> LatentSpace:
     if space.name == "flux1" and type(getattr(pipe, "transformer", None)).__name__.startswith("ZImage"):
         return get_space("z-image")
     return space
+
+
+def space_of_vae(vae: Any) -> LatentSpace:
+    """The latent space of a VAE.
+
+    Raises:
+        ValueError: it is of no space known here.
+    """
+    kind = _kind(vae)
+    if kind is None:
+        raise ValueError(f"a {type(vae).__name__} does not tell its latent space: it is none of {', '.join(_READABLE)}")
+    return _of_causal(vae, kind) if kind in _CAUSAL else _of_flux2(vae) if kind.endswith("Flux2") else _of_kl(vae)
+
+
+def _kind(vae: Any) -> str | None:
+    return next((base.__name__ for base in type(vae).__mro__ if base.__name__ in _READABLE), None)
 
 
 def check_one_image(pipe: Any, arguments: Mapping[str, Any]) -> None:
