@@ -1,7 +1,7 @@
 """`ImageEncoder`: an image becomes a latent, by the bundled tiny encoder (FLUX.2 space) or by a diffusers VAE."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype |
         raise ValueError(f"encoding into {space.name} needs diffusers: pip install 'pixdec[pipelines]'") from error
     subfolder = None if Path(name_or_path).is_dir() and not (Path(name_or_path) / "vae").is_dir() else "vae"
     load: Any = getattr(diffusers, space.vae_class)
-    tiny: Any = diffusers.AutoencoderTiny
+    tiny = cast("Any", diffusers).AutoencoderTiny
     try:
         if tiny.load_config(str(name_or_path), subfolder=subfolder).get("_class_name") == tiny.__name__:
             load = tiny

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pixdec.decoder import PixelDecoder
 from pixdec.integrations.diffusers import attach, capture, generate
-from pixdec.latents import Latent
+from pixdec.latents import Latent, get_space
 
 DecoderOf = Callable[[str], PixelDecoder]
 
@@ -137,19 +137,19 @@ def test_a_decoder_of_another_space_is_refused_before_anything_runs(decoder_of: 
 
 
 def test_attached_calls_are_the_pipelines_own(decoder_of: DecoderOf):
-    """Arguments by position, tuples, and latents, which are left alone."""
+    """Arguments by position, tuples, and latents, which are those at the stop."""
     case, decoder = BY_NAME["flux"], decoder_of("flux1")
     pipe = case.build()
-    latents = pipe(**case.run_arguments(output_type="latent")).images
     arguments = case.run_arguments()
     prompt = arguments.pop("prompt")
     with attach(pipe, decoder, stop_after=STOP, decoder_steps=1):
-        assert torch.equal(pipe(**case.run_arguments(output_type="latent")).images, latents)
+        latents = pipe(**case.run_arguments(output_type="latent")).images
         by_position = pipe(prompt, **arguments).images[0]
         (by_tuple,) = pipe(**case.run_arguments(return_dict=False))
         assert np.array_equal(np.asarray(by_position), np.asarray(by_tuple[0]))
         assert decoder.captions.asked[-1] == [PROMPT]  # type: ignore[union-attr]
         held = capture(pipe, stop_after=STOP, **case.run_arguments())  # by hand, while attached
+        assert torch.equal(get_space("flux1").unpack(latents, HEIGHT // 8, WIDTH // 8), held.tensor)
         assert np.array_equal(np.asarray(decoder.decode(held, PROMPT, steps=1)[0]), np.asarray(by_position))
         with pytest.raises(ValueError, match="attached already; detach that first"):
             attach(pipe, decoder)

@@ -221,21 +221,23 @@ class Generation:
     def _capture(self, pipe: Any, item: Item) -> tuple[Latent, dict[str, object]]:
         """The pipeline's latent at the stop, and what was done. One image a call: alone, it is always the same."""
         from pixdec.integrations.diffusers import capture
+        from pixdec.integrations.diffusers.spaces import space_of
 
         settings = self.settings
+        as_image = self._decoder is not None and self._decoder.space.is_image
         noise = torch.Generator().manual_seed(item.seed)  # of the CPU, so that it is the same on every device
         with pipeline_errors(self.device):
             latent = capture(
                 pipe,
                 stop_after=settings.stop_after,
-                space=settings.space,
+                space="rgb" if as_image else settings.space,
                 generator=noise,
                 **self._arguments(item.prompt),
             )
         check_latent(latent.tensor, latent.space, sigma=latent.sigma, statistics=not settings.trust)
         rows, columns = latent.tensor.shape[2:]
         return latent, {
-            "stop_after": self._stopped_after(pipe, latent.space),
+            "stop_after": self._stopped_after(pipe, space_of(pipe, settings.space)),
             "generator_steps": self.blueprint.steps(settings.steps),
             "height": rows * latent.space.factor,
             "width": columns * latent.space.factor,

@@ -67,6 +67,8 @@ class Attachment:
     def _begin(self, given: dict[str, Any]) -> None:
         """A call of the pipeline begins, with these arguments."""
         self._call.close()  # of a call that ended in an error, or decoded nothing
+        if self._stand_in.is_idle:
+            return
         check_nothing_skipped(self.pipe, given)
         pipe, prompt, scheduler = self.pipe, given.get("prompt"), self.pipe.scheduler  # which may be another by now
         check_scheduler(scheduler)

@@ -11,7 +11,7 @@ from pixdec.encoder import first_decode
 from pixdec.integrations.diffusers.loop import Held, Loop, watched
 from pixdec.integrations.diffusers.noise import check_scheduler, mixture_after
 from pixdec.integrations.diffusers.spaces import check_one_image, normalised, space_of
-from pixdec.integrations.diffusers.stand_in import DecoderOptions, DecoderVAE
+from pixdec.integrations.diffusers.stand_in import DecoderOptions, own_vae
 from pixdec.integrations.diffusers.stops import Stop, check_stops
 from pixdec.latents import Latent, get_space
 
@@ -75,7 +75,9 @@ def capture(
             raise ValueError(f"{name}={pipeline_arguments[name]!r}: capture always returns a Latent; leave it out")
     stops = check_stops(stop_after)
     as_image = space is not None and get_space(space).is_image
-    latents, _ = _run(pipe, stops, space_of(pipe, None if as_image else space), pipeline_arguments, as_image=as_image)
+    with own_vae(pipe):
+        own = space_of(pipe, None if as_image else space)
+        latents, _ = _run(pipe, stops, own, pipeline_arguments, as_image=as_image)
     return latents if isinstance(stop_after, list | tuple) else latents[0]
 
 
@@ -105,7 +107,8 @@ def generate(
     options = DecoderOptions(decoder_prompt, decoder_steps, decoder_seed)
     stops = check_stops(stop_after)
     wrapped = pipeline_arguments.pop("return_dict", None)
-    images, output = _decoded(pipe, decoder, stops, space, options, pipeline_arguments)
+    with own_vae(pipe):
+        images, output = _decoded(pipe, decoder, stops, space, options, pipeline_arguments)
     result = images if isinstance(stop_after, list | tuple) else images[0]
     if wrapped is None:
         return result
@@ -164,8 +167,6 @@ def _run(
     pipe: Any, stops: list[Stop], space: LatentSpace, arguments: Mapping[str, Any], *, as_image: bool
 ) -> tuple[list[Latent], Any]:
     """One run: the latent at each stop, or its image by the pipeline's VAE; and what the pipeline returned."""
-    if isinstance(vars(pipe).get("vae"), DecoderVAE):
-        raise ValueError(f"this {type(pipe).__name__} has a decoder attached; detach that first")
     check_one_image(pipe, arguments)
     check_scheduler(pipe.scheduler)
     if arguments.get("denoising_end") is not None and any(stop is not None for stop in stops):

@@ -6,7 +6,8 @@ the normalised latent as the loop held it, to the bit, and what it encodes to is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.encoder import first_decode
+from pixdec.integrations.diffusers.loop import replaced
 from pixdec.integrations.diffusers.spaces import space_of_vae
 from pixdec.latents import Latent, LatentSpace, Statistics
 
@@ -67,6 +69,7 @@ class DecoderVAE(nn.Module):
         self.decoder, self.space, self.options = decoder, own, options or DecoderOptions()
         self.latent_of: Callable[[Tensor], Latent] = self._clean
         self.captions: Callable[[int], str | Sequence[str]] = lambda _batch: self.options.prompt or ""
+        self.is_idle = False  # a pipeline that runs as if it were not here
         self._vae = (vae,)  # in a tuple, so that it is no part of this module: it is the pipeline's to move and cast
         self.config = _identity(own, vae)
         channels = torch.zeros(own.channels)
@@ -135,6 +138,21 @@ class DecoderVAE(nn.Module):
         statistics = None if self.space.constants is not None else Statistics.from_vae(self.vae)
         latent = self.space.unpatchify(self.space.normalize(raw, statistics))
         return latent.unsqueeze(2) if raw.ndim == 5 else latent
+
+
+@contextmanager
+def own_vae(pipe: Any) -> Generator[None]:
+    """While it lasts, a pipeline with a decoder in the place of its VAE has its own VAE, and runs as without."""
+    stand_in = vars(pipe).get("vae")
+    if not isinstance(stand_in, DecoderVAE):
+        yield
+        return
+    stand_in.is_idle = True
+    try:
+        with replaced(pipe, "vae", stand_in.vae):
+            yield
+    finally:
+        stand_in.is_idle = False
 
 
 @dataclass(frozen=True)
