@@ -4,6 +4,7 @@ decoder = PixelDecoder.from_pretrained("pixdec-nano")
 image = decoder.decode(latent)[0]
 """
 
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -31,11 +32,12 @@ from pixdec.inference.engine import (
 )
 from pixdec.inference.sizes import Size
 from pixdec.io.arguments import whole
+from pixdec.io.hub import Access
 from pixdec.io.images import to_pil
 from pixdec.latents import Latent, LatentSpace, get_space
 from pixdec.models.nano import Nano
 from pixdec.models.network import Network
-from pixdec.weights.load import LoadedDecoder, load_decoder
+from pixdec.weights.load import LoadedDecoder, load_decoder, save_decoder
 from pixdec.weights.lora import Lora, MergedLora, check_strength, read_lora
 
 if TYPE_CHECKING:
@@ -94,18 +96,25 @@ class PixelDecoder:
         *,
         space: str | None = None,
         config: InferenceConfig | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        token: str | None = None,
         **old: Any,
     ) -> Self:
-        """A decoder by name (`pixdec models` lists them), or from a file or folder.
+        """A decoder by name (`pixdec models` lists them), from a file or folder, or from a repository of the hub.
 
         Args:
-            name_or_path: the bundled decoder if nothing is named.
+            name_or_path: the bundled decoder if nothing is named; "someone/my-decoder" is what `save_pretrained` wrote,
+                on the hub.
             device: None takes CUDA, else MPS, else the CPU.
             dtype: None keeps the file's, bfloat16 for the released models and for the bundled one, whose float16 is for
                 the disk; but float32 on a CPU without bfloat16 matrix units, where bfloat16 is many times slower.
             space: the latent space where a file alone does not tell (16-channel checkpoints outside their released
                 folder).
             config: how decodes are run that do not say it themselves.
+            revision: branch, tag or commit of a hub repository; None is the pinned one, or the main branch.
+            local_files_only: look into the hub's cache only.
+            token: for the hub; None is that of `hf auth login` or HF_TOKEN.
             **old: parts of the config by the names of earlier versions (memory, attention, quantise, compile); these
                 warn.
 
@@ -123,8 +132,33 @@ class PixelDecoder:
             device="cpu" if copied else place,  # where only a copy of other weights goes to the device
             dtype=dtype if dtype is not None or computes_in_bfloat16(place) else torch.float32,
             half=torch.bfloat16,
+            access=Access(revision, token, local_files_only),
         )
         return cls(model, _caption_embeddings() if model.needs_text else None, place, config)
+
+    def save_pretrained(self, folder: "str | Path", name: str | None = None) -> None:
+        """Writes a folder that `from_pretrained` reads, here or as a repository of the hub: model.safetensors, which
+        says what it is. Weights are saved as they are, a loaded LoRA at its strength among them.
+
+        Args:
+            folder: made if it is not there.
+            name: what the decoder is called; None keeps its name.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path, model = pathlib.Path(folder), self.model
+        path.mkdir(parents=True, exist_ok=True)
+        save_decoder(
+            self.network,
+            path / "model.safetensors",
+            name=name or model.name,
+            space=model.spaces[0],
+            version=model.version,
+            licence=model.licence,
+            kind=model.kind,
+            times=model.times,
+        )
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves the network to another device or dtype, itself.

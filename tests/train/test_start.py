@@ -203,7 +203,7 @@ def of(settings: PiDSettings) -> Callable[[Path], Path]:
         (WORDY, lora_run, "trains a LoRA; begin with what it began with"),
         (WORDY, damaged_run, "not a checkpoint that can be read"),
         (WORDY, lambda folder: folder, "expected one file of weights in this folder, found none"),
-        (WORDY, lambda folder: folder / "nothing", "neither a file nor a known model"),
+        (WORDY, lambda folder: folder / "nothing", "neither a file, a known model nor"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(

@@ -226,7 +226,7 @@ def test_files_that_hold_no_decoder(tmp_path: Path, settings_of: SettingsOf, ori
     save_file(original(settings_of("v1", 5)), tmp_path / "b.safetensors")
     assert "takes latents of 5 channels, which no known space has" in refusal(tmp_path / "b.safetensors")
     assert "there is no such file" in refusal(tmp_path / "missing.pth")
-    assert "neither a file nor a known model" in refusal("pid-flux9")
+    assert "neither a file, a known model nor a repository" in refusal("pid-flux9")
 
 
 def test_short_names_are_models_and_paths_are_files(
@@ -237,7 +237,7 @@ def test_short_names_are_models_and_paths_are_files(
     assert load_decoder(FLUX1_FOLDER).name == "pid-flux1-2k"  # the folder that lies here
     (tmp_path / "pid-flux1-2k").mkdir()
     fetched = []
-    monkeypatch.setattr(load, "fetch", lambda card: fetched.append(card.name) or tmp_path / FLUX1_FOLDER)
+    monkeypatch.setattr(load, "fetch", lambda card, _: fetched.append(card.name) or tmp_path / FLUX1_FOLDER)
     assert holds(load_decoder("pid-flux1-2k").network, flux1)
     assert holds(load_decoder(f"nvidia/PiD/{FLUX1_FOLDER}").network, flux1)
     assert fetched == ["pid-flux1-2k"] * 2

@@ -81,6 +81,8 @@ class DecodeOptions:
     space: str | None = None
     """The latent space, where the file of the model or of a latent does not tell: those of FLUX.1, SD3 and Qwen-Image
     look alike."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub, instead of the one that is pinned here or its main branch."""
     steps: int | None = None
     """Decoding steps; without it as many as the model is made for."""
     device: str | None = None
@@ -132,6 +134,7 @@ class DecodeOptions:
             space=self.space,
             steps=self.steps,
             lora=None if self.lora is None else (self.lora, self.lora_strength),
+            revision=self.revision,
         )
         if prompt and not decoder.model.needs_text:
             raise ValueError(f"prompt={prompt!r}: {decoder.model.name} takes no text; leave it out")
@@ -143,7 +146,7 @@ class DecodeOptions:
 
         return {
             "model": decoder.model.name,
-            "weights": weights_fingerprint(self.model),
+            "weights": weights_fingerprint(self.model, self.revision),
             "space": decoder.space.name,
             "scale": decoder.scale,
             "steps": self.steps,

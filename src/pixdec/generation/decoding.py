@@ -26,6 +26,7 @@ def open_decoder(
     space: str | None = None,
     steps: int | None = None,
     lora: tuple[str, float] | None = None,
+    revision: str | None = None,
 ) -> PixelDecoder:
     """Load a decoder, with a LoRA (its file and strength) if one is named, and see that it takes so many steps and such
     tiles.
@@ -37,7 +38,12 @@ def open_decoder(
     if steps is not None:
         whole("steps", steps)
     decoder = PixelDecoder.from_pretrained(
-        model, device, None if dtype is None else getattr(torch, dtype), space=space, config=config
+        model,
+        device,
+        None if dtype is None else getattr(torch, dtype),
+        space=space,
+        config=config,
+        revision=revision,
     )
     if steps is not None and decoder.model.kind == "student":
         student_times(decoder.model.times, steps, distilled=decoder.is_distilled)

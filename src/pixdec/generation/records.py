@@ -15,9 +15,10 @@ from pixdec import __version__
 from pixdec.inference.config import InferenceConfig
 from pixdec.inference.engine import Arrangement
 from pixdec.io.files import digest_of
+from pixdec.io.hub import Access
 from pixdec.io.images import read_settings
 from pixdec.latents import latent_settings
-from pixdec.weights.catalog import get_card, located
+from pixdec.weights.load import find_weights
 
 Asked = Mapping[str, object]
 """The settings that determine an output and are known before it is made; None for what is left to the model."""
@@ -71,18 +72,13 @@ def fingerprint(path: str | Path) -> str:
     return hashlib.sha256(b"".join(digest_of(file) for file in files)).hexdigest()[:16]
 
 
-def weights_fingerprint(name_or_path: str | Path) -> str:
+def weights_fingerprint(name_or_path: str | Path, revision: str | None = None) -> str:
     """The fingerprint of a model's weights, by name or path, which must be on this machine.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError, OSError: as `weights.load.find_weights`.
     """
-    if Path(name_or_path).exists():
-        return fingerprint(name_or_path)
-    path = located(get_card(str(name_or_path)))
-    if path is None:
-        raise ValueError(f"{name_or_path}: its weights are not on this machine")
-    return fingerprint(path)
+    return fingerprint(find_weights(name_or_path, Access(revision, local_files_only=True)))
 
 
 def _short(value: object) -> str:

@@ -56,8 +56,9 @@ def fetch_file(repository: str, file: str, access: Access = USUAL, sha256: str |
     return path
 
 
-def fetch_folder(repository: str, patterns: list[str], access: Access = USUAL) -> Path:
-    """The files of a repository that match, in the folder that the hub's cache has for it.
+def fetch_folder(repository: str, patterns: list[str], access: Access = USUAL, *, top_only: bool = False) -> Path:
+    """The files of a repository that match, in the folder that the hub's cache has for it; top_only: none of its
+    folders.
 
     Raises:
         OSError: as `fetch_file`.
@@ -72,6 +73,7 @@ def fetch_folder(repository: str, patterns: list[str], access: Access = USUAL) -
                 token=access.token,
                 local_files_only=access.local_files_only,
                 allow_patterns=patterns,
+                ignore_patterns=["*/*"] if top_only else None,
             )
         )
     except Exception as error:  # as above

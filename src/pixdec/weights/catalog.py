@@ -168,6 +168,11 @@ CARDS: tuple[Card, ...] = (
 _BY_NAME = {alias: card for card in CARDS for alias in (card.name, card.folder, f"{card.repository}/{card.folder}")}
 
 
+def is_known(name: str) -> bool:
+    """Whether there is a card of that name; the repository of the released models is none of another model."""
+    return name.rstrip("/") in _BY_NAME or name == REPOSITORY
+
+
 def get_card(name: str) -> Card:
     """The card for our name ("pid-flux1-2k"), the released folder, or hub repository and folder
     ("nvidia/PiD/PiD_res2k_…").
@@ -185,7 +190,7 @@ def get_card(name: str) -> Card:
             if near
             else f"known: {', '.join(names)}"
         )
-        raise ValueError(f"{name}: neither a file nor a known model; {hint}")
+        raise ValueError(f"{name}: neither a file, a known model nor a repository of the hub; {hint}")
     return card
 
 

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.io.files import replacing
+from pixdec.io.hub import HUB_ID, USUAL, Access, fetch_folder
 from pixdec.io.tensor_files import DTYPE_NAMES, TensorFile, write_safetensors
 from pixdec.latents.latent import COMFY
 from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.network import Network
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
-from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Sizes, fetch, get_card
+from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Sizes, fetch, get_card, is_known
 from pixdec.weights.checkpoint import SUFFIXES, listed, open_checkpoint
 from pixdec.weights.identify import (
     AmbiguousSpaceError,
@@ -68,6 +69,25 @@ class LoadedDecoder:
         return None if self.sizes is None else self.sizes.warning(self.name, height, width)
 
 
+def find_weights(name_or_path: str | Path, access: Access = USUAL) -> Path:
+    """The file or folder of a model. A card's short name is the card, whatever lies in the current folder; a path comes
+    before a card's other names, and these before a repository of the hub.
+
+    Raises:
+        ValueError: there is no such model.
+        OSError: it is not on disk and cannot be fetched.
+    """
+    name = str(name_or_path)
+    short = any(card.name == name for card in CARDS)
+    if isinstance(name_or_path, Path) or name.endswith(SUFFIXES) or (Path(name).exists() and not short):
+        if access.revision is not None:
+            raise ValueError(f"revision={access.revision!r}: {name} is a local path, which has none; leave it out")
+        return Path(name)
+    if HUB_ID.fullmatch(name) and not is_known(name):
+        return fetch_folder(name, ["*.safetensors", "*.safetensors.index.json"], access, top_only=True)
+    return fetch(get_card(name), access)
+
+
 def load_decoder(
     name_or_path: str | Path,
     *,
@@ -75,8 +95,10 @@ def load_decoder(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     half: torch.dtype = torch.float32,
+    access: Access = USUAL,
 ) -> LoadedDecoder:
-    """A decoder by the name of its card (fetched if it is not on disk) or from a file, or from a folder that holds one.
+    """A decoder by the name of its card or a repository of the hub (fetched, as `access` says, if it is not on disk),
+    from a file, or from a folder that holds one.
 
     Files are safetensors or archives of torch.save, in the original's naming or ours. The network is in evaluation
     mode and wants no gradients. `dtype` None is that of the file, but `half` for float16, which is how our small files
@@ -88,7 +110,7 @@ def load_decoder(
             or mis-shaped tensor; a space that is not known or contradicts the file.
         OSError: the model is not on disk and cannot be fetched.
     """
-    checkpoint = open_checkpoint(_find(name_or_path))
+    checkpoint = open_checkpoint(find_weights(name_or_path, access))
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
         network = _filled(_decoder_on_meta(identity.settings), tensors, torch.device(device), dtype, half)
@@ -298,15 +320,6 @@ def _described_decoder(checkpoint: TensorFile) -> Description:
     except ValueError as error:
         return replace(decoder, problem=str(error))
     return decoder
-
-
-def _find(name_or_path: str | Path) -> Path:
-    """A card's short name is the card, whatever lies in the current folder; a path comes before a card's other
-    names."""
-    if isinstance(name_or_path, Path) or name_or_path.endswith(SUFFIXES):
-        return Path(name_or_path)
-    short = any(card.name == name_or_path for card in CARDS)
-    return Path(name_or_path) if not short and Path(name_or_path).exists() else fetch(get_card(name_or_path))
 
 
 @contextmanager
