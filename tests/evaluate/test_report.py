@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pixdec.evaluate.metrics import consistency, spectrum_error
-from pixdec.evaluate.niqe import NOTE
 from pixdec.evaluate.report import COLUMNS, Report, measure
+from pixdec.evaluate.scores import NEEDS
 
 
 def report() -> Report:
@@ -36,20 +36,13 @@ def test_markdown() -> None:
     assert lines[0] == "# Kodak"
     assert "- command: pixdec bench" in lines
     assert "- mean over 2 images" in lines
-    head = lines.index("| method | PSNR dB ↑ | NIQE (own model*) ↓ | seconds |")
+    head = lines.index("| method | PSNR dB ↑ | NIQE (published model) ↓ | seconds |")
     assert lines[head + 1 : head + 4] == [
         "| --- | ---: | ---: | ---: |",
         "| ours | 25.00 | 3.50 | 2.000 |",
         "| base \\| line | inf | – | – |",
     ]
-    assert f"\\* {NOTE}." in lines
     assert "| two.png | ours | 26.00 | 4.00 | 2.500 |" in lines
-
-
-def test_no_note_without_niqe() -> None:
-    plain = Report("t", ["a"], {"m": [{"psnr": 1.0}]})
-    assert NOTE not in plain.markdown()
-    assert json.loads(plain.to_json())["notes"] == {}
 
 
 def test_json_is_strict_and_unrounded() -> None:
@@ -60,7 +53,6 @@ def test_json_is_strict_and_unrounded() -> None:
     assert document["rows"]["ours"][1] == {"niqe": 4.0, "psnr": 26.0, "seconds": 2.5}
     assert document["rows"]["base | line"][1] == {"psnr": "inf"}
     assert document["means"]["ours"]["psnr"] == 25.0
-    assert document["notes"] == {"niqe": NOTE}
     assert document["images"] == ["one.png", "two.png"]
 
 
@@ -93,11 +85,14 @@ def test_measure_gives_every_figure() -> None:
     reference = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((256, 192))
     low = reference.resize((64, 48), Image.Resampling.BICUBIC)
     image = low.resize((256, 192), Image.Resampling.LANCZOS)
-    figures = measure(image, reference, low=low)
-    assert list(figures) == list(COLUMNS)
+    own = set(COLUMNS) - set(NEEDS)
+    figures = measure(image, reference, low=low, only=own)
+    assert list(figures) == [metric for metric in COLUMNS if metric in own]
     assert all(math.isfinite(value) for value in figures.values())
-    assert "consistency" not in measure(image, reference)
+    assert "consistency" not in measure(image, reference, only=own)
     assert figures["consistency"] == consistency(image, low)
     assert figures["spectrum_error_high"] == spectrum_error(image, reference, band=(0.25, 1))
-    assert measure(image, reference, scale=2)["spectrum_error_high"] == spectrum_error(image, reference, band=(0.5, 1))
+    assert measure(image, reference, scale=2, only=own)["spectrum_error_high"] == spectrum_error(
+        image, reference, band=(0.5, 1)
+    )
     Report("t", ["a"], {"m": [figures]})

@@ -13,11 +13,12 @@ from PIL import Image
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
 from pixdec.evaluate.methods import Lineup, open_lineup
+from pixdec.evaluate.niqe import load_niqe
 from pixdec.evaluate.photographs import Photograph, crop_middle, find_photographs, sheet_names
 from pixdec.evaluate.report import COLUMNS, measure
 from pixdec.evaluate.rows import append_row, read_rows
 from pixdec.evaluate.run import Broken, EvalSettings, Row, evaluate, sheets_of, tabulate, write_report
-from pixdec.evaluate.scores import Metrics, open_metrics
+from pixdec.evaluate.scores import NEEDS, Metrics
 from pixdec.evaluate.sheets import GAP, LABEL, most_detailed
 from pixdec.io.images import read_image, resize, to_pil, to_tensor
 from pixdec.latents import Latent, get_space
@@ -26,7 +27,8 @@ from pixdec.train.data.degrade import degrade
 
 METHODS = ("pixdec-nano:1", "tiny+lanczos", "bicubic")
 QUICK = Metrics(("psnr",))
-SIDE = (192, 128)  # NIQE needs two patches of 96 pixels
+OWN = Metrics(tuple(metric for metric in COLUMNS if metric not in NEEDS))
+SIDE = (192, 128)
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = SIDE) -> Path:
@@ -53,7 +55,7 @@ def lineup() -> Lineup:
 def whole(photos: Path, lineup: Lineup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     """The folder of a run with all of our metrics that was not interrupted, and its rows."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    return out, rows_of(photos, lineup, out, open_metrics())
+    return out, rows_of(photos, lineup, out, OWN)
 
 
 def rows_of(
@@ -90,14 +92,14 @@ def test_figures_are_those_of_each_method_alone_on_the_same_latent(photos: Path,
         for method, image in expected.items():
             figures = dict(rows[name, method].figures)
             assert figures.pop("seconds") > 0
-            assert list(figures) == list(COLUMNS)
-            assert figures == measure(to_pil(image)[0], original, low=to_pil(low)[0], scale=4)
+            assert list(figures) == list(OWN.own)
+            assert figures == measure(to_pil(image)[0], original, low=to_pil(low)[0], scale=4, only=OWN.own)
 
 
 def test_the_same_again_gives_the_same_figures(
     photos: Path, lineup: Lineup, whole: tuple[Path, list[Row]], tmp_path: Path
 ) -> None:
-    again = rows_of(photos, lineup, tmp_path / "out", open_metrics(), EvalSettings(sheets=0))
+    again = rows_of(photos, lineup, tmp_path / "out", OWN, EvalSettings(sheets=0))
     assert without_time(again) == without_time(whole[1])
     assert not (tmp_path / "out" / "sheets").exists()
 
@@ -117,14 +119,14 @@ def test_noise_and_seed_change_the_figures_and_are_measured_anew(photos: Path, l
 def test_an_interrupted_run_goes_on(
     photos: Path, lineup: Lineup, whole: tuple[Path, list[Row]], tmp_path: Path
 ) -> None:
-    run = evaluate(find_photographs(photos, tmp_path), lineup, open_metrics(), tmp_path)
+    run = evaluate(find_photographs(photos, tmp_path), lineup, OWN, tmp_path)
     assert len(list(islice(run, 4))) == 4
     run.close()
     rows_file = tmp_path / "rows.jsonl"
     assert len(rows_file.read_text().splitlines()) == 4
     with rows_file.open("a") as file:
         file.write('{"key": "0123", "figu')  # as if it was ended within a line
-    rows = rows_of(photos, lineup, tmp_path, open_metrics())
+    rows = rows_of(photos, lineup, tmp_path, OWN)
     assert [row.earlier for row in rows] == [True] * 4 + [False] * 2
     assert without_time(rows) == without_time(whole[1])
     assert len([json.loads(line) for line in rows_file.read_text().splitlines()]) == 6
@@ -171,13 +173,13 @@ def test_rows_are_whole_lines_and_hold_infinity(tmp_path: Path) -> None:
 def test_report_and_sheets(photos: Path, lineup: Lineup, whole: tuple[Path, list[Row]]) -> None:
     out, rows = whole
     photographs = find_photographs(photos, out)
-    report = tabulate("photos", rows, lineup, open_metrics(), EvalSettings(), {"command": "`pixdec eval`"})
+    report = tabulate("photos", rows, lineup, OWN, EvalSettings(), {"command": "`pixdec eval`"})
     table, figures = write_report(report, out, sheets_of(photographs, EvalSettings()))
     document = json.loads(figures.read_text())
     mean = np.mean([row.figures["psnr"] for row in rows if row.method == "bicubic"])
     assert document["means"]["bicubic"]["psnr"] == pytest.approx(mean)
     text = table.read_text()
-    assert "| method | PSNR dB ↑ | SSIM ↑ | NIQE (own model*) ↓ |" in text
+    assert "| method | PSNR dB ↑ | SSIM ↑ | spectrum error" in text
     assert "spectrum error above 1/scale of Nyquist" in text
     assert "| consistency dB ↑ | seconds ↓ |" in text
     assert f"| bicubic | {mean:.2f} |" in text
@@ -227,14 +229,14 @@ def test_broken_images_are_told_and_the_others_measured(lineup: Lineup, tmp_path
     (photos / "c.png").write_bytes(picture(photos / "c.png", 2).read_bytes()[:-300])
     (photos / "d.png").write_text("no image")
     picture(photos / "e.png", 3)
-    metrics = Metrics(("psnr", "niqe"))
+    metrics = Metrics(("psnr", "pattern"))
     outcomes = list(evaluate(find_photographs(photos, tmp_path), lineup, metrics, tmp_path / "out"))
     broken = {outcome.image: outcome for outcome in outcomes if isinstance(outcome, Broken) and outcome.method is None}
     assert list(broken) == ["b.png", "c.png", "d.png"]
     assert "40x200 pixels; expected sides of at least 64" in broken["b.png"].reason
     assert "truncated" in broken["c.png"].reason
     assert all("\n" not in each.reason for each in broken.values())
-    # a.png is cropped to 128x192: two patches of NIQE
+    # a.png is cropped to 128x192
     rows = [outcome for outcome in outcomes if isinstance(outcome, Row)]
     assert [(row.image, row.cropped) for row in rows] == [("a.png", True)] * 3 + [("e.png", False)] * 3
     report = tabulate("t", outcomes, lineup, metrics)
@@ -243,7 +245,9 @@ def test_broken_images_are_told_and_the_others_measured(lineup: Lineup, tmp_path
     assert "3 images that failed: b.png, c.png, d.png" in report.facts["left out"]
 
 
-def test_an_image_that_a_metric_refuses(lineup: Lineup, tmp_path: Path) -> None:
+def test_an_image_that_a_metric_refuses(lineup: Lineup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "model.npz", mu_pris_param=np.zeros(36), cov_pris_param=np.eye(36))
+    monkeypatch.setattr("pixdec.evaluate.niqe.published", lambda: load_niqe(tmp_path / "model.npz"))
     picture(tmp_path / "photos" / "a.png", 0, (64, 64))
     (tmp_path / "photos" / "a.txt").write_text("a caption is no photograph")
     photographs = find_photographs(tmp_path / "photos", tmp_path)

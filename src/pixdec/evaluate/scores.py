@@ -1,8 +1,8 @@
 """The metrics of an evaluation by name: ours, and any of torchmetrics or pyiqa that scores one image, if installed.
 
-Names: those of `report.COLUMNS`; `all` for all of these; `torchmetrics:CLASS`, an image or regression metric by the
-name of its class; `pyiqa:NAME`, as `pyiqa.list_models()` lists them. pyiqa, and many of the weights it fetches, are
-not for commercial use.
+Names: those of `report.COLUMNS`; `all` for those of them that can run here; `torchmetrics:CLASS`, an image or
+regression metric by the name of its class; `pyiqa:NAME`, as `pyiqa.list_models()` lists them. pyiqa, and many of the
+weights it fetches, are not for commercial use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pixdec.evaluate.niqe import published
 from pixdec.evaluate.report import COLUMNS, Column, measure
+from pixdec.evaluate.ssimulacra2 import load_ssimulacra2
+from pixdec.evaluate.st_lpips import shared_vgg
 from pixdec.io.images import to_tensor
 
 ALL = "all"
@@ -38,6 +41,12 @@ SET_METRICS = {
     "MemorizationInformedFrechetInceptionDistance",
     "PerceptualPathLength",
     "inception_score",
+}
+# Ours by name, with weights or code that other packages carry: what raises ValueError where they are not installed.
+NEEDS: dict[str, Callable[[], object]] = {
+    "st_lpips": shared_vgg,
+    "ssimulacra2": load_ssimulacra2,
+    "niqe": published,
 }
 Score = Callable[[Tensor, Tensor], Any]  # image and reference, (1,3,H,W) in [0,1] -> a tensor of one number
 
@@ -53,10 +62,12 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What is measured: names of ours, in the order of COLUMNS, and metrics of other libraries."""
+    """What is measured: names of ours, in the order of COLUMNS, and metrics of other libraries. `absent`: those that
+    `all` leaves out, and what to install for each."""
 
     own: tuple[str, ...]
     foreign: tuple[Foreign, ...] = ()
+    absent: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -85,19 +96,25 @@ def open_metrics(names: Sequence[str] = (ALL,), device: str | torch.device = "cp
     """The metrics of these names; those of other libraries are loaded, and tried on one small image.
 
     Raises:
-        ValueError: no name; one that is unknown, whose library is not installed, that judges sets of images, or that
-            does not score one RGB image, alone or against its original.
+        ValueError: no name; one that is unknown, whose library or weights are not installed, that judges sets of
+            images, or that does not score one RGB image, alone or against its original.
     """
     if not names:
         raise ValueError(f"no metric; name {ALL}, or some of {', '.join(COLUMNS)}, torchmetrics:CLASS, pyiqa:NAME")
     own: set[str] = set()
+    absent: list[str] = []
     foreign: dict[str, Foreign] = {}
     for name in names:
         library, colon, inner = name.partition(":")
-        if name == ALL:
-            own.update(COLUMNS)
-        elif name in COLUMNS:
-            own.add(name)
+        if name == ALL or name in COLUMNS:
+            for metric in COLUMNS if name == ALL else (name,):
+                try:
+                    NEEDS.get(metric, object)()
+                    own.add(metric)
+                except ValueError as error:
+                    if metric == name:
+                        raise
+                    absent.append(str(error))
         elif colon and library in ("torchmetrics", "pyiqa"):
             if inner in SET_METRICS or (library == "pyiqa" and inner.startswith("fid")):
                 raise ValueError(f"metric {name}: it judges sets of images, and every figure here is of one image")
@@ -106,7 +123,7 @@ def open_metrics(names: Sequence[str] = (ALL,), device: str | torch.device = "cp
             near = difflib.get_close_matches(name, [ALL, *COLUMNS], 1)
             meant = f"did you mean {near[0]}?" if near else f"expected {ALL}, {', '.join(COLUMNS)}"
             raise ValueError(f"metric {name!r}: {meant}; others are torchmetrics:CLASS or pyiqa:NAME")
-    return Metrics(tuple(metric for metric in COLUMNS if metric in own), tuple(foreign.values()))
+    return Metrics(tuple(metric for metric in COLUMNS if metric in own), tuple(foreign.values()), tuple(absent))
 
 
 def _open(name: str, library: str, inner: str, device: torch.device) -> Foreign:
