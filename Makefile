@@ -72,8 +72,10 @@ NANO = $(RUNS)/nano
 bundled-models: .venv/dev
 	$(BIN)/python -m scripts.nano.data --photos $(PHOTOS) --taef2 $(TAEF2) --out $(NANO)/data --teacher 600 \
 	    $(if $(FONTS),--fonts $(FONTS)) $(if $(REAL_ESRGAN),--real-esrgan $(REAL_ESRGAN))
+	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage shape \
+	    $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage look \
-	    --adversary 0 --perceptual 0 --first 5 --rate 1e-3 $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
+	    $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage texture \
 	    $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	$(BIN)/python -m scripts.nano.export $(NANO)/run src/pixdec/weights/bundled/pixdec-nano.safetensors
@@ -86,7 +88,7 @@ bundled-models: .venv/dev
 # scripts.nano.data --out $(NANO)/data --pack $(NANO)/pack`) and $(NANO)/run/state.pt are all that it needs.
 bundled-models-gpu:
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.train --data $(NANO)/pack --out $(NANO)/run --minutes $(MINUTES) \
-	    --stage texture --batch 64 --first 16 --device cuda $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
+	    --stage texture --batch 64 --device cuda $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run $(NANO)/pixdec-nano.safetensors
 
 # The quality table of docs/bundled-models.md, beside Real-ESRGAN. Needs `pip install ssimulacra2` and, with --no-deps,

@@ -1,14 +1,16 @@
 """Trains the bundled decoder, resumably, within a time limit.
 
-    python -m scripts.nano.train --data runs/nano/data --out runs/nano/run --minutes 60 [--stage look|texture]
+    python -m scripts.nano.train --data runs/nano/data --out runs/nano/run --stage shape --minutes 60
 
 A step learns x0 at one of the student's four noise levels for each image of a batch. The first level starts from pure
-noise; at the others the network sees its own first estimate, noised (self-rollout), or the truth, noised. The loss is a
-pixel distance, the distance of 8 x 8 means, ST-LPIPS's middle levels on a jittered crop, and from the second level
-on an adversary that sees the low-resolution image too.
+noise; at the others the network sees its own first estimate, noised (self-rollout), or the truth, noised. Stages:
 
-Stage `look` takes Real-ESRGAN's images as half of the truth, stage `texture` photographs and pages alone.
-The same command goes on where it stopped.
+    shape    pixels, their differences and the means of 8 x 8, with some of Real-ESRGAN's images as the truth
+    look     also ST-LPIPS's later levels on a jittered crop and, from the second noise level on, an adversary that
+             sees the low-resolution image too
+    texture  the same, with photographs and pages alone
+
+The same command goes on where it stopped; another stage goes on from there.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import json
 import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,32 +31,41 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixdec.evaluate.st_lpips import ShiftTolerantVGG
 from pixdec.models.nano import Nano, NanoSettings
 from pixdec.sampling.flow import STUDENT_TIMES, interpolate
-from scripts.nano.losses import Critic, ShiftTolerantVGG
+from scripts.nano.critic import Critic
 
 SCALE = 4
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recipe:
     crop: int = 32  # side of the low-resolution crop
     batch: int = 8
     first: int = 2  # images of a batch at the first noise level, without an adversary
     looked_at: int = 4  # images of a batch that ST-LPIPS sees
     rate: float = 3e-4
-    critic_rate: float = 3e-4
+    critic_rate: float = 5e-4
     warm_up: int = 100
     pixels: float = 1.0
     means: float = 1.0
-    edges: float = 1.0
-    perceptual: float = 0.6
+    edges: float = 0.3
+    perceptual: float = 0.15
     adversary: float = 0.1
-    levels: tuple[float, ...] = (0.0, 0.3, 1.0, 1.0)  # of ST-LPIPS
-    teacher: float = 0.5  # share of batches that Real-ESRGAN's images are the truth of
-    noisy: float = 0.3  # share of low-resolution images with sigma > 0
+    levels: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # of ST-LPIPS
+    teacher: float = 0.0  # share of batches that Real-ESRGAN's images are the truth of
+    noisy: float = 0.25  # share of low-resolution images with sigma > 0
     most_sigma: float = 0.6
     average: float = 0.998
+
+
+# Pixel losses first: perceptual ones and adversaries make dots of edges that the network cannot place yet.
+STAGES = {
+    "shape": Recipe(first=5, rate=1e-3, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.15, noisy=0.15),
+    "look": Recipe(teacher=0.2),
+    "texture": Recipe(),
+}
 
 
 class Data:
@@ -243,7 +254,7 @@ class Trainer:
         if recipe.adversary:
             self.critic.requires_grad_(False)
             with self.cast():
-                loss = loss - recipe.adversary * self.critic(x0[late], low[late]).mean()
+                loss = loss - recipe.adversary * sum(logits.mean() for logits in self.critic(x0[late], low[late]))
             self.critic.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -255,11 +266,12 @@ class Trainer:
             with self.cast():
                 on_real = self.critic(truth[late], low[late])
                 on_made = self.critic(x0[late].detach(), low[late])
-            critic = F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()
+            critic = sum(F.relu(1 - logits).mean() for logits in on_real)
+            critic = critic + sum(F.relu(1 + logits).mean() for logits in on_made)
             self.critic_optimizer.zero_grad(set_to_none=True)
             critic.backward()
             self.critic_optimizer.step()
-            losses |= {"critic": critic, "real": on_real.mean(), "made": on_made.mean()}
+            losses |= {"critic": critic, "real": on_real[1].mean(), "made": on_made[1].mean()}
         share = min(recipe.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
@@ -301,28 +313,24 @@ def sheet(
     return Image.fromarray(((big.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy()), scores
 
 
+def _batch(images: int) -> dict[str, int]:
+    """A recipe's counts for another number of images in a step."""
+    return {"batch": images, "first": images // 4, "looked_at": images // 2}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, help="folder of `scripts.nano.data` files to look at")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--stage", choices=("look", "texture"), default="look")
-    parser.add_argument("--adversary", type=float)
-    parser.add_argument("--perceptual", type=float)
-    parser.add_argument("--rate", type=float)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--first", type=int, help="images of a batch at the first noise level")
-    parser.add_argument("--noisy", type=float, help="share of low-resolution images with sigma > 0")
-    parser.add_argument("--teacher", type=float, help="share of batches that Real-ESRGAN's images are the truth of")
+    parser.add_argument("--stage", choices=STAGES, default="look")
+    parser.add_argument("--batch", type=int, help="images of a step, where the machine takes more than 8")
     parser.add_argument("--save", type=int, default=250, help="steps between saves")
     parser.add_argument("--vgg", type=Path, help="ST-LPIPS's VGG weights, if the package is not installed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    recipe = Recipe(teacher=0.5 if given.stage == "look" else 0.0)
-    for name in ("adversary", "perceptual", "rate", "batch", "first", "teacher", "noisy"):
-        if getattr(given, name) is not None:
-            setattr(recipe, name, getattr(given, name))
+    recipe = replace(STAGES[given.stage], **({} if given.batch is None else _batch(given.batch)))
     given.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, NanoSettings(), given.vgg, given.device)
     latest = given.out / "state.pt"

@@ -1,15 +1,13 @@
-"""What the bundled decoder is trained on besides pixels: ST-LPIPS's features, and an adversary."""
+"""The adversary of the bundled decoder's training."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.evaluate.st_lpips import ShiftTolerantVGG
-
 
 class Critic(nn.Module):
-    """Images (B,3,H,W) beside the low-resolution image (B,3,H/4,W/4) -> logits (B,N), high for real ones; at two
-    scales: 8 pixels across, and 34."""
+    """Images (B,3,H,W) beside the low-resolution image (B,3,H/4,W/4) -> logits, high for real ones, at two scales:
+    (B,N) of places 8 pixels across, and (B,M) of places 34 across."""
 
     def __init__(self, width: int = 32):
         super().__init__()
@@ -31,12 +29,9 @@ class Critic(nn.Module):
             conv(4 * width, 1, 1),
         )
 
-    def forward(self, images: Tensor, low: Tensor) -> Tensor:
+    def forward(self, images: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         half = F.leaky_relu(self.enter(F.pad(images, (0, 1, 0, 1), mode="replicate")), 0.2)
         quarter = F.leaky_relu(self.deeper(F.pad(half, (0, 1, 0, 1), mode="replicate")), 0.2)
         low = F.interpolate(low, quarter.shape[-2:], mode="nearest")
         body = self.body(torch.cat((quarter, low.to(quarter.dtype)), 1))
-        return torch.cat((self.grain(half).flatten(1), body.flatten(1)), 1).float()
-
-
-__all__ = ["Critic", "ShiftTolerantVGG"]
+        return self.grain(half).flatten(1).float(), body.flatten(1).float()
