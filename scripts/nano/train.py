@@ -241,7 +241,8 @@ class Trainer:
             x0 = self.network.estimate(x_t, t, self.network.condition(low), sigma)
         pixels = (x0 - truth).abs().mean()
         means = (F.avg_pool2d(x0, 8) - F.avg_pool2d(truth, 8)).abs().mean()
-        edges = sum((x0.diff(dim=axis) - truth.diff(dim=axis)).abs().mean() for axis in (2, 3))
+        down, across = ((x0.diff(dim=axis) - truth.diff(dim=axis)).abs().mean() for axis in (2, 3))
+        edges = down + across
         loss = recipe.pixels * pixels + recipe.means * means + recipe.edges * edges
         losses = {"pixels": pixels, "means": means, "edges": edges}
         if recipe.perceptual:
@@ -254,7 +255,8 @@ class Trainer:
         if recipe.adversary:
             self.critic.requires_grad_(False)
             with self.cast():
-                loss = loss - recipe.adversary * sum(logits.mean() for logits in self.critic(x0[late], low[late]))
+                grain, body = self.critic(x0[late], low[late])
+            loss = loss - recipe.adversary * (grain.mean() + body.mean())
             self.critic.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -266,8 +268,10 @@ class Trainer:
             with self.cast():
                 on_real = self.critic(truth[late], low[late])
                 on_made = self.critic(x0[late].detach(), low[late])
-            critic = sum(F.relu(1 - logits).mean() for logits in on_real)
-            critic = critic + sum(F.relu(1 + logits).mean() for logits in on_made)
+            parts = [F.relu(1 - logits).mean() for logits in on_real] + [
+                F.relu(1 + logits).mean() for logits in on_made
+            ]
+            critic = torch.stack(parts).sum()
             self.critic_optimizer.zero_grad(set_to_none=True)
             critic.backward()
             self.critic_optimizer.step()
