@@ -10,12 +10,15 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageCms
 from safetensors.torch import save
 
+from pixdec.io import images
 from pixdec.latents import Latent, latent_settings
 from pixdec.weights.load import describe, load_decoder
 
@@ -105,6 +108,26 @@ def read_weights(path: Path) -> None:
     load_decoder(path, space="sdxl")
 
 
+def picture(suffix: str) -> Callable[[Path], None]:
+    """A small image with what such files carry: transparency, several frames, a profile."""
+    colours = np.random.default_rng(0).integers(0, 256, (12, 16, 4), np.uint8)
+    image = Image.fromarray(colours).convert("RGBA" if suffix in ("png", "webp", "tiff") else "RGB")
+    frames: dict[str, Any] = {"save_all": True, "append_images": [image]} if suffix in ("gif", "tiff") else {}
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+    def write(path: Path) -> None:
+        image.save(path, **frames, **({} if suffix in ("bmp", "gif") else {"icc_profile": profile}))
+
+    write.__name__ = suffix
+    return write
+
+
+def read_picture(path: Path) -> None:
+    images.image_size(path)
+    images.read_settings(path)
+    images.read_picture(path)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("write", "name", "read"),
@@ -117,6 +140,7 @@ def read_weights(path: Path) -> None:
         (archive, "a.pth", read_weights),
         (lora, "a.safetensors", read_weights),
         (index, "a.safetensors.index.json", read_weights),
+        *((picture(kind), f"a.{kind}", read_picture) for kind in ("png", "jpg", "webp", "tiff", "gif", "bmp")),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -8,13 +8,15 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 from cases import BY_NAME, SDXL_NOISE
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 from pixdec.integrations.diffusers import capture
 from pixdec.integrations.diffusers.noise import mixture_after
-from pixdec.integrations.diffusers.stops import _LEVELS, _TABLE, automatic, check_stops
+from pixdec.integrations.diffusers.steps import _LEVELS, _TABLE, automatic
+from pixdec.integrations.stops import check_stops
 from pixdec.latents import get_space
 
 TOKENS = 32 * 32  # of an image of 512×512
@@ -129,3 +131,14 @@ def test_a_stop_that_the_run_does_not_have():
 def test_levels_are_within_the_trained_range():
     assert all(0 < level < 0.8 for level in _LEVELS.values())
     assert math.isclose(sum(level < 0.4 for level in _LEVELS.values()), len(_TABLE))
+
+
+def test_a_sigma_is_the_first_step_that_is_as_clean():
+    case = BY_NAME["sd3"]
+    pipe = case.build()
+    each = capture(pipe, stop_after=[1, 2, 3, 4, 5], **case.run_arguments())
+    level = float(each[2].sigma)
+    for asked, step in ((level, 3), (level + 1e-3, 3), (level - 1e-3, 4)):
+        latent = capture(pipe, stop_after=asked, **case.run_arguments())
+        assert torch.equal(latent.tensor, each[step - 1].tensor)
+        assert torch.equal(latent.sigma, each[step - 1].sigma)

@@ -65,7 +65,7 @@ def test_the_captured_latent_is_as_noisy_as_its_sigma(
     space: str, with_noise: bool, stop: int | float | None, steps: int
 ):
     flow = GaussianFlow(space, with_noise=with_noise)
-    latent = capture(flow, [1, 2], space, stop_after=stop)
+    latent = capture(flow, [1, 2], space=space, stop_after=stop)
     assert flow.steps == list(SIGMAS[1 : steps + 1])  # later steps were not made
     assert flow.closed  # where it stopped
     assert latent.space.name == space
@@ -82,7 +82,7 @@ def test_the_generator_runs_without_gradients():
     def generator(condition: int, /) -> Iterator[tuple[Tensor, Tensor]]:
         yield noise(condition, 1152, 16, 16) * weight, torch.full((condition,), 0.5)
 
-    latent = capture(generator, 2, "siglip")
+    latent = capture(generator, 2, space="siglip")
     assert not latent.tensor.requires_grad
     assert latent.sigma.tolist() == [0.5, 0.5]
 
@@ -102,10 +102,12 @@ def test_encoded_and_decoded_at_the_full_grid(space: str, tmp_path: Path):
 def test_generated_images(tmp_path: Path):
     made = decoder(tmp_path, "siglip", scale=1)
     flow = GaussianFlow("siglip")
-    pictures = generate(flow, [3, 4], made, stop_after=0.4, prompt=["a red fox", "a vase"], steps=1, seed=5)
+    pictures = generate(
+        flow, made, [3, 4], stop_after=0.4, decoder_prompt=["a red fox", "a vase"], decoder_steps=1, decoder_seed=5
+    )
     assert [picture.size for picture in pictures] == [(256, 256)] * 2
     assert flow.steps == [0.9, 0.75, 0.55, 0.35]
-    latent = capture(flow, [3, 4], "siglip", stop_after=4)
+    latent = capture(flow, [3, 4], space="siglip", stop_after=4)
     expected = made.decode(latent, ["a red fox", "a vase"], steps=1, seed=5)
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(pictures, expected, strict=True))
 
@@ -118,8 +120,8 @@ def test_captions_are_the_condition_if_that_is_text(tmp_path: Path):
         yield noise(1 if isinstance(condition, str) else len(condition), 1152, 16, 16), 0.1
 
     for condition, prompt in (("a fox", None), (["a fox"], None), (["a fox"], "a dog"), ("a fox", "")):
-        generate(text_conditional, condition, made, steps=1, prompt=prompt)
-    generate(GaussianFlow("siglip"), [1], made, steps=1)
+        generate(text_conditional, made, condition, decoder_steps=1, decoder_prompt=prompt)
+    generate(GaussianFlow("siglip"), made, [1], decoder_steps=1)
     assert captions.asked == [["a fox"], ["a fox"], ["a dog"], [""], [""]]
 
 
@@ -147,25 +149,26 @@ def test_with_the_released_patch(space: str, tmp_path: Path):
         (True, "stop_after=True"),
         (1.0, r"stop_after=1.0: .*a sigma between 0.0 and 1.0"),
         (-0.2, "stop_after=-0.2"),
-        ("auto", "stop_after='auto'"),
         (8, r"stop_after=8: the generator ended after 7 steps with sigma 0;"),
     ],
 )
 def test_stops_that_are_none(stop: Any, message: str):
-    refused(lambda: capture(GaussianFlow("siglip"), [1], "siglip", stop_after=stop), message)
+    refused(lambda: capture(GaussianFlow("siglip"), [1], space="siglip", stop_after=stop), message)
 
 
 def test_a_sigma_that_is_never_reached():
     def stays_noisy(condition: None, /) -> Iterator[tuple[Tensor, float]]:
         yield noise(1, 1152, 16, 16), 0.5
 
-    refused(lambda: capture(stays_noisy, None, "siglip", stop_after=0.2), "ended after 1 steps with sigma 0.5")
+    refused(lambda: capture(stays_noisy, None, space="siglip", stop_after=0.2), "ended after 1 steps with sigma 0.5")
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.35])
 def test_a_sigma_is_reached_whatever_its_precision(sigma: float):
     for level in (sigma, torch.tensor(sigma), torch.tensor([sigma], dtype=torch.float64)):
-        assert capture(lambda _, level=level: iter([(noise(1, 1152, 16, 16), level)]), None, "siglip", stop_after=sigma)
+        assert capture(
+            lambda _, level=level: iter([(noise(1, 1152, 16, 16), level)]), None, space="siglip", stop_after=sigma
+        )
 
 
 @pytest.mark.parametrize(
@@ -183,10 +186,20 @@ def test_a_sigma_is_reached_whatever_its_precision(sigma: float):
     ids=["no-pair", "exchanged", "only-noise", "nan", "grid", "tokens", "space", "raw"],
 )
 def test_what_a_generator_must_not_yield(state: Any, message: str):
-    refused(lambda: capture(lambda _: iter([state]), None, "siglip"), message)
+    refused(lambda: capture(lambda _: iter([state]), None, space="siglip"), message)
 
 
 def refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+def test_several_stops_are_one_run():
+    flow = GaussianFlow("siglip")
+    captured = capture(flow, [1], space="siglip", stop_after=[2, 0.4, "auto", None])
+    assert len(flow.steps) == len(set(flow.steps))
+    alone = [capture(GaussianFlow("siglip"), [1], space="siglip", stop_after=stop) for stop in (2, 0.4, None, None)]
+    for one, other in zip(captured, alone, strict=True):
+        assert torch.equal(one.tensor, other.tensor)
+        assert torch.equal(one.sigma, other.sigma)

@@ -248,7 +248,7 @@ class Generation:
 
     def _stopped_after(self, pipe: Any, space: LatentSpace) -> object:
         """The step that the run was stopped after, also where that was left to us; None at the schedule's end."""
-        from pixdec.integrations.diffusers.stops import automatic
+        from pixdec.integrations.diffusers.steps import automatic
 
         asked = self.settings.stop_after
         return automatic(pipe.scheduler, space) if asked == "auto" and hasattr(pipe, "scheduler") else asked

@@ -19,6 +19,6 @@ if find_spec("diffusers") is None:
 from pixdec.integrations.diffusers.attachment import Attachment, attach
 from pixdec.integrations.diffusers.calls import capture, generate
 from pixdec.integrations.diffusers.stand_in import DecoderOptions, DecoderVAE
-from pixdec.integrations.diffusers.stops import Stop
+from pixdec.integrations.stops import Stop
 
 __all__ = ["Attachment", "DecoderOptions", "DecoderVAE", "Stop", "attach", "capture", "generate"]

@@ -18,7 +18,7 @@ from pixdec.integrations.diffusers.loop import Loop, plain_timesteps, replaced, 
 from pixdec.integrations.diffusers.noise import check_scheduler
 from pixdec.integrations.diffusers.spaces import check_one_image
 from pixdec.integrations.diffusers.stand_in import DecoderOptions, DecoderVAE
-from pixdec.integrations.diffusers.stops import Stop, check_stops
+from pixdec.integrations.stops import Stop, check_stops
 
 if TYPE_CHECKING:
     from torch import Tensor

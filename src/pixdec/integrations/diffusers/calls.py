@@ -12,7 +12,7 @@ from pixdec.integrations.diffusers.loop import Held, Loop, watched
 from pixdec.integrations.diffusers.noise import check_scheduler, mixture_after
 from pixdec.integrations.diffusers.spaces import check_one_image, normalised, space_of
 from pixdec.integrations.diffusers.stand_in import DecoderOptions, own_vae
-from pixdec.integrations.diffusers.stops import Stop, check_stops
+from pixdec.integrations.stops import Stop, check_stops
 from pixdec.latents import Latent, get_space
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from pixdec.integrations.diffusers.noise import estimate
-from pixdec.integrations.diffusers.stops import Stop, entries_of
+from pixdec.integrations.diffusers.steps import entries_of
+from pixdec.integrations.stops import Stop
 
 if TYPE_CHECKING:
     from pixdec.latents import LatentSpace

@@ -3,19 +3,18 @@
     from pixdec.integrations.vision import VisionEncoder, generate
 
     latent = VisionEncoder.from_pretrained("siglip").encode(image)  # a `Latent` for a decoder of that space
-    images = generate(generator, ["a red fox"], decoder, stop_after=0.2)  # whatever yields (latent, sigma) pairs
+    images = generate(generator, decoder, ["a red fox"], stop_after=0.2)  # whatever yields (latent, sigma) pairs
 
 `encoders` makes latents of images, `rae` converts to and from diffusers' `AutoencoderRAE`, `generators` stops anything
 that denoises in one of these spaces early and decodes what it holds. Only loading an encoder needs transformers.
 """
 
 from pixdec.integrations.vision.encoders import VisionEncoder
-from pixdec.integrations.vision.generators import LatentGenerator, Stop, capture, generate
+from pixdec.integrations.vision.generators import LatentGenerator, capture, generate
 from pixdec.integrations.vision.rae import latents_from_rae, latents_to_rae, read_statistics
 
 __all__ = [
     "LatentGenerator",
-    "Stop",
     "VisionEncoder",
     "capture",
     "generate",

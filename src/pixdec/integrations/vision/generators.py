@@ -7,11 +7,12 @@ that is asked of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 
+from pixdec.integrations.stops import Stop, check_stops, is_reached
 from pixdec.integrations.vision.recipes import check_grid
 from pixdec.latents import Latent, get_space
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 Condition = TypeVar("Condition")
 _Condition = TypeVar("_Condition", contravariant=True)
-
-Stop: TypeAlias = int | float | None
-"""A whole number: after that many steps. A fraction between 0 and 1: after the first step whose sigma is at most that.
-None: at the end."""
 
 
 class LatentGenerator(Protocol[_Condition]):
@@ -38,50 +35,79 @@ class LatentGenerator(Protocol[_Condition]):
     def __call__(self, condition: _Condition, /) -> Iterable[tuple[Tensor, float | Tensor]]: ...
 
 
+@overload
 def capture(
-    generator: LatentGenerator[Condition], condition: Condition, space: str, *, stop_after: Stop = None
-) -> Latent:
+    generator: LatentGenerator[Condition], condition: Condition, *, space: str, stop_after: Sequence[Stop]
+) -> list[Latent]: ...
+
+
+@overload
+def capture(
+    generator: LatentGenerator[Condition], condition: Condition, *, space: str, stop_after: Stop = None
+) -> Latent: ...
+
+
+def capture(
+    generator: LatentGenerator[Condition],
+    condition: Condition,
+    *,
+    space: str,
+    stop_after: Stop | Sequence[Stop] = None,
+) -> Latent | list[Latent]:
     """Runs a generator up to `stop_after` and returns the latent it holds there; later steps are not made.
 
     The generator runs without gradients, and is closed where it stops: its `finally` and `with` blocks end there.
 
-    Raises ValueError for a bad stop, one that the run does not reach, pairs that are none, and latents that are not
-    normalised ones of `space` on its grid (32x32 for "dinov2", 16x16 for "siglip").
+    Args:
+        generator: see `LatentGenerator`.
+        condition: what it is called with.
+        space: the space of its latents.
+        stop_after: a list of stops gives a list of latents from one run.
+
+    Raises:
+        ValueError: a bad stop, one that the run does not reach, pairs that are none, and latents that are not
+            normalised ones of `space` on its grid (32x32 for "dinov2", 16x16 for "siglip").
     """
-    _check_stop(stop_after)
     target = get_space(space)
-    latent, sigma = _run(generator, condition, stop_after)
-    held = Latent(latent.detach(), target, sigma)
-    check_grid(held.tensor, target)
-    return held
+    latents = [Latent(latent, target, sigma) for latent, sigma in _run(generator, condition, check_stops(stop_after))]
+    for latent in latents:
+        check_grid(latent.tensor, target)
+    return latents if isinstance(stop_after, list | tuple) else latents[0]
 
 
 def generate(
     generator: LatentGenerator[Condition],
-    condition: Condition,
     decoder: PixelDecoder,
+    condition: Condition,
     *,
     stop_after: Stop = None,
-    prompt: str | Sequence[str] | None = None,
-    steps: int | None = None,
-    seed: int | Sequence[int] = 0,
+    decoder_prompt: str | Sequence[str] | None = None,
+    decoder_steps: int | None = None,
+    decoder_seed: int | Sequence[int] = 0,
 ) -> list[Image]:
     """Runs a generator up to `stop_after` and decodes what it holds, 4x (DINOv2) or 8x (SigLIP-2) larger.
 
-    prompt: the decoder's captions, one or one for each image. None takes the condition if that is a caption or a list
-    of them, otherwise (class numbers) none. steps, seed: see `PixelDecoder.decode`.
+    decoder_prompt: the decoder's prompts, one or one for each image. None takes the condition if that is a text or a
+    list of texts, otherwise (class numbers) none. decoder_steps, decoder_seed: see `PixelDecoder.decode`.
 
     Raises ValueError as `capture` and `PixelDecoder.decode` do.
     """
-    latent = capture(generator, condition, decoder.space.name, stop_after=stop_after)
-    if prompt is None:
-        prompt = _captions(condition) if decoder.model.needs_text else ""
-    return decoder.decode(latent, prompt, seed=seed, steps=steps)
+    if isinstance(stop_after, list | tuple):
+        raise ValueError(f"stop_after={stop_after!r}: one set of images is made; give one stop")
+    latent = capture(generator, condition, space=decoder.space.name, stop_after=stop_after)
+    if decoder_prompt is None:
+        decoder_prompt = _captions(condition) if decoder.model.needs_text else ""
+    return decoder.decode(latent, decoder_prompt, seed=decoder_seed, steps=decoder_steps)
 
 
-def _run(generator: LatentGenerator[Condition], condition: Condition, stop: Stop) -> tuple[Tensor, float | Tensor]:
-    held: tuple[Tensor, float | Tensor] | None = None
+def _run(
+    generator: LatentGenerator[Condition], condition: Condition, stops: Sequence[Stop]
+) -> list[tuple[Tensor, float | Tensor]]:
+    """What the generator held at each stop: latent and sigma."""
+    numbers = [None if stop == "auto" else stop for stop in stops]  # no published run of such a space stops early
+    held: list[tuple[Tensor, float | Tensor] | None] = [None] * len(stops)
     step, level = 0, 1.0
+    last: tuple[Tensor, float | Tensor] | None = None
     states = iter(generator(condition))
     try:
         with torch.no_grad():
@@ -91,34 +117,25 @@ def _run(generator: LatentGenerator[Condition], condition: Condition, stop: Stop
                 if step == 0 and level >= 1:
                     continue
                 step += 1
-                held = latent, sigma
-                if stop is not None and _reached(stop, step, level):
-                    return held
+                last = latent.detach(), sigma
+                for i, number in enumerate(numbers):
+                    if number is not None and held[i] is None and is_reached(number, step, level):
+                        held[i] = last
+                if all(each is not None for each in held):
+                    break
     finally:
         close = getattr(states, "close", None)  # generators have it, other iterators need none
         if close is not None:
             close()
-    if held is None:
+    if last is None:
         raise ValueError("the generator yielded no latent with sigma below 1; sigma runs from 1, noise, down to 0")
-    if stop is not None:
+    missed = next((number for number, each in zip(numbers, held, strict=True) if each is None and number), None)
+    if missed is not None:
         raise ValueError(
-            f"stop_after={stop}: the generator ended after {step} steps with sigma {level:.3g}; "
+            f"stop_after={missed}: the generator ended after {step} steps with sigma {level:.3g}; "
             "ask for a stop before that, or None"
         )
-    return held
-
-
-def _reached(stop: float, step: int, level: float) -> bool:
-    # In float32 like the level: 0.2 as a tensor of a generator is a little more than the 0.2 that was asked for.
-    return step == stop if isinstance(stop, int) else level <= float(torch.tensor(stop, dtype=torch.float32))
-
-
-def _check_stop(stop: object) -> None:
-    step = isinstance(stop, int) and not isinstance(stop, bool) and stop >= 1
-    if not (stop is None or step or (isinstance(stop, float) and 0 < stop < 1)):
-        raise ValueError(
-            f"stop_after={stop!r}: expected a number of steps from 1, a sigma between 0.0 and 1.0, or None"
-        )
+    return [each or last for each in held]
 
 
 def _pair(state: object) -> tuple[Tensor, float | Tensor]:

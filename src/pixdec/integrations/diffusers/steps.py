@@ -1,17 +1,14 @@
-"""Where to stop: `stop_after` of the public calls, checked, and turned into a place in the scheduler's schedule."""
+"""A stop as a place in a scheduler's schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any
 
 from pixdec.integrations.diffusers.noise import entries_after, is_family_own, mixture_after, step_count
+from pixdec.integrations.stops import Stop, is_reached
 
 if TYPE_CHECKING:
     from pixdec.latents import LatentSpace
-
-Stop: TypeAlias = int | Literal["auto"] | None
-"""After that many steps of the full schedule; None: at its end; "auto": see `automatic`."""
 
 # A published step to stop at (specification §5): after M of N steps.
 _TABLE = {
@@ -25,23 +22,6 @@ _TABLE = {
 # The noise level there, on the family's own schedule for an image of 512×512: for schedules that are spaced otherwise.
 _LEVELS = {"flux1": 0.24, "sd3": 0.33, "sdxl": 0.33, "flux2": 0.32, "z-image": 0.21, "qwen-image": 0.18}
 _FEW = 12  # a run of fewer steps is a distilled model's: each step is too large to leave out
-
-
-def check_stops(stop_after: Stop | Sequence[Stop]) -> list[Stop]:
-    """One stop, or a list of them, as a list.
-
-    Raises:
-        ValueError: an empty list, or something that is no stop.
-    """
-    several = isinstance(stop_after, list | tuple)
-    stops: list[Stop] = [*cast("Sequence[Stop]", stop_after)] if several else [cast("Stop", stop_after)]
-    if not stops:
-        raise ValueError("stop_after=[]: give at least one stop, for instance [22, 24, None]")
-    for stop in stops:
-        is_step = isinstance(stop, int) and not isinstance(stop, bool) and stop >= 1
-        if not (stop is None or stop == "auto" or is_step):
-            raise ValueError(f"stop_after={stop!r}: expected a number of steps from 1, None (run to the end) or 'auto'")
-    return stops
 
 
 def entries_of(stop: Stop, scheduler: Any, space: LatentSpace, first: int) -> int | None:
@@ -59,6 +39,16 @@ def entries_of(stop: Stop, scheduler: Any, space: LatentSpace, first: int) -> in
         step = automatic(scheduler, space)
         chosen = None if step is None else entries_after(scheduler, step)
         return chosen if chosen is None or chosen > first else None
+    if isinstance(stop, float):
+        ends = ((step, entries_after(scheduler, step)) for step in range(1, steps + 1))
+        return next(
+            (
+                entries
+                for step, entries in ends
+                if entries > first and is_reached(stop, step, mixture_after(scheduler, entries).sigma(space))
+            ),
+            None,
+        )
     if stop > steps:
         raise ValueError(f"stop_after={stop}: this run has {steps} steps; ask for at most {steps}, or None")
     entries = entries_after(scheduler, stop)
