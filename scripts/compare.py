@@ -152,6 +152,7 @@ def main(
 ) -> None:
     """Writes OUT.md, OUT.json and a few OUT-*.webp. `real_esrgan`: x4plus's ncnn .bin file, if its package is not
     installed. `most`: photographs besides Kodak's twelve."""
+    cache.mkdir(parents=True, exist_ok=True)
     methods = Methods(cache, model, real_esrgan=real_esrgan)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in (ORIGINAL, *methods.names)}
     names, earlier = list[str](), read_rows(cache / "rows.jsonl")
@@ -215,8 +216,8 @@ def table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
         cells = list[str]()
         for metric, column in columns.items():
             values = [each[metric] for each in figures if metric in each]
-            shown = f"{statistics.fmean(values):.{column.digits}f} ± {interval(values):.{column.digits}f}"
-            cells.append(shown if values else "–")
+            digits = column.digits
+            cells.append(f"{statistics.fmean(values):.{digits}f} ± {interval(values):.{digits}f}" if values else "–")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
