@@ -1,5 +1,6 @@
 """`ImageEncoder`: an image becomes a latent, by the bundled tiny encoder (FLUX.2 space) or by a diffusers VAE."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -102,16 +103,20 @@ def first_decode(latent: Latent, vae: nn.Module | str | Path | None = None) -> L
     """
     if vae is None:
         raise ValueError(
-            f"a latent of {latent.space.name} and nothing that decodes it to an image first: give a VAE or TAE of "
-            f"diffusers, by name or folder, or {TINY!r} for latents of ImageEncoder: first_decode(latent, vae)"
+            f"a latent of {latent.space.name} and nothing that decodes it to an image first: give first_decode(latent, "
+            f"vae), or --vae, a VAE or TAE of diffusers by name or folder, or {TINY!r} for latents of ImageEncoder"
         )
-    if vae == TINY:
-        vae = ImageEncoder.from_pretrained(latent.space.name).vae
-    elif isinstance(vae, str | Path):
-        vae = _load_vae(latent.space, vae, None).eval()
+    if isinstance(vae, str | Path):
+        vae = _named(latent.space, str(vae))
     with torch.no_grad():
         images = images_of(latent.tensor, latent.space, vae)
     return Latent(images.float().to(latent.tensor.device), "rgb", latent.sigma, statistics=False)
+
+
+@lru_cache(maxsize=1)
+def _named(space: LatentSpace, name: str) -> nn.Module:
+    """Kept, for many latents are decoded one after the other."""
+    return ImageEncoder.from_pretrained(space.name, None if name == TINY else name).vae
 
 
 def images_of(latent: Tensor, space: LatentSpace, vae: nn.Module, statistics: Statistics | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from pixdec.inference.config import InferenceConfig
 from pixdec.io.images import read_image, read_settings, to_tensor
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
+from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.text import CaptionEmbeddings
@@ -310,6 +311,27 @@ def test_latents_of_other_programs_are_read_with_a_space(
     for i in (1, 2, 3):
         one, same = (np.asarray(Image.open(tmp_path / name)) for name in (f"out/x-{i}.png", f"same/same-{i}.png"))
         assert np.array_equal(one, same)
+
+
+def test_a_decoder_of_images_is_given_what_an_autoencoder_decodes(run: Run, tmp_path: Path) -> None:
+    """By name, or by what encoded the latent; a latent that does not say needs to be told."""
+    nano = tmp_path / "nano.safetensors"
+    facts: dict[str, Any] = {"space": "rgb", "version": "nano", "licence": "Apache-2.0", "times": (0.9, 0.0)}
+    save_decoder(Nano(NanoSettings(width=8, blocks=1, detail=4, embedding=8)), nano, name="small-nano", **facts)
+    latent = Latent(0.5 * latents(2), "flux2")
+    latent.save(tmp_path / "silent.safetensors")
+    latent.save(tmp_path / "told.safetensors", {"encoder": "pixdec-tiny"})
+    run("decode", tmp_path / "silent.safetensors", "-o", tmp_path / "a", "--model", nano).refused(
+        "silent", "pixdec-tiny"
+    )
+    assert run("decode", tmp_path / "told.safetensors", "-o", tmp_path / "b", "--model", nano).code == 0
+    options = ("--vae", "pixdec-tiny", "--model", nano)
+    assert run("decode", tmp_path / "silent.safetensors", "-o", tmp_path / "c", *options).code == 0
+    rows, columns = latent.tensor.shape[2:]
+    for one, other in ((tmp_path / f"b/told-{i}.png", tmp_path / f"c/silent-{i}.png") for i in (1, 2)):
+        image = np.asarray(Image.open(one))
+        assert image.shape == (64 * rows, 64 * columns, 3)
+        assert np.array_equal(image, np.asarray(Image.open(other)))
 
 
 def refused_latent(path: Path, kind: str) -> list[str]:

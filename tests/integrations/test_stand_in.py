@@ -88,6 +88,18 @@ def test_a_decoder_of_images_enlarges_what_the_vae_decodes(case: Case, enlarger:
 
 
 @pytest.mark.parametrize("case", FAMILIES, ids=str)
+def test_the_bundled_decoder_serves_every_family(case: Case):
+    pipe, decoder = case.build(), PixelDecoder.from_pretrained(device="cpu")
+    assert decoder.space.is_image
+    (image,) = generate(pipe, decoder, stop_after=STOP, decoder_steps=1, **case.run_arguments())
+    assert image.size == (4 * WIDTH, 4 * HEIGHT)
+    with decoder.attach(pipe, stop_after=STOP, steps=1):
+        assert same(pipe(**case.run_arguments()).images[0], image)
+    pipe.vae = decoder.as_vae(pipe.vae, steps=1)
+    assert pipe(**case.run_arguments()).images[0].size == (4 * WIDTH, 4 * HEIGHT)
+
+
+@pytest.mark.parametrize("case", FAMILIES, ids=str)
 def test_at_an_early_stop_it_is_the_generators_own_estimate(case: Case, enlarger: Any):
     pipe = case.build()
     calls: list[int] = []

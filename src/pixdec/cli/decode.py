@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
@@ -28,6 +28,7 @@ class _Image:
     space: str
     prompt: str
     seed: int
+    vae: str | None
 
     def latent(self, file: Latent) -> Latent:
         """The latent alone, a batch of one, of those of its file."""
@@ -35,6 +36,13 @@ class _Image:
 
         here = slice(self.index, self.index + 1)
         return Latent(file.tensor[here], file.space, file.sigma[here], statistics=False)
+
+    def of_pixels(self, decoder: PixelDecoder) -> _Image:
+        """As a decoder is given it: one of images is given those that an autoencoder makes of the latents first."""
+        from pixdec.latents import get_space
+
+        factor = get_space(self.space).factor if decoder.space.is_image else 1
+        return replace(self, rows=self.rows * factor, columns=self.columns * factor)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,9 @@ class Decode:
     """WIDTHxHEIGHT of the images in pixels, in their own shape: they are resampled to it."""
     trust: Flag = False
     """Decode latents also whose statistics look wrong (raw, of another space)."""
+    vae: str | None = None
+    """What decodes a latent to an image first, for decoders of images: a VAE or TAE of diffusers, a hub id or a folder,
+    or pixdec-tiny. Without it what encoded the latent, if its file says so."""
     by: Decoding = USUAL
 
     def run(self) -> int:
@@ -84,6 +95,7 @@ class Decode:
         if not self.by.plan:
             prepare(image.job.target for image in images)
         decoder = self.by.open(self.prompt or "")
+        images = [image.of_pixels(decoder) for image in images]
         if self.by.plan:
             for image in images:
                 with report.attempt(image.job.source):
@@ -93,6 +105,7 @@ class Decode:
         return report.exit_code
 
     def _make(self, images: Sequence[_Image], decoder: PixelDecoder, report: Report) -> None:
+        from pixdec.encoder import first_decode
         from pixdec.generation.decoding import embed_prompts
         from pixdec.generation.records import is_made
         from pixdec.latents import Latent
@@ -111,6 +124,8 @@ class Decode:
                     if file is None or source != image.job.source:  # read once for all its images
                         source = image.job.source
                         file = Latent.load(source, space=image.space, statistics=False)
+                        if decoder.space.is_image and not file.space.is_image:
+                            file = first_decode(file, image.vae)
                     self._decode(image, image.latent(file), decoder, asked[image], report, tick)
 
     def _images(self, job: Job, latent: Latent) -> list[_Image]:
@@ -120,6 +135,8 @@ class Decode:
 
         path, settings = job.source, latent_settings(job.source)
         count, _, rows, columns = latent.tensor.shape
+        vae = self.vae or settings.get("encoder")
+        vae = vae if isinstance(vae, str) else None
         prompt = settings.get("prompt", "") if self.prompt is None else self.prompt
         if not isinstance(prompt, str):
             raise ValueError(f"{path}: its prompt is {prompt!r}, expected a text; give --prompt")
@@ -131,11 +148,11 @@ class Decode:
         else:
             seed = seed_of(seed_of(self.seed) + count - 1) - count + 1
         if count == 1:
-            return [_Image(job, 0, rows, columns, latent.space.name, prompt, seed)]
+            return [_Image(job, 0, rows, columns, latent.space.name, prompt, seed, vae)]
         stem, suffix = job.target.stem, job.target.suffix
         targets = [job.target.with_name(f"{stem}-{i + 1}{suffix}") for i in range(count)]
         return [
-            _Image(Job(path, target), i, rows, columns, latent.space.name, prompt, seed + i)
+            _Image(Job(path, target), i, rows, columns, latent.space.name, prompt, seed + i, vae)
             for i, target in enumerate(targets)
         ]
 
@@ -149,6 +166,7 @@ class Decode:
             "prompt": image.prompt if decoder.model.needs_text else "",
             "seed": image.seed,
             "size": self.size,
+            "vae": image.vae if decoder.space.is_image else None,
         }
 
     def _decode(

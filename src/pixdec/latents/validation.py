@@ -124,6 +124,12 @@ def _wrong_channels(latent: Tensor, space: LatentSpace) -> str:
     if shape[1] == 3:
         return "it looks like an image, not a latent; encode it first with ImageEncoder.encode(images)"
     others = [s for s in SPACES.values() if shape[1] in (s.channels, s.raw_channels)]
+    if others and space.is_image:
+        latent_of = f"Latent(latent, {others[0].name!r})"
+        return (
+            f"it looks like a latent of {_names(others)}; decode it to an image first: "
+            f"pixdec.encoder.first_decode({latent_of}, vae), by a VAE or TAE of diffusers or 'pixdec-tiny'"
+        )
     if others:
         return f"it looks like a latent of {_names(others)}; take a decoder of that space, spaces cannot be converted"
     return "no latent of a space known here has this many channels"
@@ -256,7 +262,7 @@ def _wrong_pixels(latent: Tensor, *, clean: bool) -> str | None:
 
 
 def _is_clean(sigma: float | Tensor | None) -> bool:
-    return sigma is not None and float(torch.as_tensor(sigma).max()) <= 0.1
+    return sigma is not None and float(sigma.max() if isinstance(sigma, Tensor) else sigma) <= 0.1
 
 
 def _names(spaces: list[LatentSpace]) -> str:
