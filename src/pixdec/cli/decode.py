@@ -122,10 +122,10 @@ class Decode:
             for image in todo:
                 with report.attempt(image.job.source):
                     if file is None or source != image.job.source:  # read once for all its images
-                        source = image.job.source
-                        file = Latent.load(source, space=image.space, statistics=False)
-                        if decoder.space.is_image and not file.space.is_image:
-                            file = first_decode(file, image.vae)
+                        file = None  # not that of the image before, if this one cannot be read
+                        read = Latent.load(image.job.source, space=image.space, statistics=False)
+                        as_it_is = read.space.is_image or not decoder.space.is_image
+                        source, file = image.job.source, read if as_it_is else first_decode(read, image.vae)
                     self._decode(image, image.latent(file), decoder, asked[image], report, tick)
 
     def _images(self, job: Job, latent: Latent) -> list[_Image]:
