@@ -3,8 +3,7 @@
 Compiled are the patch blocks, and what the pixel blocks do to some patches at a time: there the elementwise work lies
 that compilation fuses. Pixel blocks see the same number of patches at every image size, so they are compiled once; of
 the patch blocks there is one version for each of the usual sizes (`BUCKETS`), and one for all others, whose number of
-tokens is left open; windowed blocks, which see bands of a few sizes, have one for each. What was compiled is kept on
-disk for the next process.
+tokens is left open. What was compiled is kept on disk for the next process.
 """
 
 import os
@@ -32,13 +31,8 @@ def compile_blocks(network: Network, backend: str = "inductor") -> None:
         for block in network.blocks:
             vars(block)["forward"] = torch.compile(block.forward, dynamic=True, backend=backend)
         return
-    is_windowed = network.settings.backbone.window is not None
     for block in network.backbone.patch_blocks:
-        vars(block)["forward"] = (
-            torch.compile(block.forward, dynamic=False, backend=backend)
-            if is_windowed
-            else _by_size(block.forward, backend)
-        )
+        vars(block)["forward"] = _by_size(block.forward, backend)
     for block in network.backbone.pixel_blocks:
         for part in _PIXEL_PARTS:
             vars(block)[part] = torch.compile(getattr(block, part), dynamic=False, backend=backend)

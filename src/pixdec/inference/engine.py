@@ -269,9 +269,8 @@ class Arrangement:
         side = next((side for side in sides if 2 * patch <= side < max(self.seen)), None)
         if side is None:
             return None
-        step = None if self.tiling is None else self.tiling.step
         overlap = max(1, round(side / 8 / patch)) * patch
-        return replace(self, tiling=Tiling(*self.size, side, overlap=overlap, patch=patch, step=step))
+        return replace(self, tiling=Tiling(*self.size, side, overlap=overlap, patch=patch))
 
 
 @dataclass(frozen=True)
@@ -370,8 +369,7 @@ class Engine:
                     f"{size[1]}x{size[0]} fits only with the blocks' weights in host memory ({plan.how}), which a "
                     "compiled network does not take; allow more memory, or leave compile out"
                 )
-        step = network.settings.backbone.period if isinstance(network, PiD) else None
-        tiling = tiling_for(size, tile, self.model.sizes, network.patch, step)
+        tiling = tiling_for(size, tile, self.model.sizes, network.patch)
         return Arrangement(size, weights, config.attention, tiling, chunk, keep and tiling is None)
 
     def prepare(self, config: InferenceConfig) -> Network:
@@ -516,8 +514,7 @@ def times_for(model: LoadedDecoder, steps: int | None, height: int, width: int) 
 
 def is_distilled(model: LoadedDecoder) -> bool:
     """Whether a network knows the noise levels of its own list only; ours has learnt all alike."""
-    network = model.network
-    return model.kind == "student" and (isinstance(network, Nano) or network.settings.prediction != "residual")
+    return model.kind == "student" 
 
 
 def sharing_copy(network: N) -> N:

@@ -1,7 +1,7 @@
 """Attention kernels besides PyTorch's own choice, each compared with the exact result on the user's device before it is
 trusted.
 
-A kernel is `pixdec.layers.attention.Kernel`: (q, k, v, mask) -> attended, all (B, heads, L, d).
+A kernel is `pixdec.layers.attention.Kernel`: (q, k, v) -> attended, all (B, heads, L, d).
 """
 
 import time
@@ -28,7 +28,7 @@ EXACT: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.float16: 2e-3, 
 QUANTIZED = 0.1  # for kernels that round queries and keys to 8 bits: an approximation, never chosen by "auto"
 
 # Called by themselves, for `torch.nn.attention.sdpa_kernel` sets what all threads of the process see.
-_OPERATIONS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+_OPERATIONS: Mapping[str, Kernel] = {
     "math": lambda q, k, v: torch.ops.aten._scaled_dot_product_attention_math(q, k, v)[0],
     "flash": lambda q, k, v: (
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
@@ -60,11 +60,10 @@ def shapes_of(network: Network, height: int, width: int) -> tuple[Shape, ...]:
         return ()
     backbone = network.settings.backbone
     patches = height * width // backbone.patch**2
-    tokens = patches if backbone.window is None else backbone.window**2
     text = backbone.text_length if backbone.text_width is not None else 0
     return (
-        Shape(backbone.heads, backbone.hidden // backbone.heads, tokens + text),
-        Shape(backbone.pixel_heads, backbone.pixel_hidden // backbone.pixel_heads, tokens),
+        Shape(backbone.heads, backbone.hidden // backbone.heads, patches + text),
+        Shape(backbone.pixel_heads, backbone.pixel_hidden // backbone.pixel_heads, patches),
     )
 
 
@@ -95,7 +94,7 @@ def kernel_of(name: KernelName) -> Kernel:
     if name == "torch":
         return attention
     if name in _OPERATIONS:
-        return _unmasked(_OPERATIONS[name])
+        return _OPERATIONS[name]
     module, source = _PACKAGES[name]
     if find_spec(module) is None:
         raise ValueError(f"attention={name!r}: the package {module} is not installed; {source}")
@@ -130,7 +129,7 @@ def error_of(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: in
     k[..., 0] *= 10
     scores = (q.double() @ k.double().transpose(-1, -2)) * width**-0.5
     exact = scores.softmax(-1) @ v.double()
-    found = kernel(q.to(device), k.to(device), v.to(device), None).cpu().double()
+    found = kernel(q.to(device), k.to(device), v.to(device)).cpu().double()
     return float((found - exact).norm() / exact.norm())
 
 
@@ -142,7 +141,7 @@ def _fastest(device: torch.device, dtype: torch.dtype, shape: Shape) -> Kernel:
         try:
             if name != "torch":
                 trusted(name, device, dtype, shape.width)
-            times[name] = _seconds(partial(kernel_of(name), q, k, v, None), device)
+            times[name] = _seconds(partial(kernel_of(name), q, k, v), device)
         except (ValueError, RuntimeError):  # not installed, not for this device, or not trusted: it does not compete
             continue
     return kernel_of(min(times, key=times.__getitem__))
@@ -164,14 +163,10 @@ def _by_width(kernels: Mapping[int, Kernel]) -> Kernel:
     if len(different := set(kernels.values())) == 1:
         return different.pop()
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return kernels[q.shape[-1]](q, k, v, mask)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return kernels[q.shape[-1]](q, k, v)
 
     return attend
-
-
-def _unmasked(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Kernel:
-    return lambda q, k, v, mask: attend(q, k, v) if mask is None else attention(q, k, v, mask)
 
 
 def _flash3(function: Callable[..., Any]) -> Kernel:
@@ -181,7 +176,7 @@ def _flash3(function: Callable[..., Any]) -> Kernel:
         found = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return (found[0] if isinstance(found, tuple) else found).transpose(1, 2)
 
-    return cast(Kernel, torch.compiler.disable(_unmasked(attend)))
+    return cast(Kernel, torch.compiler.disable(attend))
 
 
 def _sage(function: Callable[..., Any]) -> Kernel:
@@ -190,4 +185,4 @@ def _sage(function: Callable[..., Any]) -> Kernel:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return function(q.contiguous(), k.contiguous(), v.contiguous(), tensor_layout="HND", is_causal=False)
 
-    return cast(Kernel, torch.compiler.disable(_unmasked(attend)))
+    return cast(Kernel, torch.compiler.disable(attend))

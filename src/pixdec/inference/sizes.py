@@ -94,7 +94,7 @@ def fit(images: Tensor, size: Size) -> Tensor:
     return resize(images.float(), *size, how="bicubic").clamp_(-1, 1)
 
 
-def tiling_for(size: Size, side: int | None, sizes: Sizes | None, patch: int, step: int | None = None) -> Tiling | None:
+def tiling_for(size: Size, side: int | None, sizes: Sizes | None, patch: int) -> Tiling | None:
     """The tiles of an output of that size, of `side` pixels a side; None to decode it as a whole. With `side` None, as
     `tile_side` says for the trained `sizes`. They start where patches do, or every `step` pixels.
 
@@ -106,7 +106,7 @@ def tiling_for(size: Size, side: int | None, sizes: Sizes | None, patch: int, st
         check_tile(side, patch)
     if side is None or max(size) <= side:
         return None
-    return Tiling(*size, side, overlap=max(1, round(side / 8 / patch)) * patch, patch=patch, step=step)
+    return Tiling(*size, side, overlap=max(1, round(side / 8 / patch)) * patch, patch=patch)
 
 
 def tile_side(height: int, width: int, sizes: Sizes | None, patch: int) -> int | None:

@@ -33,25 +33,20 @@ def image_table(
     width: int,
     *,
     reference: tuple[int, int] | None,
-    stride: float | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
     """Table (2, rows·columns, width/2) of two-dimensional positions, angles interleaved x, y, x, y, …
 
-    With `stride` None, each axis spans [0, 16] whatever its length, and its base grows with the grid beyond `reference`
-    (rows, columns) by the NTK rule, theta = 10000·(grid/reference)^(a/(a−2)) with a = width/2, unless `reference` is
-    None. With a `stride`, token n sits at n·stride: positions that do not depend on the size of the image.
+    Each axis spans [0, 16] whatever its length, and its base grows with the grid beyond `reference` (rows, columns) by
+    the NTK rule, theta = 10000·(grid/reference)^(a/(a−2)) with a = width/2, unless `reference` is None.
     """
 
     half = width / 2
 
     def angles(count: int, axis: int) -> Tensor:  # (count, width/4)
-        growth = 1.0 if reference is None or stride is not None else count / reference[axis]
+        growth = 1.0 if reference is None else count / reference[axis]
         theta = 10000.0 * growth ** (half / (half - 2))
-        if stride is None:
-            positions = torch.linspace(0, IMAGE_SPAN, count, device=device, dtype=torch.float32)
-        else:
-            positions = torch.arange(count, device=device, dtype=torch.float32) * stride
+        positions = torch.linspace(0, IMAGE_SPAN, count, device=device, dtype=torch.float32)
         exponents = torch.arange(0, width, 4, device=device, dtype=torch.float32) / width
         return torch.outer(positions, theta**-exponents)
 

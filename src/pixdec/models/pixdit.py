@@ -10,7 +10,6 @@ Source: PixelDiT as used by PiD (arXiv 2605.23902) and its released checkpoints.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,9 @@ from pixdec.layers.attention import queries_keys_values
 from pixdec.layers.embeddings import time_sinusoid
 from pixdec.layers.norms import RMSNorm, modulated_norm
 from pixdec.layers.patching import patch_pixels, patch_vectors, pixels_to_image
+from pixdec.layers.rope import image_table, text_table
 from pixdec.models.execution import PLAIN, Execution
-from pixdec.models.places import Attending, Bands, Grid, Places, pixel_positions
+from pixdec.models.grid import TEXT_THETA, Grid, Grids, pixel_positions
 
 TIME_WIDTH = 256
 TOKENS_AT_ONCE = 8192  # in the MLPs of patch blocks, whose hidden activations would be the most that is alive at once
@@ -32,10 +32,7 @@ class PixDiTSettings:
     """Sizes of the backbone; the defaults are the released network's (1.30 B parameters).
 
     `text_width` None leaves the text stream out. `reference` is the image size (height, width) at which the rotary
-    bases are 10 000 (None: at every size). The last three serve small networks that are trained on crops: `rope_stride`
-    places token n at n·stride instead of stretching every image over the same range, `pixel_positions` "patch" repeats
-    one table in every patch instead of laying one over the whole image, and `window` restricts attention to windows of
-    that many tokens a side.
+    bases are 10 000 (None: at every size).
     """
 
     patch: int = 16
@@ -49,15 +46,6 @@ class PixDiTSettings:
     text_width: int | None = 2304
     text_length: int = 300
     reference: tuple[int, int] | None = (1024, 1024)
-    in_channels: int = 3
-    rope_stride: float | None = None
-    pixel_positions: Literal["image", "patch"] = "image"
-    window: int | None = None
-
-    @property
-    def period(self) -> int:
-        """Pixels after which the places of tokens repeat: a window's side, or a patch's where there are no windows."""
-        return self.patch * (self.window or 1)
 
     def __post_init__(self):
         for name, width, heads in (
@@ -68,11 +56,6 @@ class PixDiTSettings:
                 raise ValueError(
                     f"{name}={width} with {heads} heads: a head must be a multiple of 4 wide; change either"
                 )
-        if self.window is not None and (self.text_width is not None or self.rope_stride is None or self.window % 2):
-            raise ValueError(
-                f"window={self.window}: must be even, and needs text_width=None and a rope_stride, "
-                f"got text_width={self.text_width}, rope_stride={self.rope_stride}"
-            )
 
 
 def parts(length: int, chunk: int) -> Iterator[slice]:
@@ -133,16 +116,13 @@ class Stream(nn.Module):
         self,
         x: Tensor,
         modulation: tuple[Tensor, ...],
-        grid: Grid | None,
         table: Tensor,
         *,
         queries: bool = True,
     ) -> Projected:
-        """Tokens (B,L,D) -> rotated q, k and v, of those tokens together that the grid lets see each other; without
-        `queries` q is of no use."""
+        """Tokens (B,L,D) -> rotated q, k and v; without `queries` q is of no use."""
         shift, scale = modulation[:2]
         qkv = self.qkv(modulated_norm(x, self.norm1.weight * (1 + scale), shift))
-        qkv = qkv if grid is None else grid.split(qkv)
         return queries_keys_values(qkv, self.heads, self.q_norm.weight if queries else None, self.k_norm.weight, table)
 
     def finish(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
@@ -169,12 +149,12 @@ class PatchBlock(nn.Module):
     def forward(self, x: Tensor, text: Tensor | None, c: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
         """Tokens (B,L,D), text (B,T,D), condition c (B,1,D) -> tokens, and the text if anybody reads it."""
         image_modulation = self.image.modulations(c)
-        projected = self.image.project(x, image_modulation, grid, grid.table(x.shape[0]))
+        projected = self.image.project(x, image_modulation, grid.image)
         if self.text is None or text is None or grid.text is None:
             return self.image.finish(x, grid.attention(*projected), image_modulation), None
 
         text_modulation = self.text.modulations(c)
-        projected_text = self.text.project(text, text_modulation, None, grid.text, queries=not self.last)
+        projected_text = self.text.project(text, text_modulation, grid.text, queries=not self.last)
         attended, text_attended = grid.attention_with_text(*projected, projected_text, last=self.last)
         x = self.image.finish(x, attended, image_modulation)
         return x, None if text_attended is None else self.text.finish(text, text_attended, text_modulation)
@@ -245,8 +225,8 @@ class PixelBlock(nn.Module):
 
     def attend(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Attention over the squeezed tokens (B,L,A) of all patches."""
-        qkv, table = grid.split(self.qkv(tokens)), grid.table(tokens.shape[0])
-        projected = queries_keys_values(qkv, self.heads, self.q_norm.weight, self.k_norm.weight, table)
+        qkv = self.qkv(tokens)
+        projected = queries_keys_values(qkv, self.heads, self.q_norm.weight, self.k_norm.weight, grid.image)
         return self.proj(grid.attention(*projected))
 
     def mix(self, x: Tensor, attended: Tensor, s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -281,7 +261,7 @@ class PixDiT(nn.Module):
         super().__init__()
         self.settings = settings
         width = settings.hidden
-        self.patch_embed = nn.Linear(settings.in_channels * settings.patch**2, width)
+        self.patch_embed = nn.Linear(3 * settings.patch**2, width)
         self.time_in = nn.Linear(TIME_WIDTH, width)
         self.time_out = nn.Linear(width, width)
         self.text_embed = (
@@ -290,7 +270,7 @@ class PixDiT(nn.Module):
         self.patch_blocks = nn.ModuleList(
             PatchBlock(settings, last=i == settings.depth - 1) for i in range(settings.depth)
         )
-        self.pixel_embed = nn.Linear(settings.in_channels, settings.pixel_width)
+        self.pixel_embed = nn.Linear(3, settings.pixel_width)
         self.pixel_blocks = nn.ModuleList(PixelBlock(settings) for _ in range(settings.pixel_depth))
         self.final_norm = RMSNorm(settings.pixel_width)
         self.final_linear = nn.Linear(settings.pixel_width, 3)
@@ -303,19 +283,19 @@ class PixDiT(nn.Module):
         inject: Callable[[int, Tensor], Tensor] | None = None,
         how: Execution = PLAIN,
     ) -> Tensor:
-        """images (B,in_channels,H,W), t (B,) in [0,1], text (B,T,E) -> (B,3,H,W). H and W are multiples of p."""
+        """images (B,3,H,W), t (B,) in [0,1], text (B,T,E) -> (B,3,H,W). H and W are multiples of p."""
         side = self.settings.patch
         rows, columns = images.shape[-2] // side, images.shape[-1] // side
         band, dtype = how.band(rows), self.patch_embed.weight.dtype
         words = 0 if text is None else text.shape[1]
-        places = places_of(self.settings, rows, columns, words, images.device, dtype, how)
+        grids = grids_of(self.settings, rows, columns, words, images.device, dtype, how)
         images = images[:, :, band.start * side : band.stop * side].to(dtype)  # all of them, without a context
-        vectors = patch_vectors(images, side)  # (B,L,in_channels·P)
-        s = self._conditions(vectors, t, text, inject, places)  # (B,L,D)
+        vectors = patch_vectors(images, side)  # (B,L,3·P)
+        s = self._conditions(vectors, t, text, inject, grids.patches)  # (B,L,D)
         chunk = how.chunk or s.shape[1]
-        pixels = places.add_positions(self.pixel_embed(patch_pixels(vectors, side)))  # (B,L,P,c)
-        for i, block in enumerate(self.pixel_blocks):
-            pixels = self._pixel_block(block, pixels, s, places.squeezed[i % 2], chunk)
+        pixels = grids.add_positions(self.pixel_embed(patch_pixels(vectors, side)))  # (B,L,P,c)
+        for block in self.pixel_blocks:
+            pixels = block(pixels, s, grids.squeezed, chunk)
         made = [self.final_linear(self.final_norm(pixels[:, i])) for i in parts(s.shape[1], chunk)]  # (B,l,P,3)
         whole = pixels_to_image(torch.cat(made, 1), len(band), columns)
         if how.context is None:
@@ -328,39 +308,22 @@ class PixDiT(nn.Module):
         t: Tensor,
         text: Tensor | None,
         inject: Callable[[int, Tensor], Tensor] | None,
-        places: Places,
+        grid: Grid,
     ) -> Tensor:
-        """Patch vectors (B,L,in_channels·P) through the patch blocks -> conditions of the pixel blocks (B,L,D)."""
+        """Patch vectors (B,L,3·P) through the patch blocks -> conditions of the pixel blocks (B,L,D)."""
         x = self.patch_embed(vectors)  # (B,L,D)
         time = self.time_out(F.silu(self.time_in(time_sinusoid(t).to(x.dtype))))[:, None]  # (B,1,D)
         text = self.text_embed(text.to(x.dtype)) if self.text_embed is not None and text is not None else None
         c = F.silu(time)
         for i, block in enumerate(self.patch_blocks):
             x = x if inject is None else inject(i, x)
-            x, text = self._patch_block(block, x, text, c, places.patches[i % 2])
+            x, text = block(x, text, c, grid)
         s = F.silu(time + x)
         return s if inject is None else inject(len(self.patch_blocks), s)
 
-    def _patch_block(
-        self, block: nn.Module, x: Tensor, text: Tensor | None, c: Tensor, bands: Bands
-    ) -> tuple[Tensor, Tensor | None]:
-        """A patch block on all bands of tokens; there is but one where there is text."""
-        if len(bands) == 1:
-            return block(x, text, c, bands[0])
-        grids = {grid.tokens.start: grid for grid in bands}
-        tokens = (grid.tokens for grid in bands)
-        return in_place(x, tokens, lambda i: block(x[:, i], None, c, grids[i.start])[0]), None
-
-    def _pixel_block(self, block: nn.Module, pixels: Tensor, s: Tensor, bands: Bands, chunk: int) -> Tensor:
-        """A pixel block on all bands of tokens."""
-        made = [block(pixels[:, grid.tokens], s[:, grid.tokens], grid, chunk) for grid in bands]
-        if len(made) == 1:
-            return made[0]
-        return torch.cat(made, 1) if torch.is_grad_enabled() else pixels  # where each band has taken its own place
-
 
 @lru_cache(maxsize=2)
-def places_of(
+def grids_of(
     settings: PixDiTSettings,
     rows: int,
     columns: int,
@@ -368,21 +331,22 @@ def places_of(
     device: torch.device,
     dtype: torch.dtype,
     how: Execution,
-) -> Places:
+) -> Grids:
     """The places of an image of rows x columns patches beside so many words, kept for the next call of this size."""
-    side = settings.patch
+    side, band = settings.patch, how.band(rows)
+    here = slice(band.start * columns, band.stop * columns)
     reference = settings.reference and (settings.reference[0] // side, settings.reference[1] // side)
+    sizes = () if how.context is None else tuple(len(each) * columns for each in how.context.bands(rows))
 
-    def grids(width: int, heads: int) -> tuple[Bands, Bands]:
-        attending = Attending(width // heads, reference, settings.rope_stride, settings.window, words, device)
-        return attending.grids(rows, columns, how)
+    def grid(width: int) -> Grid:
+        image = image_table(rows, columns, width, reference=reference, device=device)[:, here]
+        return Grid(image, text_table(words, width, TEXT_THETA, device) if words else None, how, sizes)
 
-    band, whole = how.band(rows), settings.pixel_positions == "image"
     with torch.inference_mode(False):  # so that training can use them after a decode
-        return Places(
-            patches=grids(settings.hidden, settings.heads),
-            squeezed=grids(settings.pixel_hidden, settings.pixel_heads),
+        return Grids(
+            patches=grid(settings.hidden // settings.heads),
+            squeezed=grid(settings.pixel_hidden // settings.pixel_heads),
             rows=len(band),
             columns=columns,
-            positions=pixel_positions(band, columns, side, settings.pixel_width, device, dtype, whole=whole),
+            positions=pixel_positions(band, columns, side, settings.pixel_width, device, dtype),
         )

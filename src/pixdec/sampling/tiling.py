@@ -37,9 +37,8 @@ class Tiling:
     """Tiles of `side` pixels that overlap by at least `overlap` over an image of height x width. All three are
     multiples of the patch side.
 
-    Along an axis the tiles lie evenly, so that every overlap is about as wide, on multiples of `step`, but for the
-    last, which ends where the image ends; an image smaller than a tile is one tile along that axis. Where attention is
-    inside windows, tiles whose `step` is a window's side see the windows of the whole image.
+    Along an axis the tiles lie evenly, so that every overlap is about as wide, on multiples of the patch side, but
+    for the last, which ends where the image ends; an image smaller than a tile is one tile along that axis.
     """
 
     height: int
@@ -47,7 +46,6 @@ class Tiling:
     side: int
     overlap: int
     patch: int
-    step: int | None = None  # pixels; None is the patch side
 
     def __post_init__(self):
         for name in ("height", "width", "side", "overlap"):
@@ -66,9 +64,8 @@ class Tiling:
         if length <= self.side:
             return [0]
         reach, last = self.side - self.overlap, length - self.side
-        step = self.patch if self.step is None or self.step > reach else self.step
         for gaps in itertools.count(math.ceil(last / reach)):
-            starts = [i * last // gaps // step * step for i in range(gaps)] + [last]
+            starts = [i * last // gaps // self.patch * self.patch for i in range(gaps)] + [last]
             if all(after - before <= reach for before, after in itertools.pairwise(starts)):
                 return starts
         raise AssertionError("tiles a step apart overlap enough")

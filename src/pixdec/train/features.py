@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.models.pid import PiD
-from pixdec.models.places import Grid
+from pixdec.models.grid import Grid
 
 
 class Seen:

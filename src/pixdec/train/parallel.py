@@ -27,7 +27,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from pixdec.devices import best_device, computes_in_bfloat16
-from pixdec.inference.sharing import context_of, meet, own_cuda
+from pixdec.train.context import context_of, meet, own_cuda
 from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD
 

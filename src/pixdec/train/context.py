@@ -22,7 +22,6 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pixdec.models.execution import Context
-from pixdec.models.pid import PiD
 
 
 def own_cuda(place: int) -> torch.device:
@@ -74,11 +73,6 @@ def context_of(group: distributed.ProcessGroup) -> Context:
 
     uncompiled: Any = torch.compiler.disable(gather)
     return Context(group.rank(), group.size(), uncompiled)
-
-
-def is_windowed(network: PiD) -> bool:
-    """Whether attention ends at windows, so that a whole image cannot be shared but in tiles."""
-    return network.settings.backbone.window is not None
 
 
 def gathered(band: Tensor, axis: int, sizes: Sequence[int], group: distributed.ProcessGroup) -> Tensor:
