@@ -6,7 +6,7 @@ int8, int8-compiled       the same with weights and activations in eight bits
 vae:flux1[:tiled]         diffusers' VAE decode of a latent of the output's size; likewise flux2 and sdxl
 tiny                      the bundled tiny decoder, likewise
 vae:flux2+lanczos         a decode at a quarter of the output's side, enlarged by Pillow; likewise tiny+lanczos
-vae:flux2+real-esrgan     the same, enlarged by Real-ESRGAN x4plus (needs spandrel)
+vae:flux2+real-esrgan     the same, enlarged by Real-ESRGAN x4plus
 
 VAEs and upscalers have the released architecture and random weights: speed does not depend on values.
 """
@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from benchmarks.plain import plain_velocity
 from pixdec.decoder import InferenceConfig, PixelDecoder
 from pixdec.devices import computes_in_bfloat16
+from pixdec.evaluate.real_esrgan import RealESRGAN
 from pixdec.io.images import to_pil, to_tensor
+from pixdec.models.nano import Nano
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.sampling.flow import STUDENT_TIMES, student_times
 from pixdec.sampling.samplers import NoiseSource, Step, student
@@ -85,8 +87,6 @@ def load_libraries(name: str) -> None:
         if name.startswith("vae:"):
             library: Any = importlib.import_module("diffusers")
             _ = library.AutoencoderKL, library.AutoencoderKLFlux2  # they are imported when they are named
-        if name.endswith("real-esrgan"):
-            importlib.import_module("spandrel")
 
 
 def prepare(
@@ -105,7 +105,11 @@ def prepare(
         raise ValueError(f"--sides {side}: {decoder.model.name} gives multiples of {cell} pixels")
     generator = torch.Generator().manual_seed(SEED)
     latent = torch.randn(1, decoder.space.channels, side // cell, side // cell, generator=generator).to(device)
+    if decoder.space.is_image:
+        latent = latent.mul(0.5).clamp(-1, 1)
     if name == "plain":
+        if decoder.space.is_image:
+            raise ValueError(f"plain: {decoder.model.name} has no plain form, it is one; leave the method out")
         low = (dtype or _usual(device)) == torch.bfloat16
         decoder.network.requires_grad_(True)
         return Method(partial(plain_decode, decoder, latent, text, steps, low=low), [decoder.network])
@@ -125,8 +129,8 @@ def open_decoder(model: str, dtype: torch.dtype | None, device: torch.device) ->
         loaded = _random_decoder(dtype or _usual(device), device)
     else:
         loaded = PixelDecoder.from_pretrained(model, device, dtype).model
-    backbone = loaded.network.settings.backbone
-    if backbone.text_width is None:
+    network = loaded.network
+    if isinstance(network, Nano) or (backbone := network.settings.backbone).text_width is None:
         return PixelDecoder(loaded), None
     generator = torch.Generator().manual_seed(SEED)
     text = torch.randn(1, backbone.text_length, backbone.text_width, generator=generator).to(device)
@@ -188,7 +192,7 @@ def plain_decode(decoder: PixelDecoder, latent: Tensor, text: Tensor | None, ste
         return plain_velocity(decoder.network, x_t, t, text, latent, sigma)
 
     shape = (1, 3, latent.shape[2] * cell, latent.shape[3] * cell)
-    times = student_times(trained, count, distilled=decoder.is_distilled)
+    times = student_times(trained, count)
     final: Step | None = None
     with torch.autocast(latent.device.type, torch.bfloat16) if low else nullcontext():
         for step in student(velocity, NoiseSource([SEED], latent.device, count), shape, times):
@@ -245,13 +249,8 @@ def _vae(name: str, device: torch.device, dtype: torch.dtype, *, tiled: bool) ->
 
 
 def _real_esrgan(device: torch.device, dtype: torch.dtype) -> nn.Module:
-    try:
-        architecture: Any = importlib.import_module("spandrel.architectures.ESRGAN")
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another build than torch
-        raise ValueError(f"real-esrgan needs spandrel: pip install 'pixdec[spandrel]' ({error})") from error
     torch.manual_seed(SEED)
-    network: nn.Module = architecture.ESRGAN(num_filters=64, num_blocks=23, scale=ENLARGED)
-    return network.to(device, dtype).eval().requires_grad_(False)
+    return RealESRGAN().to(device, dtype).eval().requires_grad_(False)
 
 
 def _lanczos(images: Tensor) -> Tensor:

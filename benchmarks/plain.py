@@ -11,39 +11,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.layers.attention import Windows
 from pixdec.layers.embeddings import pixel_rows, time_sinusoid
 from pixdec.layers.patching import patch_vectors, pixels_to_image
 from pixdec.layers.rope import image_table, text_table
 from pixdec.models.adapter import SigmaGate
+from pixdec.models.grid import TEXT_THETA
+from pixdec.models.nano import Nano
+from pixdec.models.network import Network
 from pixdec.models.pid import MIN_T, PiD
 from pixdec.models.pixdit import PatchBlock, PixDiT, PixelBlock, Stream
-from pixdec.models.places import TEXT_THETA
 
 EPSILON = 1e-6
 
 
 def plain_velocity(
-    network: PiD, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor | None, sigma: Tensor | None
+    network: Network, x_t: Tensor, t: Tensor, text: Tensor | None, latent: Tensor | None, sigma: Tensor | None
 ) -> Tensor:
-    """As `PiD.forward`."""
+    """As `PiD.forward`; a `Nano` is plain as it is."""
+    if isinstance(network, Nano):
+        assert latent is not None and sigma is not None
+        return network(x_t, t, text, latent, sigma)
     settings, t4 = network.settings, t.float()[:, None, None, None]
     tokens = list[Tensor]()
     if latent is not None and network.adapter is not None:
         tokens = network.adapter(latent)
-    if settings.prediction != "residual":
-        output = _backbone(network, x_t, t, text, tokens, sigma).float()
-        return (x_t - output) / t4.clamp_min(MIN_T) if settings.prediction == "x0" else output
-    assert latent is not None and network.adapter is not None
-    base = F.interpolate(
-        network.preview(latent), scale_factor=network.adapter.settings.scale, mode="bicubic", align_corners=False
-    )
-    std, y = settings.residual_std, x_t - (1 - t4) * base
-    variance = (1 - t4) ** 2 * std**2 + t4**2
-    inputs = torch.cat((y / variance.sqrt(), base), 1)
-    output = _backbone(network, inputs, t, text, tokens, sigma).float()
-    output = output if network.deblock is None else network.deblock(output, inputs, t)
-    return (t4 - (1 - t4) * std**2) / variance * y - base - std / variance.sqrt() * output
+    output = _backbone(network, x_t, t, text, tokens, sigma).float()
+    return (x_t - output) / t4.clamp_min(MIN_T) if settings.prediction == "x0" else output
 
 
 def _backbone(
@@ -84,12 +77,12 @@ def _patch_block(
     modulation = block.image.modulation(c).chunk(6, -1)
     q, k, v = _projected(block.image, x, modulation, _table(net, rows, columns, width, x.device))
     if block.text is None or text is None:
-        return _finished(block.image, x, _attended(net, i, q, k, v, rows, columns), modulation), None
+        return _finished(block.image, x, _attended(q, k, v), modulation), None
     text_modulation = block.text.modulation(c).chunk(6, -1)
     words = text_table(text.shape[1], width, TEXT_THETA, x.device)
     parts = _projected(block.text, text, text_modulation, words)
     q, k, v = (torch.cat(pair, 2) for pair in zip(parts, (q, k, v), strict=True))
-    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    attended = _attended(q, k, v)
     words, attended = attended[:, : text.shape[1]], attended[:, text.shape[1] :]
     return _finished(block.image, x, attended, modulation), _finished(block.text, text, words, text_modulation)
 
@@ -124,21 +117,13 @@ def _pixel_block(net: PixDiT, i: int, x: Tensor, s: Tensor, rows: int, columns: 
     tokens = block.compress((_normed(block.norm1, x) * (1 + scale1) + shift1).flatten(2))
     table = _table(net, rows, columns, settings.pixel_hidden // settings.pixel_heads, x.device)
     q, k, v = _heads(block.qkv(tokens), block.heads, block.q_norm, block.k_norm, table)
-    x = x + gate1 * block.expand(block.proj(_attended(net, i, q, k, v, rows, columns))).view_as(x)
+    x = x + gate1 * block.expand(block.proj(_attended(q, k, v))).view_as(x)
     return x + gate2 * block.mlp(_normed(block.norm2, x) * (1 + scale2) + shift2)
 
 
-def _attended(net: PixDiT, i: int, q: Tensor, k: Tensor, v: Tensor, rows: int, columns: int) -> Tensor:
-    """Attention over all tokens, or in windows, which odd blocks shift by half: (B,heads,L,d) -> (B,L,heads·d)."""
-    side, heads = net.settings.window, q.shape[1]
-    if side is None:
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    shift = side // 2 * (i % 2)
-    windows = Windows(rows, columns, side, shift, shift)
-    q, k, v = (windows.split(x.transpose(1, 2).flatten(2)) for x in (q, k, v))
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    mask = windows.mask(q.shape[0] // windows.count, q.device)
-    return windows.join(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B,heads,L,d) -> (B,L,heads·d)."""
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:
@@ -152,17 +137,15 @@ def _table(net: PixDiT, rows: int, columns: int, width: int, device: torch.devic
     settings = net.settings
     reference = settings.reference and tuple(side // settings.patch for side in settings.reference)
     assert reference is None or len(reference) == 2
-    return image_table(rows, columns, width, reference=reference, stride=settings.rope_stride, device=device)
+    return image_table(rows, columns, width, reference=reference, device=device)
 
 
 def _positions(net: PixDiT, rows: int, columns: int, device: torch.device) -> Tensor:
-    """(1,L,P,c), or (1,1,P,c) where all patches have the same."""
-    settings, side = net.settings, net.settings.patch
-    whole = settings.pixel_positions == "image"
-    height, width = (rows * side, columns * side) if whole else (side, side)
-    y = pixel_rows(0, height, settings.pixel_width, device)[:, None].expand(-1, width, -1)
-    x = pixel_rows(0, width, settings.pixel_width, device)[None].expand(height, -1, -1)
-    return _pixels(torch.cat((x, y), -1).permute(2, 0, 1)[None], side)
+    """(1,L,P,c)"""
+    width, height, across = net.settings.pixel_width, rows * net.settings.patch, columns * net.settings.patch
+    y = pixel_rows(0, height, width, device)[:, None].expand(-1, across, -1)
+    x = pixel_rows(0, across, width, device)[None].expand(height, -1, -1)
+    return _pixels(torch.cat((x, y), -1).permute(2, 0, 1)[None], net.settings.patch)
 
 
 def _pixels(images: Tensor, side: int) -> Tensor:

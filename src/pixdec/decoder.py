@@ -27,7 +27,6 @@ from pixdec.inference.engine import (
     Prompt,
     Seed,
     Sigma,
-    is_distilled,
     requests_for,
 )
 from pixdec.inference.sizes import Size
@@ -220,11 +219,6 @@ class PixelDecoder:
     def scale(self) -> int:
         """Output side / nominal image side."""
         return self.model.scale
-
-    @property
-    def is_distilled(self) -> bool:
-        """Whether the network knows the noise levels of its own list only; ours has learnt all alike."""
-        return is_distilled(self.model)
 
     def load_lora(self, path: "str | Path", strength: float = 1.0) -> None:
         """Adds a LoRA of `pixdec train` to the weights, in the place of one that was there: see `pixdec.weights.lora`.

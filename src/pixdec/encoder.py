@@ -7,29 +7,23 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from pixdec.devices import computes_in_bfloat16
 from pixdec.io.hub import loading_reason
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
-from pixdec.latents.refine import refine
 from pixdec.models.tiny_vae import TinyVAE
 from pixdec.weights.load import load_autoencoder
 
 TINY_SPACE = "flux2"
-TINY_REFINE = 16
 TINY = "pixdec-tiny"
 
 
 class ImageEncoder:
     """An encoder of one latent space.
 
-    Attributes: `space`; `vae`, the autoencoder; `name` (what encodes); `refine`, how many steps of gradient descent
-    through the autoencoder's decoder bring each latent nearer to its image (`pixdec.latents.refine`).
+    Attributes: `space`; `vae`, the autoencoder; `name` (what encodes).
     """
 
-    def __init__(self, space: LatentSpace, vae: nn.Module, name: str, refine: int = 0):
-        if refine < 0:
-            raise ValueError(f"refine={refine}: expected 0 (the encoder's own latent) or more steps")
-        self.space, self.vae, self.name, self.refine = space, vae.eval().requires_grad_(False), name, refine
+    def __init__(self, space: LatentSpace, vae: nn.Module, name: str):
+        self.space, self.vae, self.name = space, vae.eval().requires_grad_(False), name
         of_pipeline = space.constants is None and not isinstance(vae, TinyVAE)
         self._statistics = Statistics.from_vae(vae) if of_pipeline else None
 
@@ -40,11 +34,9 @@ class ImageEncoder:
         name_or_path: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        refine: int | None = None,
     ) -> Self:
         """An encoder into `space`. `name_or_path` None is the bundled tiny encoder, for FLUX.2 latents; otherwise a
-        diffusers VAE, a hub id or a folder (its `vae` subfolder is taken if there is one). `refine` None is 16 steps
-        for the bundled encoder, where they cost little, and none for a VAE.
+        diffusers VAE, a hub id or a folder (its `vae` subfolder is taken if there is one).
 
         Raises ValueError if the space has no encoder of this kind, or the VAE is not of the space.
         """
@@ -55,9 +47,8 @@ class ImageEncoder:
                     f"there is no bundled encoder for {target.name}; name its VAE (a diffusers folder or hub id), "
                     f"or use a {TINY_SPACE} decoder"
                 )
-            steps = TINY_REFINE if refine is None else refine
-            return cls(target, load_autoencoder().to(device=device, dtype=dtype), "pixdec-tiny", steps)
-        return cls(target, _load_vae(target, name_or_path, dtype).to(device), str(name_or_path), refine or 0)
+            return cls(target, load_autoencoder().to(device=device, dtype=dtype), "pixdec-tiny")
+        return cls(target, _load_vae(target, name_or_path, dtype).to(device), str(name_or_path))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Latent:
@@ -70,14 +61,9 @@ class ImageEncoder:
                 f"crop first, or pad with pixdec.io.images.pad_to_multiple(images, {factor})"
             )
         images = images.to(next(self.vae.parameters()))
-        # Its steps need no more than 8 bits: 16 of them end within 0.001 dB of where they do in float32.
-        low = images.device.type in ("cpu", "cuda") and computes_in_bfloat16(images.device)
-        latent = self._guess(images)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=low and images.dtype == torch.float32):
-            return Latent(refine(latent, images, self.decode, self.refine).cpu(), self.space)
+        return Latent(self._encoded(images).float().cpu(), self.space)
 
-    def _guess(self, images: Tensor) -> Tensor:
-        """What the encoder itself gives."""
+    def _encoded(self, images: Tensor) -> Tensor:
         if isinstance(self.vae, TinyVAE):
             return self.space.patchify(self.vae.encoder(images))
         vae: Any = self.vae

@@ -5,7 +5,6 @@ import torch
 
 from battery import randomised
 from benchmarks.plain import plain_velocity
-from pixdec.decoder import PixelDecoder
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD, PiDSettings
@@ -24,17 +23,12 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("kind", [*NETWORKS, "nano"])
+@pytest.mark.parametrize("kind", NETWORKS)
 @torch.no_grad()
 def test_the_network_computes_what_is_written_plainly(kind: str):
     torch.manual_seed(0)
-    if kind == "nano":
-        network = PixelDecoder.from_pretrained("pixdec-nano", "cpu", torch.float32).network
-        latent = torch.randn(2, 128, 2, 3)
-    else:
-        network = randomised(PiD(NETWORKS[kind]))
-        latent = None if kind == "prior" else torch.randn(2, 8, 8, 12)
-    text = torch.randn(2, 5, 12) if kind != "nano" else None
+    network = randomised(PiD(NETWORKS[kind]))
+    latent, text = None if kind == "prior" else torch.randn(2, 8, 8, 12), torch.randn(2, 5, 12)
     x = torch.randn(2, 3, 128, 192)
     given = x, torch.tensor([0.3, 0.9]), text, latent, None if latent is None else torch.tensor([0.0, 0.4])
     expected = plain_velocity(network, *given)

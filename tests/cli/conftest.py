@@ -32,10 +32,6 @@ BACKBONE = PixDiTSettings(
     pixel_depth=1,
     text_width=None,
     reference=None,
-    in_channels=6,
-    rope_stride=0.5,
-    pixel_positions="patch",
-    window=4,
 )
 ADAPTER = AdapterSettings(latent_channels=128, latent_factor=16, scale=4, width=8, blocks=1, unpack=2, gate="token")
 TIMES = (0.999, 0.5, 0.0)
@@ -85,7 +81,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny random models under the names of the bundled ones."""
     folder = tmp_path_factory.mktemp("bundled")
     torch.manual_seed(0)
-    settings = PiDSettings(BACKBONE, ADAPTER, prediction="residual", base=VAE)
+    settings = PiDSettings(BACKBONE, ADAPTER)
     decoder = PiD(settings).initialise(seed=0)
     for parameter in decoder.parameters():  # zero where training starts: then nothing would depend on steps or latent
         parameter.data.add_(0.05 * torch.randn_like(parameter))

@@ -190,16 +190,6 @@ def test_taef2_encodes_and_decodes(tmp_path: Path) -> None:
         open_autoencoder(f"taef2:{folder}", space, CPU)
 
 
-@torch.no_grad()
-def test_the_bundled_autoencoder_refines_as_it_is_named() -> None:
-    space, images = get_space("flux2"), torch.rand(1, 3, 32, 32) * 2 - 1
-    usual, *others = (open_autoencoder(name, space, CPU) for name in ("tiny", "tiny:16", "tiny:2", "tiny:0"))
-    assert usual.digest == others[0].digest
-    assert len({each.digest for each in others}) == 3
-    missed = [float((each.decode(each.encode(images)) - images).norm()) for each in others]
-    assert missed == sorted(missed)
-
-
 def test_metrics_of_our_own() -> None:
     every = open_metrics()
     assert len(every.names) + len(every.absent) == len(COLUMNS)

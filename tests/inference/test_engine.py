@@ -17,7 +17,6 @@ from pixdec.inference import engine
 from pixdec.inference.engine import (
     TEACHER_STEPS,
     batches_of,
-    is_distilled,
     levels_for,
     requests_for,
     sizes_for,
@@ -109,11 +108,9 @@ def test_noise_levels_are_dealt_out():
 def test_levels_are_the_students_own_or_follow_the_size_a_teacher_sees(decoder: PixelDecoder):
     model = decoder.model
     assert times_for(model, None, 64, 64) == times_for(model, 4, 999, 1) == list(model.times)
-    assert is_distilled(model)
     with pytest.raises(ValueError, match="steps=5"):
         times_for(model, 5, 64, 64)
     teacher = replace(model, kind="teacher", times=())
-    assert not is_distilled(teacher)
     assert len(times_for(teacher, None, 64, 64)) == TEACHER_STEPS + 1
     assert times_for(teacher, 3, 2048, 2048)[1] > times_for(teacher, 3, 1024, 1024)[1]
 

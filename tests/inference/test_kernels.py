@@ -18,9 +18,7 @@ SHAPES = (Shape(2, 16, 64), Shape(2, 24, 64))
 def test_a_kernel_that_computes_attention_is_trusted(name: kernels.KernelName, dtype: torch.dtype):
     q, k, v = torch.randn(3, 1, 2, 40, 16).to(dtype)
     kernel = choose(name, CPU, dtype, SHAPES)
-    torch.testing.assert_close(
-        kernel(q, k, v, None), attention(q, k, v), rtol=0, atol=1e-5 if q.itemsize == 4 else 0.02
-    )
+    torch.testing.assert_close(kernel(q, k, v), attention(q, k, v), rtol=0, atol=1e-5 if q.itemsize == 4 else 0.02)
     assert 0 < trusted(name, CPU, dtype, 16) < kernels.EXACT[dtype]
 
 
@@ -30,10 +28,10 @@ def test_pytorch_chooses_where_nothing_else_is_asked_for():
 
 
 def test_a_wrong_kernel_is_not_trusted(monkeypatch: pytest.MonkeyPatch):
-    def forgets_the_last_key(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return attention(q, k[:, :, :-1], v[:, :, :-1], mask)
+    def forgets_the_last_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k[:, :, :-1], v[:, :, :-1])
 
-    def overflows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def overflows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q @ k.transpose(-1, -2) * 9).exp() @ v / (q @ k.transpose(-1, -2) * 9).exp().sum(-1, keepdim=True)
 
     trusted.cache_clear()

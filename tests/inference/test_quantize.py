@@ -13,7 +13,6 @@ from pixdec.decoder import PixelDecoder
 from pixdec.inference.config import InferenceConfig, Quantize
 from pixdec.inference.quantize import is_quantized, large_linears, quantize_blocks, stored_bytes
 from pixdec.models.adapter import AdapterSettings
-from pixdec.models.cost import Inputs, meta_network, random_inputs
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 
@@ -31,17 +30,20 @@ def exact() -> PiD:
     return randomised(PiD(SETTINGS).initialise()).requires_grad_(False).eval()
 
 
+Inputs = tuple[Tensor, ...]
+
+
 @pytest.fixture(scope="module")
 def given() -> Inputs:
     torch.manual_seed(0)
-    return random_inputs(SETTINGS, SIDE, SIDE, batch=2, device=torch.device("cpu"))
+    cells = SIDE // 32
+    return torch.randn(2, 3, SIDE, SIDE), torch.rand(2), torch.randn(2, 6, 12), torch.randn(2, 16, cells, cells)
 
 
 def called(network: PiD, given: Inputs) -> Tensor:
-    dtype = network.backbone.patch_embed.weight.dtype
-    text = None if given.text is None else given.text.to(dtype)
+    x_t, t, text, latent = given
     with torch.inference_mode():
-        return network(given.x_t, given.t, text, given.latent, given.sigma)
+        return network(x_t, t, text.to(network.dtype), latent, torch.tensor([0.2, 0.7]))
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
@@ -57,7 +59,8 @@ def quantized(network: PiD, kind: Quantize) -> PiD:
 def test_the_products_of_the_released_network_are_chosen():
     """14 blocks of two streams with five Linears, 2 pixel blocks with four: no modulation, whose weights are read part
     by part, and no pixel MLP of 16 x 64."""
-    network = meta_network(PiDSettings())
+    with torch.device("meta"):
+        network = PiD(PiDSettings())
     chosen = large_linears(network)
     assert len(chosen) == 14 * 2 * 5 + 2 * 4
     assert not any("modulation" in name or "embed" in name or "final" in name for name in chosen)

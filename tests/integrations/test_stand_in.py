@@ -138,7 +138,7 @@ def test_first_decode_by_a_tae_and_by_the_bundled_autoencoder():
     assert (image.space.name, tuple(image.tensor.shape)) == ("rgb", (1, 3, 32, 48))
     assert image.sigma.tolist() == pytest.approx([0.3])
     picture = torch.rand(1, 3, 32, 32) * 0.2
-    encoder = ImageEncoder.from_pretrained(refine=0)
+    encoder = ImageEncoder.from_pretrained()
     latent = encoder.encode(picture)
     assert torch.allclose(first_decode(latent, "pixdec-tiny").tensor, encoder.decode(latent.tensor).float(), atol=1e-3)
 

@@ -16,9 +16,9 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
+from meter import Meter
 from pixdec.io import images, tensors
 from pixdec.io.images import image_size, output_format, read_image, read_settings, resize, save_image, to_pil, to_tensor
-from pixdec.models.cost import Meter
 
 SETTINGS: dict[str, object] = {"model": "pixdec-nano", "seed": 3, "caption": "Zürich\n\"雪\" 'x'", "steps": None}
 

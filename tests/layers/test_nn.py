@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pixdec.layers.attention import Windows, attention, merge_heads, queries_keys_values, split_heads
+from pixdec.layers.attention import attention, merge_heads, queries_keys_values, split_heads
 from pixdec.layers.embeddings import pixel_rows, time_sinusoid
 from pixdec.layers.norms import RMSNorm, modulated_norm
 from pixdec.layers.patching import patch_pixels, patch_vectors, pixels_to_image
@@ -14,9 +14,6 @@ def test_attention_is_softmax_attention():
     q, k, v = (torch.randn(2, 3, 5, 8, dtype=torch.float64) for _ in range(3))
     by_hand = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(8), -1) @ v
     assert torch.allclose(attention(q, k, v), by_hand)
-    mask = torch.tensor([True, True, False, True, False])
-    alone = attention(q, k[:, :, mask], v[:, :, mask])
-    assert torch.allclose(attention(q, k, v, mask[None]), alone)
 
 
 def test_heads_round_trip():
@@ -27,53 +24,12 @@ def test_heads_round_trip():
     assert torch.equal(merge_heads(heads), x)
 
 
-@pytest.mark.parametrize(("rows", "columns", "side", "shift"), [(8, 8, 4, 0), (8, 8, 4, 2), (5, 9, 4, 2), (3, 2, 8, 4)])
-def test_windows_split_and_join(rows: int, columns: int, side: int, shift: int):
-    windows = Windows(rows, columns, side, shift, shift)
-    x = torch.arange(2 * rows * columns * 4, dtype=torch.float32).view(2, rows * columns, 4)
-    parts = windows.split(x)
-    assert parts.shape == (2 * windows.count, side**2, 4)
-    assert torch.equal(windows.join(parts), x)
-    mask = windows.mask(2, x.device)
-    real = rows * columns * 2
-    assert (2 * windows.count * side**2 if mask is None else int(mask.sum())) == real
-
-
-@pytest.mark.parametrize(("rows", "columns", "shift"), [(16, 8, 0), (16, 8, 2), (9, 7, 2), (3, 5, 2)])
-@pytest.mark.parametrize("tokens", [1, 64, 1000])
-def test_bands_hold_the_same_windows(rows: int, columns: int, shift: int, tokens: int):
-    windows = Windows(rows, columns, 4, shift, shift)
-    x = torch.randn(1, rows * columns, 3)
-    bands = list(windows.bands(tokens))
-    assert torch.equal(torch.cat([x[:, where] for where, _ in bands], 1), x)
-    assert torch.equal(torch.cat([inside.split(x[:, where]) for where, inside in bands]), windows.split(x))
-    assert all(inside.rows * columns <= max(tokens, 4 * columns) for _, inside in bands)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_in_training_equals_attention_without_gradients(masked: bool):
+def test_attention_in_training_equals_attention_without_gradients():
     q, k, v = torch.randn(3, 2, 3, 20, 8, dtype=torch.bfloat16)
-    mask = torch.rand(2, 1, 1, 20) < 0.5 if masked else None
-    without = attention(q, k, v, mask)
-    trained = attention(q.requires_grad_(), k, v, mask)
+    without = attention(q, k, v)
+    trained = attention(q.requires_grad_(), k, v)
     assert trained.requires_grad
     assert (trained - without).norm() / without.norm() < 0.01
-
-
-def test_windowed_attention_stays_inside_its_window():
-    windows = Windows(8, 8, 4, 2, 2)
-    tokens = torch.randn(1, 64, 8)
-    changed = tokens.clone()
-    changed[:, 0] += 10.0  # row 0, column 0: alone with rows and columns 0 and 1 in its shifted window
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        parts = windows.split(x)[:, None]
-        return windows.join(attention(parts, parts, parts, windows.mask(1, x.device))[:, 0])
-
-    touched = (run(tokens) - run(changed)).abs().amax((0, 2)).view(8, 8) > 1e-6
-    expected = torch.zeros(8, 8, dtype=torch.bool)
-    expected[:2, :2] = True
-    assert torch.equal(touched, expected)
 
 
 def test_queries_and_keys_are_normed_and_rotated():
@@ -87,8 +43,6 @@ def test_queries_and_keys_are_normed_and_rotated():
     torch.testing.assert_close(q, rotate(norms[0](by_hand[0]), table))
     torch.testing.assert_close(k, rotate(norms[1](by_hand[1]), table))
     assert torch.equal(v, by_hand[2])
-    each = torch.stack((table, 2 * table), 1)  # a table for each image
-    torch.testing.assert_close(queries_keys_values(qkv, heads, q_weight, k_weight, each)[0][1], 2 * q[1])
 
 
 def test_rotation_makes_attention_relative():
@@ -115,11 +69,6 @@ def test_image_table():
     angle = 16.0 * theta ** (-4 / 16)
     assert wider[0, 11, 2] == pytest.approx(math.cos(angle), abs=1e-5)
     assert torch.equal(wider[:, ::12, 1::2], image_table(4, 1, 16, reference=(4, 1))[:, :, 1::2])  # y is left alone
-
-
-def test_image_table_with_a_stride_does_not_depend_on_the_size():
-    small, large = image_table(3, 4, 16, reference=None, stride=1.0), image_table(6, 8, 16, reference=None, stride=1.0)
-    assert torch.equal(small.view(2, 3, 4, 8), large.view(2, 6, 8, 8)[:, :3, :4])
 
 
 def test_time_sinusoid():

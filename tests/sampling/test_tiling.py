@@ -39,27 +39,14 @@ def test_tiles_cover_the_image_and_overlap(height: int, width: int):
 def test_a_velocity_that_looks_at_single_pixels_is_the_same_in_tiles():
     tiling = Tiling(208, 176, side=64, overlap=16, patch=8)
     x = torch.randn(2, 3, 208, 176)
-    condition = Condition(torch.randn(2, 5, 26, 22), None, torch.randn(2, 3, 208, 176))
+    condition = Condition(torch.randn(2, 5, 26, 22), None)
 
     def velocity(part: torch.Tensor, crop: Condition) -> torch.Tensor:
-        assert crop.base is not None
         assert crop.features.shape[2:] == (part.shape[2] // 8, part.shape[3] // 8)
-        return (
-            2 * part + crop.base + crop.features.mean(1, keepdim=True).repeat_interleave(8, 2).repeat_interleave(8, 3)
-        )
+        return 2 * part + crop.features.mean(1, keepdim=True).repeat_interleave(8, 2).repeat_interleave(8, 3)
 
     whole = velocity(x, condition)
     assert torch.allclose(tiled_velocity(velocity, x, condition, tiling), whole, atol=1e-5)
-
-
-@pytest.mark.parametrize("length", [192, 200, 248, 256, 520])
-def test_tiles_start_where_windows_do(length: int):
-    tiling = Tiling(length, 64, side=96, overlap=16, patch=8, step=32)
-    tops = [tile.top for tile in tiling]
-    assert tops[0] == 0
-    assert tops[-1] == length - 96
-    assert all(top % 32 == 0 for top in tops[:-1])
-    assert all(0 < after - before <= 96 - 16 for before, after in pairwise(tops))
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class Eval:
     output: Output
     """A folder: it is created."""
     encoder: str = "tiny"
-    """What makes the latents: tiny (bundled, FLUX.2 only; tiny:0 does not refine them), taef2:FOLDER, or vae:NAME, a
+    """What makes the latents: tiny (bundled, FLUX.2 only), taef2:FOLDER, or vae:NAME, a
     diffusers VAE of the space."""
     metrics: str = "all"
     """Separated by commas: all stands for our own; torchmetrics:CLASS and pyiqa:NAME if they are installed."""

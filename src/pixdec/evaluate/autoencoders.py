@@ -28,7 +28,7 @@ class Autoencoder:
 
     `name` is how it was named, `label` what it is called where people read. encode: images (B,3,H,W) in [-1,1], sides
     multiples of `space.factor` -> a clean `Latent`, on the CPU. decode: a `Latent` -> images (B,3,H,W), nominally in
-    [-1,1], not clamped. `digest` is that of its weights (see `fingerprint`), and says how its latents are refined.
+    [-1,1], not clamped. `digest` is that of its weights (see `fingerprint`).
     """
 
     name: str
@@ -46,20 +46,17 @@ def open_autoencoder(name: str, space: LatentSpace, device: torch.device) -> Aut
         ValueError: a name of no such form, a file that is missing or does not fit, or one of another space.
     """
     kind, _, place = name.partition(":")
-    known = kind in ("taef2", "vae") and place
-    if not known and not (name == "tiny" or (kind == "tiny" and place.isdecimal())):
+    if name != "tiny" and not (kind in ("taef2", "vae") and place):
         raise ValueError(f"autoencoder {name!r}: expected {NAMES}")
     if kind == "taef2":
         return _taef2(name, place, space, device)
-    vae, refine = (None, int(place) if place else None) if kind == "tiny" else (place, None)
-    encoder = ImageEncoder.from_pretrained(space.name, vae, device, torch.float32, refine)
+    encoder = ImageEncoder.from_pretrained(space.name, place or None, device, torch.float32)
 
     @torch.inference_mode()
     def decode(latent: Latent) -> Tensor:
         return encoder.decode(latent.tensor)
 
-    digest = f"{fingerprint(encoder.vae)} refine {encoder.refine}"
-    return Autoencoder(name, encoder.name, space, digest, encoder.encode, decode)
+    return Autoencoder(name, encoder.name, space, fingerprint(encoder.vae), encoder.encode, decode)
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -174,7 +174,7 @@ def _steps(name: str, decoder: PixelDecoder, steps: int | None) -> int | None:
         return steps
     count = steps or len(decoder.model.times) - 1
     try:
-        student_times(decoder.model.times, count, distilled=decoder.is_distilled)
+        student_times(decoder.model.times, count)
     except ValueError as error:
         raise ValueError(f"method {name!r}: {error}") from error
     return count

@@ -46,7 +46,7 @@ def open_decoder(
         revision=revision,
     )
     if steps is not None and decoder.model.kind == "student":
-        student_times(decoder.model.times, steps, distilled=decoder.is_distilled)
+        student_times(decoder.model.times, steps)
     if lora is not None:
         decoder.load_lora(*lora)
     if config.tile is not None:

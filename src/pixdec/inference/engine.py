@@ -35,9 +35,7 @@ from pixdec.io.files import first_line_of
 from pixdec.latents import Latent, get_space, noise_levels
 from pixdec.latents.validation import check_form
 from pixdec.models.execution import Execution
-from pixdec.models.nano import Nano
 from pixdec.models.network import Network, NetworkCondition
-from pixdec.models.pid import PiD
 from pixdec.sampling.flow import resolution_shift, shifted_times, student_times
 from pixdec.sampling.samplers import NoiseSource, Step, dpm_solver, guided, student
 from pixdec.sampling.tiling import Tiling, tiled_velocity
@@ -507,14 +505,9 @@ def times_for(model: LoadedDecoder, steps: int | None, height: int, width: int) 
     """
     if model.kind == "student":
         trained = model.times
-        return student_times(trained, len(trained) - 1 if steps is None else steps, distilled=is_distilled(model))
+        return student_times(trained, len(trained) - 1 if steps is None else steps)
     shift = resolution_shift(height, width, model.version)
     return shifted_times(TEACHER_STEPS if steps is None else steps, shift, TEACHER_START)
-
-
-def is_distilled(model: LoadedDecoder) -> bool:
-    """Whether a network knows the noise levels of its own list only; ours has learnt all alike."""
-    return model.kind == "student" 
 
 
 def sharing_copy(network: N) -> N:

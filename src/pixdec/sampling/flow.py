@@ -64,29 +64,17 @@ def resolution_shift(height: int, width: int, version: str) -> float:
     return factor * math.sqrt(math.sqrt(height * width) / reference)
 
 
-def student_times(times: Sequence[float], steps: int, *, distilled: bool = True) -> list[float]:
-    """The list of a few-step decoder that takes another number of steps than its own N = len(times) − 1.
+def student_times(times: Sequence[float], steps: int) -> list[float]:
+    """The list of a few-step decoder that takes fewer steps than its own N = len(times) − 1: entries
+    round(linspace(0, N, steps+1)).
 
-    Fewer: entries round(linspace(0, N, steps+1)). More, which only a network that was not distilled to its list can
-    take: the list is refined, evenly in its index, between entries along the logarithm of t/(1−t), towards 0 linearly.
-    Raises ValueError if `steps` is less than 1, or more than N for a distilled network.
+    Raises:
+        ValueError: `steps` is less than 1, or more than N, at whose noise levels alone the network was trained.
     """
     trained = len(times) - 1
-    if steps < 1 or (distilled and steps > trained):
-        allowed = f"1 to {trained}" if distilled else "at least 1"
-        raise ValueError(f"steps={steps}: this decoder takes {allowed} steps")
-    if steps <= trained:
-        return [times[round(i * trained / steps)] for i in range(steps + 1)]
-
-    def between(position: float) -> float:
-        index = min(int(position), trained - 1)
-        share, high, low = position - index, times[index], times[index + 1]
-        if low == 0:
-            return (1 - share) * high
-        ratio = (high / (1 - high)) ** (1 - share) * (low / (1 - low)) ** share
-        return ratio / (1 + ratio)
-
-    return [between(i * trained / steps) for i in range(steps + 1)]
+    if not 1 <= steps <= trained:
+        raise ValueError(f"steps={steps}: this decoder takes 1 to {trained} steps")
+    return [times[round(i * trained / steps)] for i in range(steps + 1)]
 
 
 def shifted_times(steps: int, factor: float, start: float = 1.0) -> list[float]:

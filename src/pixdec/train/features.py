@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pixdec.models.pid import PiD
 from pixdec.models.grid import Grid
+from pixdec.models.pid import PiD
 
 
 class Seen:

@@ -27,9 +27,9 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from pixdec.devices import best_device, computes_in_bfloat16
-from pixdec.train.context import context_of, meet, own_cuda
 from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD
+from pixdec.train.context import context_of, meet, own_cuda
 
 BACKEND = "inductor"  # of torch.compile
 MANY = 50_000_000  # parameters from which on a network that does not learn is sharded

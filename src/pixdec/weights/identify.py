@@ -148,8 +148,6 @@ def _agreed(claims: Mapping[str, str], possible: Sequence[str]) -> str | None:
 def _inferred(
     checkpoint: TensorFile, network: NetworkTensors, card: Card | None, claims: Mapping[str, str]
 ) -> Identity:
-    if any(key.startswith("base.") for key in network.tensors):
-        raise ValueError("a network with a base decoder needs its settings, which the file does not have")
     shapes = {to_original(key): tuple(tensor.shape) for key, tensor in network.tensors.items()}
     version, prior = version_of(shapes), is_prior(shapes)
     possible: tuple[str, ...] = ("",) if prior else possible_spaces(shapes)

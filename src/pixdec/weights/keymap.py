@@ -66,7 +66,7 @@ _PAIRS = (
     ("pit_lq_gate.content_proj", "pixel_gate.content"),
     ("pit_lq_gate.log_alpha", "pixel_gate.log_alpha"),
 )
-OUR_ROOTS = frozenset((*(ours.split(".")[0] for _, ours in _PAIRS)))
+OUR_ROOTS = frozenset(ours.split(".")[0] for _, ours in _PAIRS)
 ROOTS = OUR_ROOTS | {original.split(".")[0] for original, _ in _PAIRS}
 """What keys of a network begin with, in our naming, and in either."""
 _FIRST_ADAPTER_BLOCK = 3  # the original counts its residual blocks after conv, SiLU and conv
