@@ -181,7 +181,8 @@ class Trainer:
         torch.manual_seed(0)
         self.network, self.average = Nano(settings).to(device), Nano(settings).to(device).eval().requires_grad_(False)
         self.average.load_state_dict(self.network.state_dict())
-        self.critic, self.vgg = Critic().to(device), ShiftTolerantVGG(vgg).to(device)
+        self.critic = Critic().to(device)
+        self.vgg = ShiftTolerantVGG(vgg).to(device) if recipe.perceptual else None
         for module in (self.network, self.average, self.critic):
             for parameter in module.parameters():
                 if parameter.ndim == 4:
@@ -245,7 +246,7 @@ class Trainer:
         edges = down + across
         loss = recipe.pixels * pixels + recipe.means * means + recipe.edges * edges
         losses = {"pixels": pixels, "means": means, "edges": edges}
-        if recipe.perceptual:
+        if self.vgg is not None:
             seen = rng.sample(range(recipe.batch), recipe.looked_at)
             weights = torch.tensor([0.5 if i < recipe.first else 1.0 for i in seen], device=self.device)
             with self.cast():
@@ -300,16 +301,18 @@ def decode(network: Nano, low: Tensor, steps: int, sigma: float = 0.0, seed: int
 
 
 def sheet(
-    network: Nano, pairs: list[tuple[Tensor, Tensor]], vgg: ShiftTolerantVGG
+    network: Nano, pairs: list[tuple[Tensor, Tensor]], vgg: ShiftTolerantVGG | None
 ) -> tuple[Image.Image, dict[str, float]]:
     """Rows of crops: Lanczos, one step, four steps, the truth, twice enlarged; and figures on the whole images."""
-    rows, scores = list[Tensor](), {"psnr1": 0.0, "psnr4": 0.0, "st1": 0.0, "st4": 0.0}
+    rows, scores = list[Tensor](), dict[str, float]()
     for low, high in pairs:
         steps = decode(network, low, 4)
         for name, image in (("1", steps[0]), ("4", steps[3])):
-            scores[f"psnr{name}"] += -10 * math.log10(float((image - high).square().mean()) / 4) / len(pairs)
-            with torch.inference_mode():
-                scores[f"st{name}"] += float(vgg.distance(image, high)) / len(pairs)
+            figures = {f"psnr{name}": -10 * math.log10(float((image - high).square().mean()) / 4)}
+            if vgg is not None:
+                with torch.inference_mode():
+                    figures[f"st{name}"] = float(vgg.distance(image, high))
+            scores |= {key: scores.get(key, 0.0) + value / len(pairs) for key, value in figures.items()}
         plain = F.interpolate(low, scale_factor=4, mode="bicubic").clamp(-1, 1)
         y, x = (max(0, side // 2 - 112) for side in high.shape[2:])
         rows.append(torch.cat([each[:, :, y : y + 224, x : x + 224] for each in (plain, steps[0], steps[3], high)], 3))

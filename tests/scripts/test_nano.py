@@ -1,0 +1,65 @@
+"""The training of the bundled decoder: its data, golden losses, and the same trajectory after a stop."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pixdec.models.nano import NanoSettings
+from pixdec.models.taef2 import TAEF2
+from scripts.nano.data import lows, pack, page
+from scripts.nano.export import export
+from scripts.nano.train import STAGES, Data, Trainer, decode
+
+SMALL = NanoSettings(width=8, blocks=2, detail=4, embedding=8)
+RECIPE = replace(STAGES["shape"], crop=16, batch=4, first=2, adversary=0.1, teacher=0.0, warm_up=1)
+GOLDEN = (0.1935, 0.1890)  # pixels, mean of the first and of the last five steps
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pages and what a random autoencoder makes of them."""
+    folder = tmp_path_factory.mktemp("data")
+    torch.manual_seed(0)
+    taef2 = TAEF2().requires_grad_(False).to(torch.bfloat16)
+    for seed in range(2):
+        image = page(seed, []).resize((416, 416))
+        high = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(416, 416, 3)
+        low = lows(image, taef2, random.Random(seed))
+        assert low.shape == (3, 104, 104, 3)
+        save_file({"high": high, "low": low[:1].contiguous()}, folder / f"page-{seed}.safetensors")
+        save_file({"high": high, "low": low[:1].contiguous()}, folder / f"photo-{seed}.safetensors")
+    return folder
+
+
+def test_twenty_steps_have_golden_losses(folder: Path) -> None:
+    trainer, data = Trainer(RECIPE, SMALL, None, "cpu"), Data(folder, RECIPE.crop)
+    losses = [trainer.learn(data, 1.0) for _ in range(20)]
+    first, last = (sum(each["pixels"] for each in part) / 5 for part in (losses[:5], losses[-5:]))
+    assert (first, last) == pytest.approx(GOLDEN, rel=3e-2)
+    assert losses[-1]["critic"] < losses[0]["critic"]
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(folder: Path, tmp_path: Path) -> None:
+    data, whole, before, after = Data(folder, RECIPE.crop), *(Trainer(RECIPE, SMALL, None, "cpu") for _ in range(3))
+    expected = [whole.learn(data, 1.0) for _ in range(4)]
+    found = [before.learn(data, 1.0) for _ in range(2)]
+    torch.save(before.state(), tmp_path / "state.pt")
+    after.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert found + [after.learn(data, 1.0) for _ in range(2)] == expected
+
+    export(tmp_path, tmp_path / "nano.safetensors")
+    low = torch.rand(1, 3, 8, 8) * 2 - 1
+    assert [step.shape for step in decode(after.average, low, 4)] == [(1, 3, 32, 32)] * 4
+
+
+def test_a_pack_holds_the_same_pictures(folder: Path, tmp_path: Path) -> None:
+    pack(folder, tmp_path / "pack", mebibytes=0.2)
+    packed = Data(tmp_path / "pack", 16)
+    assert packed.photos
+    high, low = packed.draw(random.Random(0), teacher=False)
+    assert (high.shape, low.shape) == ((3, 64, 64), (3, 16, 16))
+    assert -1 <= float(high.min()) <= float(high.max()) <= 1
