@@ -103,7 +103,6 @@ bench-cpu: .venv/dev
 	    --limit 1200 -o docs/benchmarks/nano-cpu
 	$(BIN)/python -m benchmarks --model random:v1 --sides 512 1024 --steps 1 --methods plain eager int8 vae:flux2 \
 	    vae:flux2+lanczos --limit 1200 -o docs/benchmarks/full-size-cpu
-	$(BIN)/python -m scripts.fidelity --images $(KODAK) --sides 1024 2048 --limit 2 --output docs/benchmarks/fidelity.md
 
 # The released network's size with random weights, on a GPU, by the Python that is there ($(PYTHON), with PyTorch for
 # CUDA and diffusers; torchao and spandrel where installed).
