@@ -55,7 +55,7 @@ format: .venv/dev
 	$(BIN)/ruff format .
 
 docs: .venv/docs
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 # The wheel, and the demo from it in an environment that has nothing of this folder.
 dist: .venv/bin/python

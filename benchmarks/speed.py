@@ -52,7 +52,7 @@ class Settings:
 
     model: str = "pixdec-nano"
     sides: Sequence[int] = (512, 1024)
-    methods: Sequence[str] = ("plain", "eager", "vae:flux2+lanczos", "tiny+lanczos")
+    methods: Sequence[str] = ("eager", "vae:flux2+lanczos", "tiny+lanczos")
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     steps: int | None = None

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from battery import randomised
 from benchmarks.child import timed_calls
 from benchmarks.methods import OURS, Method, check_name, prepare
 from benchmarks.speed import SHARED, Row, Settings, measure_all, page, run_child, seconds_of
+from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
+from pixdec.models.pixdit import PixDiTSettings
+from pixdec.weights.load import save_decoder
 
 CPU = torch.device("cpu")
 QUICK = Settings(sides=(64,), methods=("eager",), device="cpu", dtype="float32", runs=2)
@@ -136,10 +140,20 @@ def test_a_child_leaves_with_its_parent(tmp_path: Path) -> None:
     assert not (tmp_path / "result.json").exists()
 
 
-def test_plain_gives_the_image_of_decode() -> None:
-    eager, plain = (prepare(name, "pixdec-nano", 64, None, torch.float32, CPU).call() for name in ("eager", "plain"))
-    assert eager.shape == (1, 3, 64, 64) and float(eager.std()) > 0.01 and not plain.requires_grad
-    assert float((plain - eager).abs().max()) < 2e-3  # four steps of a network whose sums are ordered otherwise
+def test_plain_gives_the_image_of_decode(tmp_path: Path) -> None:
+    backbone = PixDiTSettings(
+        hidden=32, heads=2, depth=2, pixel_width=4, pixel_hidden=16, pixel_heads=2, text_width=8, text_length=6
+    )
+    network = randomised(PiD(PiDSettings(backbone, AdapterSettings(width=8, blocks=1))))
+    save_decoder(network, tmp_path / "small.safetensors", name="small", space="flux1", version="v1", licence="none")
+    eager, plain = (
+        prepare(name, str(tmp_path / "small.safetensors"), 128, None, torch.float32, CPU).call()
+        for name in ("eager", "plain")
+    )
+    assert eager.shape == (1, 3, 128, 128) and float(eager.std()) > 0.01 and not plain.requires_grad
+    assert float((plain - eager).abs().max()) < 1e-4  # four steps of a network whose sums are ordered otherwise
+    with pytest.raises(ValueError, match="plain: pixdec-nano"):
+        prepare("plain", "pixdec-nano", 64, None, torch.float32, CPU)
 
 
 @pytest.mark.parametrize("name", ["vae:flux2:tiled+lanczos", "tiny", "tiny+lanczos"])
