@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import diffusers
@@ -15,9 +14,9 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 from pixdec.integrations.diffusers import capture
 from pixdec.integrations.diffusers.noise import mixture_after
-from pixdec.integrations.diffusers.steps import _LEVELS, _TABLE, automatic
+from pixdec.integrations.diffusers.steps import automatic
 from pixdec.integrations.stops import check_stops
-from pixdec.latents import get_space
+from pixdec.latents import SPACES, get_space
 
 TOKENS = 32 * 32  # of an image of 512×512
 
@@ -43,14 +42,15 @@ def own_schedule(family: str, steps: int) -> Any:
     return scheduler
 
 
-@pytest.mark.parametrize("family", list(_TABLE))
+@pytest.mark.parametrize("family", [space.name for space in SPACES.values() if space.stop])
 def test_the_table(family: str):
-    step, steps = _TABLE[family]
     space = get_space(family)
+    assert space.stop is not None
+    step, steps, expected = space.stop
     scheduler = own_schedule(family, steps)
     assert automatic(scheduler, space) == step
     level = mixture_after(scheduler, step).sigma(space)
-    assert level == pytest.approx(_LEVELS[family], abs=0.006)
+    assert level == pytest.approx(expected, abs=0.006)
     # Another number of steps: about the same noise.
     for other in (20, 2 * steps):
         scheduler = own_schedule(family, other)
@@ -129,8 +129,9 @@ def test_a_stop_that_the_run_does_not_have():
 
 
 def test_levels_are_within_the_trained_range():
-    assert all(0 < level < 0.8 for level in _LEVELS.values())
-    assert math.isclose(sum(level < 0.4 for level in _LEVELS.values()), len(_TABLE))
+    stops = [space.stop for space in SPACES.values() if space.stop is not None]
+    assert len(stops) == 6
+    assert all(step < steps and 0 < level < 0.4 for step, steps, level in stops)
 
 
 def test_a_sigma_is_the_first_step_that_is_as_clean():

@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,10 @@ from pixdec.generation.records import changed_by, done_by, record_of
 from pixdec.generation.settings import GenerationSettings
 from pixdec.inference.config import InferenceConfig
 from pixdec.io.files import prepare
+from pixdec.io.hub import Access
 from pixdec.io.images import WRITABLE, save_image, to_pil
-from pixdec.latents import Latent, check_latent
+from pixdec.latents import SPACES, Latent, check_latent
+from pixdec.weights.load import describe, find_weights
 
 if TYPE_CHECKING:
     from pixdec.latents import LatentSpace
@@ -224,13 +227,12 @@ class Generation:
         from pixdec.integrations.diffusers.spaces import space_of
 
         settings = self.settings
-        as_image = self._decoder is not None and self._decoder.space.is_image
         noise = torch.Generator().manual_seed(item.seed)  # of the CPU, so that it is the same on every device
         with pipeline_errors(self.device):
             latent = capture(
                 pipe,
                 stop_after=settings.stop_after,
-                space="rgb" if as_image else settings.space,
+                space="rgb" if self._for_images else settings.space,
                 generator=noise,
                 **self._arguments(item.prompt),
             )
@@ -245,6 +247,19 @@ class Generation:
             "space": latent.space.name,
             "sigma": round(float(latent.sigma[0]), 6),
         }
+
+    @cached_property
+    def _for_images(self) -> bool:
+        """Whether latents are made for a decoder of images, also where that is not loaded: only the pipeline has what
+        decodes them to images first, and the estimate of its own that an early stop wants."""
+        if self._decoder is not None:
+            return self._decoder.space.is_image
+        try:
+            path = find_weights(self.settings.decoder, Access(local_files_only=True))
+            space = describe(path).space
+        except (ValueError, OSError):  # it is not here yet, or none at all
+            return False
+        return space is not None and space in SPACES and SPACES[space].is_image
 
     def _stopped_after(self, pipe: Any, space: LatentSpace) -> object:
         """The step that the run was stopped after, also where that was left to us; None at the schedule's end."""

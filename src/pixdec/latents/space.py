@@ -107,6 +107,9 @@ class LatentSpace:
     layer_norm_eps: float | None = None  # normalised by a LayerNorm over channels instead of by statistics (SigLIP)
     vae_class: str | None = None  # diffusers' class of the autoencoder; None: latents are not a VAE's
     video: bool = False  # its autoencoder is one of videos: its tensors have a time axis
+    vision: bool = False  # its cells are the tokens of a vision encoder
+    transformer: str | None = None  # how the generator's class is called, where spaces share an autoencoder
+    stop: tuple[int, int, float] | None = None  # a published early stop: after M of N steps; sigma there, for 512²
     is_image: bool = False  # the latent is a low-resolution image itself, in [-1,1]
 
     @property
@@ -288,35 +291,33 @@ _WAN21 = Statistics(
 )
 # fmt: on
 
+_KL = "AutoencoderKL"
 _ALL = (
-    LatentSpace("flux1", 16, 8, encoder="FLUX.1 VAE", constants=_FLUX1, token_patch=2, vae_class="AutoencoderKL"),
-    LatentSpace("flux2", 128, 16, encoder="FLUX.2 VAE", patch=2, token_patch=1, vae_class="AutoencoderKLFlux2"),
+    LatentSpace("flux1", 16, 8, "FLUX.1 VAE", constants=_FLUX1, token_patch=2, vae_class=_KL, stop=(24, 28, 0.24)),
     LatentSpace(
-        "sd3", 16, 8, encoder="SD3 VAE", constants=_affine(16, shift=0.0609, scale=1.5305), vae_class="AutoencoderKL"
+        "flux2", 128, 16, "FLUX.2 VAE", patch=2, token_patch=1, vae_class="AutoencoderKLFlux2", stop=(46, 50, 0.32)
     ),
+    LatentSpace("sd3", 16, 8, "SD3 VAE", constants=_affine(16, 0.0609, 1.5305), vae_class=_KL, stop=(24, 28, 0.33)),
     LatentSpace(
-        "sdxl",
-        4,
-        8,
-        encoder="SDXL VAE",
-        noise="vp",
-        constants=_affine(4, shift=0.0, scale=0.13025),
-        vae_class="AutoencoderKL",
+        "sdxl", 4, 8, "SDXL VAE", noise="vp", constants=_affine(4, 0.0, 0.13025), vae_class=_KL, stop=(26, 30, 0.33)
     ),
     LatentSpace(
         "qwen-image",
         16,
         8,
-        encoder="Wan 2.1 VAE",
+        "Wan 2.1 VAE",
         constants=_WAN21,
         token_patch=2,
         vae_class="AutoencoderKLQwenImage",
         video=True,
+        stop=(44, 50, 0.18),
     ),
-    LatentSpace("z-image", 16, 8, encoder="FLUX.1 VAE", constants=_FLUX1, vae_class="AutoencoderKL"),
-    LatentSpace("dinov2", 768, 16, encoder="RAE on DINOv2-B with registers", token_patch=1),
-    LatentSpace("rgb", 3, 1, encoder="none, it is an image", constants=_affine(3, shift=0.0, scale=1.0), is_image=True),
-    LatentSpace("siglip", 1152, 16, encoder="SigLIP-2 So400M/14", token_patch=1, layer_norm_eps=1e-6),
+    LatentSpace(
+        "z-image", 16, 8, "FLUX.1 VAE", constants=_FLUX1, vae_class=_KL, transformer="ZImage", stop=(46, 50, 0.21)
+    ),
+    LatentSpace("dinov2", 768, 16, "RAE on DINOv2-B with registers", token_patch=1, vision=True),
+    LatentSpace("rgb", 3, 1, "none, it is an image", constants=_affine(3, 0.0, 1.0), is_image=True),
+    LatentSpace("siglip", 1152, 16, "SigLIP-2 So400M/14", token_patch=1, layer_norm_eps=1e-6, vision=True),
 )
 
 SPACES: Mapping[str, LatentSpace] = MappingProxyType({space.name: space for space in _ALL})

@@ -140,7 +140,7 @@ def _wrong_values(latent: Tensor, space: LatentSpace, *, clean: bool) -> str | N
     call = f"get_space({space.name!r})"
     if space.is_image:
         return _wrong_pixels(latent, clean=clean)
-    if space.name in ("dinov2", "siglip"):
+    if space.vision:
         return _wrong_tokens(latent, space)
     if _looks_raw(latent, space):
         spread = f"it looks raw (standard deviation {_pooled_std(latent):.1f}, normalised ones have about 1)"
@@ -155,7 +155,7 @@ def _wrong_values(latent: Tensor, space: LatentSpace, *, clean: bool) -> str | N
             "its channels look packed as (dy, dx, c) instead of (c, dy, dx): call "
             f"latent.unflatten(1, (4, {space.raw_channels})).transpose(1, 2).flatten(1, 2)"
         )
-    return _wrong_sd3_values(_pooled_std(latent), call, clean=clean) if space.name == "sd3" else None
+    return _wrong_sd3_values(_pooled_std(latent), call, clean=clean) if _is_smaller_when_raw(space) else None
 
 
 def _wrong_sd3_values(std: float, call: str, *, clean: bool) -> str | None:
@@ -181,10 +181,10 @@ def _looks_raw(latent: Tensor, space: LatentSpace) -> bool:
     Where raw channels differ from each other (Qwen-Image) their pattern does not depend on contrast: a quarter of the
     way is then enough if the slope of L_c over R_c, also 0 for normalised and 1 for raw, agrees.
     """
-    if space.is_image or space.name in ("dinov2", "siglip") or latent[0, 0].numel() < _MIN_CELLS:
+    if space.is_image or space.vision or latent[0, 0].numel() < _MIN_CELLS:
         return False
     raw = _raw_std(space).to(latent.device).log().expand(latent.shape[1])  # (C,)
-    if bool((raw < 0).all()):  # SD3: smaller when raw, which a flat picture is too
+    if _is_smaller_when_raw(space):  # which a flat picture is too
         return False
     # A dead channel would drag the mean of logarithms to minus infinity.
     spread = latent.detach().float().var((2, 3), correction=0).mean(0).sqrt().clamp_min(0.05).log()  # (C,)
@@ -200,6 +200,11 @@ def _raw_std(space: LatentSpace) -> Tensor:
         if space.constants is not None
         else torch.tensor([_FLUX2_RAW_STD], dtype=torch.float32, device="cpu")
     )
+
+
+def _is_smaller_when_raw(space: LatentSpace) -> bool:
+    """SD3."""
+    return bool((_raw_std(space) < 1).all())
 
 
 def _pooled_std(latent: Tensor) -> float:
@@ -233,17 +238,18 @@ def _wrong_tokens(latent: Tensor, space: LatentSpace) -> str | None:
     std, mean = torch.std_mean(latent, dim=1, correction=0)  # (B, h, w)
     off_mean, off_std = float(mean.square().mean().sqrt()), float((std - 1).square().mean().sqrt())
     call = f"get_space({space.name!r}).normalize(latent"
-    if space.name == "dinov2" and off_mean < 0.01 and off_std < 0.01:
+    raw_is_even, even = space.layer_norm_eps is None, space.layer_norm_eps is not None
+    if raw_is_even and off_mean < 0.01 and off_std < 0.01:
         return (
             "it looks raw (every token has mean 0 and standard deviation 1 over its channels, as the LayerNorm leaves "
             f"it); call {call}, Statistics.from_vae(rae))"
         )
-    if space.name == "dinov2" and float(std.mean()) > 2:
+    if raw_is_even and float(std.mean()) > 2:
         return (
             f"its tokens have standard deviation {float(std.mean()):.1f} over their channels, normalised ones about 1; "
             f"leave the final LayerNorm on, without affine, and call {call}, Statistics.from_vae(rae))"
         )
-    if space.name == "siglip" and (off_mean > 0.25 or float(std.mean()) > 1.35):
+    if even and (off_mean > 0.25 or float(std.mean()) > 1.35):
         return (
             f"it looks raw (tokens have mean ±{off_mean:.2f} and standard deviation {float(std.mean()):.2f} over their "
             f"channels, normalised ones 0 and about 1); call {call})"

@@ -15,6 +15,7 @@ from pixdec.latents import SPACES
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
+from pixdec.weights.catalog import CARDS, accepted_spaces
 
 Shapes = Mapping[str, tuple[int, ...]]  # by original key
 S = TypeVar("S")
@@ -44,19 +45,19 @@ def _has_pixel_head(shapes: Shapes) -> bool:
 
 def scale_of(space: str) -> int:
     """Upscaling factor of the released decoders of a space."""
-    return 8 if space == "siglip" else 4
+    spaces = accepted_spaces(space) or ("",)
+    return next(card.scale for card in CARDS if card.space in spaces and card.repository is not None)
 
 
 def _unpack(space: str, version: str) -> int:
-    return 2 if space == "flux2" and version == "v1.5" else 1
+    return SPACES[space].patch if version == "v1.5" else 1
 
 
 def possible_spaces(shapes: Shapes) -> tuple[str, ...]:
-    """The spaces whose latents fit the first convolution of the adapter; Z-Image, which shares FLUX.1's, is not
-    listed."""
+    """The spaces whose latents fit the first convolution of the adapter; of those that share latents the first."""
     version, channels = version_of(shapes), size(shapes, _CONV_IN, 1)
-    fits = [s.name for s in SPACES.values() if s.channels == channels * _unpack(s.name, version) ** 2]
-    return tuple(name for name in fits if name != "z-image")
+    fits = [s for s in SPACES.values() if s.channels == channels * _unpack(s.name, version) ** 2 and not s.is_image]
+    return tuple(s.name for i, s in enumerate(fits) if not any(s.holds_latents_of(other) for other in fits[:i]))
 
 
 def size(shapes: Shapes, key: str, axis: int) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _CAUSAL = ("AutoencoderKLQwenImage", "AutoencoderKLWan")  # the Wan 2.1 VAE, under two names
 _READABLE = ("AutoencoderKL", "AutoencoderKLFlux2", *_CAUSAL)
-_AFFINE = ("flux1", "sd3", "sdxl")  # the spaces of AutoencoderKL
+_AFFINE = [space.name for space in SPACES.values() if space.vae_class == "AutoencoderKL" and not space.transformer]
 # Raw FLUX.2 latents have a standard deviation of about 1.8; statistics far from that are of another autoencoder.
 _FLUX2_STD = (0.6, 5.4)
 
@@ -45,9 +45,9 @@ def space_of(pipe: Any, named: str | None = None) -> LatentSpace:
             raise ValueError(f"space={named!r}, but pipe.vae is that of {space.name}; leave the space out")
         return get_space(named)
     # FLUX.1 and Z-Image share one VAE, so the name only matters for where "auto" stops.
-    if space.name == "flux1" and type(getattr(pipe, "transformer", None)).__name__.startswith("ZImage"):
-        return get_space("z-image")
-    return space
+    kind = type(getattr(pipe, "transformer", None)).__name__
+    twins = (twin for twin in SPACES.values() if twin.holds_latents_of(space))
+    return next((twin for twin in twins if twin.transformer and kind.startswith(twin.transformer)), space)
 
 
 def space_of_vae(vae: Any) -> LatentSpace:

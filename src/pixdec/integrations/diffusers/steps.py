@@ -10,17 +10,6 @@ from pixdec.integrations.stops import Stop, is_reached
 if TYPE_CHECKING:
     from pixdec.latents import LatentSpace
 
-# A published step to stop at (specification §5): after M of N steps.
-_TABLE = {
-    "flux1": (24, 28),
-    "sd3": (24, 28),
-    "sdxl": (26, 30),
-    "flux2": (46, 50),
-    "z-image": (46, 50),
-    "qwen-image": (44, 50),
-}
-# The noise level there, on the family's own schedule for an image of 512×512: for schedules that are spaced otherwise.
-_LEVELS = {"flux1": 0.24, "sd3": 0.33, "sdxl": 0.33, "flux2": 0.32, "z-image": 0.21, "qwen-image": 0.18}
 _FEW = 12  # a run of fewer steps is a distilled model's: each step is too large to leave out
 
 
@@ -65,17 +54,16 @@ def automatic(scheduler: Any, space: LatentSpace) -> int | None:
     """The step that stop_after="auto" means for this schedule; None: run to the end.
 
     Runs of fewer than 12 steps are those of distilled models and end clean. On the family's own scheduler it is the
-    same share of the steps as in the table: at one shift, sigma depends on that share only. (FLUX.2's pipelines
+    same share of the steps as in `space.stop`: at one shift, sigma depends on that share only. (FLUX.2's pipelines
     shift long runs less, so those stop at less noise.) On another scheduler (Karras and the like, DPM++, UniPC) it is
     the step whose sigma is nearest to the family's.
     """
     steps = step_count(scheduler)
-    if steps < _FEW or space.name not in _TABLE:
+    if steps < _FEW or space.stop is None:
         return None
+    step, of, level = space.stop
     if is_family_own(scheduler):
-        step, of = _TABLE[space.name]
         return round(steps * step / of)
-    level = _LEVELS[space.name]
     # At the end of the schedule lies the clean latent, which is no early stop.
     return min(
         range(1, steps),

@@ -116,7 +116,7 @@ class VisionEncoder:
         # The last norm is left to us: its affine part has no place here, and SigLIP-2 is read before it.
         model: Any = self.model
         hidden: Tensor = model.encoder(model.embeddings(pixels)).last_hidden_state
-        if self.space.name == "siglip":
+        if self.space.layer_norm_eps is not None:
             return hidden.float()
         patches = hidden[:, 1 + model.config.num_register_tokens :].float()  # in front: CLS, registers
         return F.layer_norm(patches, (self.space.channels,), eps=model.config.layer_norm_eps)
@@ -131,7 +131,7 @@ def _check_config(config: Any, space: LatentSpace, recipe: Recipe) -> None:
             f"a model of type {found}: {space.name} latents come from {space.encoder}, of type {recipe.model_type}; "
             f"{wanted}"
         )
-    if space.name == "dinov2" and not vision.num_register_tokens:
+    if recipe.model_type.endswith("with_registers") and not vision.num_register_tokens:
         raise ValueError(f"this DINOv2 has no register tokens; {space.name} latents come from one with them; {wanted}")
     if vision.hidden_size != space.channels:
         raise ValueError(
@@ -140,7 +140,7 @@ def _check_config(config: Any, space: LatentSpace, recipe: Recipe) -> None:
     if vision.patch_size != PATCH:
         raise ValueError(f"this encoder has patches of {vision.patch_size} pixels, {space.name} of {PATCH}; {wanted}")
     # DINOv2's positions are interpolated to any grid, SigLIP-2's belong to one.
-    if space.name == "siglip" and vision.image_size != recipe.input_side:
+    if space.layer_norm_eps is not None and vision.image_size != recipe.input_side:
         raise ValueError(
             f"this encoder's positions are those of images of {vision.image_size} pixels, a grid of "
             f"{vision.image_size // PATCH}x{vision.image_size // PATCH}; {space.name} latents have "
