@@ -159,16 +159,7 @@ def _random_decoder(dtype: torch.dtype, device: torch.device) -> LoadedDecoder:
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     return LoadedDecoder(
-        network=network,
-        name=RANDOM,
-        spaces=("flux1", "z-image"),
-        scale=4,
-        kind="student",
-        times=STUDENT_TIMES,
-        version="v1",
-        needs_text=True,
-        licence="none: random weights",
-        sizes=TWO_TO_FOUR_K,
+        network.settings, RANDOM, "flux1", "student", "v1", STUDENT_TIMES, "none", TWO_TO_FOUR_K, network=network
     )
 
 

@@ -45,7 +45,7 @@ def a_decoder(settings: PiDSettings | NanoSettings, dtype: torch.dtype, *, teach
     space, reads = ("rgb", False) if isinstance(settings, NanoSettings) else ("flux1", True)
     times = () if teacher else (0.999, 0.5, 0.2, 0.0)
     kind = "teacher" if teacher else "student"
-    model = LoadedDecoder(network, "test", (space,), 4, kind, times, "v1", reads, "none", None)
+    model = LoadedDecoder(network.settings, "test", space, kind, "v1", times, "none", network=network)
     embed = lambda captions, device, dtype: torch.ones(len(captions), 20, 32, device=device, dtype=dtype)  # noqa: E731
     return PixelDecoder(model, embed if reads else None)
 
@@ -190,7 +190,7 @@ import re, torch
 from pathlib import Path
 from pixdec.decoder import PixelDecoder
 decoder = PixelDecoder.from_pretrained(device="cpu", dtype=torch.float32)
-decoder.decode(torch.randn(1, 128, 8, 8), steps=2)
+decoder.decode(0.3 * torch.randn(1, 3, 128, 128), steps=2)
 print(re.search("VmHWM: *(.*) kB", Path("/proc/self/status").read_text().replace(chr(9), ""))[1])
 """
 

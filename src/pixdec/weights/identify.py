@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, cast, get_args
 
@@ -33,7 +33,8 @@ UNKNOWN_LICENCE = "unknown"
 
 @dataclass(frozen=True)
 class Identity:
-    """All about a decoder but its weights. `space` is "" for a prior; `times` () unless it is a student."""
+    """All about a decoder but its weights. `space` is "" for a prior; `times`, from noise to 0, () unless it is a
+    student; `sizes` the trained output sizes, None if there is no limit or none known."""
 
     settings: PiDSettings | NanoSettings
     name: str
@@ -42,6 +43,7 @@ class Identity:
     version: str
     times: tuple[float, ...]
     licence: str
+    sizes: Sizes | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.settings, NanoSettings):
@@ -87,10 +89,9 @@ class Identity:
         """Whether the network reads a caption."""
         return isinstance(self.settings, PiDSettings) and self.settings.backbone.text_width is not None
 
-    @property
-    def sizes(self) -> Sizes | None:
-        """The trained sizes of the released model of that name, if it is one."""
-        return next((card.sizes for card in CARDS if card.name == self.name), None)
+    def size_warning(self, height: int, width: int) -> str | None:
+        """One line if an output of height x width pixels is outside the trained range, else None."""
+        return None if self.sizes is None else self.sizes.warning(self.name, height, width)
 
 
 class AmbiguousSpaceError(ValueError):
@@ -118,11 +119,12 @@ def identify(checkpoint: TensorFile, network: NetworkTensors, space: str | None 
     claims = {} if space is None else {f"space={space!r}": get_space(space).name}
     if card is not None:
         claims[f"the name {card.folder}"] = card.space
-    if "pixdec" not in checkpoint.metadata:
-        return _inferred(checkpoint, network, card, claims)
-    stated = _stated(checkpoint.metadata)
-    _agreed({**claims, "its metadata": stated.space}, [stated.space])
-    return stated
+    if "pixdec" in checkpoint.metadata:
+        found = _stated(checkpoint.metadata)
+        _agreed({**claims, "its metadata": found.space}, [found.space])
+    else:
+        found = _inferred(checkpoint, network, card, claims)
+    return replace(found, sizes=next((card.sizes for card in CARDS if card.name == found.name), None))
 
 
 def _card(checkpoint: TensorFile) -> Card | None:

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -25,7 +25,7 @@ from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.network import Network
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
-from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Sizes, fetch, get_card, is_known
+from pixdec.weights.catalog import CARDS, STUDENT_TIMES, fetch, get_card, is_known
 from pixdec.weights.checkpoint import SUFFIXES, listed, open_checkpoint
 from pixdec.weights.identify import (
     AmbiguousSpaceError,
@@ -46,27 +46,10 @@ _STORED = (*DTYPE_NAMES, *FLOAT8)
 
 
 @dataclass(frozen=True)
-class LoadedDecoder:
-    """A network and what a caller must know to use it.
+class LoadedDecoder(Identity):
+    """A decoder and its network."""
 
-    `spaces`: names of the latent spaces it takes, its own first. `times`: a student's noise levels, from noise to 0;
-    () for teachers and priors. `sizes`: the trained output sizes, None if there is no limit or none known.
-    """
-
-    network: Network
-    name: str
-    spaces: tuple[str, ...]
-    scale: int
-    kind: DecoderKind
-    times: tuple[float, ...]
-    version: str
-    needs_text: bool
-    licence: str
-    sizes: Sizes | None
-
-    def size_warning(self, height: int, width: int) -> str | None:
-        """One line if an output of height x width pixels is outside the trained range, else None."""
-        return None if self.sizes is None else self.sizes.warning(self.name, height, width)
+    network: Network = field(kw_only=True)
 
 
 def find_weights(name_or_path: str | Path, access: Access = USUAL) -> Path:
@@ -114,18 +97,7 @@ def load_decoder(
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
         network = _filled(_decoder_on_meta(identity.settings), tensors, torch.device(device), dtype, half)
-    return LoadedDecoder(
-        network=network,
-        name=identity.name,
-        spaces=identity.spaces,
-        scale=identity.scale,
-        kind=identity.kind,
-        times=identity.times,
-        version=identity.version,
-        needs_text=identity.needs_text,
-        licence=identity.licence,
-        sizes=identity.sizes,
-    )
+    return LoadedDecoder(**vars(identity), network=network)
 
 
 def load_autoencoder(
