@@ -31,6 +31,7 @@ from benchmarks.methods import DTYPES, Method, load_libraries, open_decoder, pre
 from benchmarks.speed import Settings
 from pixdec.devices import best_device, release_memory
 from pixdec.inference.limits import available_memory
+from pixdec.inference.quantize import stored
 from pixdec.io.files import reason_of
 
 SPARE = 0.9  # of the limit: the parent ends the process at the limit itself
@@ -82,7 +83,7 @@ def _row(settings: Settings, job: dict[str, Any], device: torch.device) -> dict[
     _settle(device)
     libraries = _resident("VmRSS")
     method = prepare(job["method"], settings.model, job["side"], settings.steps, DTYPES[settings.dtype], device)
-    tensors = [each for network in method.networks for each in (*network.parameters(), *network.buffers())]
+    tensors = [tensor for network in method.networks for tensor in stored(network)]
     for tensor in tensors:
         if tensor.device.type == "cpu":  # a mapped file is not in memory before it is read
             tensor.detach().flatten().view(torch.uint8)[::4096].sum()

@@ -181,3 +181,18 @@ def test_the_page() -> None:
     assert "| eager | 5.50 GB, weights 2.70 | out of memory |" in lines
     assert lines[-1] == "- eager  4096x4096  out of memory: CUDA out of memory"
     assert OURS[0] == "plain" and [seconds_of(x) for x in (0.0123456, 26.24, 1234.5)] == ["12.3 ms", "26.2 s", "1234 s"]
+
+
+def test_eight_bits_are_a_row(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    backbone = PixDiTSettings(
+        hidden=128, heads=2, depth=1, pixel_width=4, pixel_hidden=16, pixel_heads=2, text_width=8, text_length=6
+    )
+    network, path = (
+        randomised(PiD(PiDSettings(backbone, AdapterSettings(width=8, blocks=1)))),
+        tmp_path / "a.safetensors",
+    )
+    save_decoder(network, path, name="small", space="flux1", version="v1", licence="none")
+    outcome = run_child(replace(QUICK, model=str(path), runs=1), "int8", 64)
+    assert outcome["status"] == "ok", outcome
+    assert outcome["weights"] < sum(each.nbytes for each in network.parameters())
