@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixdec.devices import best_device, computes_in_bfloat16
+from pixdec.devices import best_device, computes_in_bfloat16, device_named
 from pixdec.inference.budget import DecodePlan
 from pixdec.inference.config import InferenceConfig
 from pixdec.inference.engine import (
@@ -122,7 +122,7 @@ class PixelDecoder:
             OSError: a download failed.
         """
         config = (config or InferenceConfig()).with_old_names(old)
-        place = torch.device(device) if device is not None else best_device()
+        place = device_named(device) if device is not None else best_device()
         config.check(place)
         copied = config.memory is not None or config.quantize is not None or config.offload
         model = load_decoder(
@@ -165,7 +165,7 @@ class PixelDecoder:
         Raises:
             ValueError: the config asks for what the device cannot do.
         """
-        place = self.device if device is None else torch.device(device)
+        place = self.device if device is None else device_named(device)
         self.config.check(place)
         self.network.to(place, dtype or self.dtype)
         if self._merged is not None:

@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from pixdec.devices import device_named
 from pixdec.io.hub import loading_reason
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 from pixdec.models.tiny_vae import TinyVAE
@@ -40,15 +41,15 @@ class ImageEncoder:
 
         Raises ValueError if the space has no encoder of this kind, or the VAE is not of the space.
         """
-        target = get_space(space)
+        target, place = get_space(space), None if device is None else device_named(device)
         if name_or_path is None:
             if target.name != TINY_SPACE:
                 raise ValueError(
                     f"there is no bundled encoder for {target.name}; name its VAE (a diffusers folder or hub id), "
                     f"or use a {TINY_SPACE} decoder"
                 )
-            return cls(target, load_autoencoder().to(device=device, dtype=dtype), "pixdec-tiny")
-        return cls(target, _load_vae(target, name_or_path, dtype).to(device), str(name_or_path))
+            return cls(target, load_autoencoder().to(device=place, dtype=dtype), "pixdec-tiny")
+        return cls(target, _load_vae(target, name_or_path, dtype).to(place), str(name_or_path))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Latent:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageDraw
 
 from pixdec.decoder import PixelDecoder
+from pixdec.encoder import ImageEncoder
 from pixdec.generation import UpscaleSettings, upscale
 from pixdec.io.images import read_image, read_picture, read_settings, save_picture
 
@@ -181,16 +179,22 @@ def test_files_of_a_folder_that_are_left_out_are_said(run: Run, photo: Photo, tm
     assert outcome.err == f"pixdec: note: {tmp_path / 'in'}: no images, left out: 2 .heic, 1 .txt\n"
 
 
-def test_compiling_without_a_compiler(bundled: Path, photo: Photo, tmp_path: Path) -> None:
-    source = photo(tmp_path / "in.png", 16, 16)
-    nowhere = {"PATH": "/nowhere", "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    model = ("--model", bundled / "pixdec-nano.safetensors", "--device", "cpu", "--compile", "default", "--steps", 1)
-    command = [sys.executable, "-m", "pixdec", "upscale", source, "-o", tmp_path / "out.png", *model]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, **nowhere})
-    assert done.returncode == 2
-    assert "--compile" in done.stderr or "compile" in done.stderr
-    assert "leave it out" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_compiling_without_a_compiler(run: Run, photo: Photo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    def compile_blocks(network: torch.nn.Module) -> None:
+        network.velocity = broken  # pyright: ignore[reportArgumentType]  # compiled at its first call
+
+    monkeypatch.setattr("pixdec.inference.engine.compile_blocks", compile_blocks)
+    for name in "ab":
+        photo(tmp_path / "in" / f"{name}.png", 16, 16)
+    outcome = run("upscale", tmp_path / "in", "-o", tmp_path / "out", "--device", "cpu", "--compile", "default")
+    assert outcome.code == 2
+    lines = outcome.err.splitlines()
+    assert len(lines) == 2
+    assert all("--compile default" in line and "No working C++ compiler" in line for line in lines)
+    assert all(line.endswith("leave it out") for line in lines)
 
 
 def test_saved_settings_say_what_was_done(run: Run, photo: Photo, tmp_path: Path) -> None:
@@ -201,3 +205,10 @@ def test_saved_settings_say_what_was_done(run: Run, photo: Photo, tmp_path: Path
     assert settings["dtype"] in ("float32", "bfloat16")
     assert settings["steps"] == 2
     assert read_image(target).size == (128, 64)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused_in_python_too(name: str) -> None:
+    for opened in (PixelDecoder, ImageEncoder):
+        with pytest.raises(ValueError, match=f"device='{name}'.*expected cpu, cuda, cuda:N or mps"):
+            opened.from_pretrained(device=name)

@@ -229,3 +229,21 @@ def test_a_damaged_count_of_frames_is_no_reason_to_refuse(
     monkeypatch.setattr("PIL.GifImagePlugin.GifImageFile.n_frames", property(fails))
     assert read_picture(tmp_path / "in.gif").size == (4, 4)
     assert read_image(tmp_path / "in.gif").size == (4, 4)
+
+
+def test_exif_gets_no_parts_that_it_had_not(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Copyright] = "(c) me"
+    Image.new("RGB", (4, 4)).save(tmp_path / "in.jpg", exif=exif)
+    save_picture(read_picture(tmp_path / "in.jpg"), tmp_path / "out.png", settings={})
+    with Image.open(tmp_path / "out.png") as out:
+        assert dict(out.getexif()) == {ExifTags.Base.Copyright: "(c) me"}
+
+
+def test_a_picture_is_upright(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)).save(tmp_path / "in.png", exif=exif)
+        assert np.array_equal(back(read_picture(tmp_path / "in.png"), 255), np.asarray(read_image(tmp_path / "in.png")))

@@ -178,7 +178,8 @@ def check_device(name: str | None) -> None:
     if name is not None:
         from pixdec.devices import device_named
 
-        device_named(name)
+        if device_named(name).type == "meta":
+            raise ValueError(f"device={name!r}: computes nothing; expected cpu, cuda, cuda:N or mps")
 
 
 def parse_size(text: str) -> tuple[int, int]:

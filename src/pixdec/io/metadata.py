@@ -150,8 +150,8 @@ def _carried_exif(image: Image.Image) -> bytes:
         exif.load(exif_of(image).tobytes())
         for tag in _STORAGE.intersection(exif):
             del exif[tag]
-        parts = [exif.get_ifd(part) for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)]
-        return exif.tobytes() if len(dict(exif)) or any(parts) else b""
+        _read_parts(exif)
+        return exif.tobytes() if len(dict(exif)) else b""
     except Exception:  # as in `exif_of`; values of the wrong kind are found only when they are written again
         warnings.warn("its EXIF data is damaged and is left out", UserWarning, stacklevel=2)
         return b""
@@ -161,12 +161,18 @@ def _exif_for(data: bytes, size: tuple[int, int]) -> Image.Exif:
     exif = Image.Exif()
     if data:
         exif.load(data)
-        inner = exif.get_ifd(ExifTags.IFD.Exif)
-        for tag, side in zip(_SIDES, size, strict=True):
-            if tag in inner:
-                inner[tag] = side
-        exif.get_ifd(ExifTags.IFD.GPSInfo)
+        _read_parts(exif)
+        if ExifTags.IFD.Exif in exif:
+            inner = exif.get_ifd(ExifTags.IFD.Exif)
+            inner.update({tag: side for tag, side in zip(_SIDES, size, strict=True) if tag in inner})
     return exif
+
+
+def _read_parts(exif: Image.Exif) -> None:
+    """Read the parts that EXIF points to, so that they are written again; to ask for one that is not there adds it."""
+    for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if part in exif:
+            exif.get_ifd(part)
 
 
 def _iptc_of(image: Image.Image) -> bytes:
