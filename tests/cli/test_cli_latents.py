@@ -174,9 +174,9 @@ def test_the_plans_of_a_file_of_latents(run: Run, names: Names, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_is_not_distilled_takes_more_steps_than_its_list(run: Run, tmp_path: Path) -> None:
+def test_more_steps_than_a_few_step_model_has_learnt_are_refused(run: Run, tmp_path: Path) -> None:
     source = saved(tmp_path / "z.safetensors", latents(1))
-    assert run("decode", source, "-o", tmp_path / "x.png", "--steps", 6).code == 0
+    run("decode", source, "-o", tmp_path / "x.png", "--steps", 6).refused("--steps 6: this decoder takes 1 to 2 steps")
 
 
 def test_a_file_of_several_latents_gives_several_images(run: Run, names: Names, tmp_path: Path) -> None:

@@ -204,15 +204,13 @@ def test_any_factor_and_any_size(
     assert settings["scale"] == 4
 
 
-def test_a_smaller_factor_shrinks_what_the_model_decodes(
-    run: Run, photo: Photo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_smaller_factor_shrinks_what_the_model_decodes(run: Run, photo: Photo, tmp_path: Path) -> None:
     source = photo(tmp_path / "in.png", 37, 21)
     assert run("upscale", source, "-o", tmp_path / "four.png").code == 0
     assert run("upscale", source, "-o", tmp_path / "two.png", "--scale", 2).code == 0
     four, two = read_image(tmp_path / "four.png"), read_image(tmp_path / "two.png")
     ours, theirs = np.asarray(two).astype(int), np.asarray(four.resize((74, 42), Image.Resampling.BICUBIC)).astype(int)
-    assert np.abs(ours - theirs).max() <= 2
+    assert (np.abs(ours - theirs) > 2).mean() < 0.01, "but where values overshoot, which a file clips before"
     assert np.abs(ours - theirs).mean() < 0.5
 
 
@@ -303,7 +301,7 @@ def test_a_plan_of_each_image_and_no_image(run: Run, photo: Photo, names: Names,
         (320, 192, 64, 3_000_000_000),
         (192, 64, 64, 3_000_000_000),
     ]
-    assert plans[0]["total"] > plans[0]["peak"] > plans[0]["weights"] > 0
+    assert plans[0]["total"] > plans[0]["peak"] == sum(plans[0]["parts"].values()) > 0
     outcome = run(*common, "--memory", "20MB")
     assert (outcome.code, outcome.out) == (2, "")
     first, second = outcome.err.splitlines()
