@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 
@@ -38,18 +36,6 @@ def test_fewer_steps_of_the_student():
     for steps in (0, 5):
         with pytest.raises(ValueError, match=f"steps={steps}.*1 to 4"):
             student_times(STUDENT_TIMES, steps)
-
-
-def test_more_steps_of_a_network_that_was_not_distilled():
-    times = (0.999, 0.25, 0.1, 0.0)
-    refined = student_times(times, 6, distilled=False)
-    assert len(refined) == 7
-    assert refined[::2] == pytest.approx(times)
-    assert all(a > b for a, b in itertools.pairwise(refined))
-    assert refined[3] == pytest.approx(1 / (1 + 27**0.5))  # the geometric mean of the odds 1/3 and 1/9
-    assert student_times(times, 2, distilled=False) == student_times(times, 2)
-    with pytest.raises(ValueError, match="steps=0"):
-        student_times(times, 0, distilled=False)
 
 
 def test_shifts():

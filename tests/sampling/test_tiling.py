@@ -7,8 +7,8 @@ import torch
 
 from battery import randomised
 from pixdec.decoder import PixelDecoder
-from pixdec.encoder import ImageEncoder
 from pixdec.inference.config import InferenceConfig
+from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import Condition, PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
@@ -85,7 +85,7 @@ def decoded() -> tuple[torch.Tensor, torch.Tensor]:
     low = (
         torch.stack((rows, (6.3 * columns).sin() * 0.5 + 0.5, ((rows + columns) * 60).sin() * 0.2 + 0.5))[None] * 2 - 1
     )
-    latent = ImageEncoder.from_pretrained(device="cpu").encode(low)
+    latent = Latent(low, get_space("rgb"))
     decoder = PixelDecoder.from_pretrained(device="cpu", dtype=torch.float32)
     whole = decoder.decode(latent, steps=1, output="pt")  # one, so that no later one smooths it
     decoder.config = InferenceConfig(tile=256)

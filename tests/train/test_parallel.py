@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pair import EXACT, TEXT, VARIANTS, given, new_network
+from pair import EXACT, VARIANTS, given, new_network
 
 from pixdec import devices
 from pixdec.models.execution import Context
@@ -180,4 +180,3 @@ def test_the_settings_of_the_page_are_those_of_the_code():
     fields = {field.name for field in dataclasses.fields(MachineSettings)}
     assert set(re.findall(r"--machine\.(\w+)", PAGE.read_text())) <= fields
     assert all(f"`machine.{field}`" in PAGE.read_text() for field in fields)
-    assert TEXT.backbone.window is None
