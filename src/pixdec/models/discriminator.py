@@ -1,7 +1,7 @@
 """The discriminator of distillation: a small head on the features of a frozen teacher.
 
 B batch · D feature channels · Hs, Ws patch grid
-Source: PiD's recipe (specification §9), after DMD2 (Yin et al. 2024).
+Source: PiD (arXiv 2605.23902), after DMD2 (arXiv 2405.14867).
 """
 
 from torch import Tensor, nn

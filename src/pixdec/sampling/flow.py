@@ -54,8 +54,7 @@ def shift(u: float, factor: float) -> float:
 
 
 def resolution_shift(height: int, width: int, version: str) -> float:
-    """Shift for an image size: v1 4·sqrt(sqrt(HW)/1024), v1.5 6·sqrt(sqrt(HW)/2048) (specification §6). ValueError for
-    another version."""
+    """Shift for an image size: v1 4·sqrt(sqrt(HW)/1024), v1.5 6·sqrt(sqrt(HW)/2048). ValueError for another version."""
     if version not in _SHIFTS:
         raise ValueError(
             f"version {version!r} has no shift of noise levels by image size; expected {' or '.join(_SHIFTS)}"

@@ -90,7 +90,7 @@ def student(
     """The few-step student: x0 = x − t·v, then x = (1−t')·x0 + t'·fresh noise for the next noise level t'.
 
     `times` runs down to 0, e.g. `flow.STUDENT_TIMES`; `noise(shape)` gives the first noise and all fresh noise.
-    Source: specification §6 (DMD2's multi-step sampling, Yin et al. 2024).
+    Source: the multi-step sampling of DMD2 (arXiv 2405.14867).
     """
     x = noise(shape)
     total = len(times) - 1

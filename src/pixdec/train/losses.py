@@ -69,7 +69,7 @@ def alignment(prediction: Tensor, target: Tensor, sigma: Tensor, keep: Tensor) -
 
     `charbonnier` of the weighted differences in YCbCr of images in [0,1], mean over channels and pixels; mean over the
     batch with weights (1 − sigma)·keep. prediction, target (B,3,h,w) in [-1,1]; keep (B,) is 0 where the latent was
-    dropped. Zero if nothing is kept. (Specification §9.)
+    dropped. Zero if nothing is kept. Source: the released v1.5 recipe.
     """
     rgb_to_ycbcr = (
         torch.tensor(YCBCR, device=target.device) * torch.tensor(YCBCR_WEIGHTS, device=target.device)[:, None]

@@ -56,7 +56,7 @@ class Sizes:
         )
 
 
-# Aspect buckets 2048x2048, 2304x1728 and 2688x1536 with their transposes (specification §8).
+# Aspect buckets 2048x2048, 2304x1728 and 2688x1536 with their transposes (PiD, arXiv 2605.23902).
 TWO_K = Sizes(2304 * 1728, 2048 * 2048, 2688 / 1536)
 TWO_TO_FOUR_K = Sizes(2304 * 1728, 4096 * 4096, 2688 / 1536)
 ONLY_2048 = Sizes(2048 * 2048, 2048 * 2048, 1.0)

@@ -70,7 +70,7 @@ class VisionEncoder:
 
         images: (B,3,H,H) in [-1,1], or one or more RGB PIL images. Whatever their size, they stand for the space's
         nominal one, 512x512 or 256x256 pixels: larger ones are first reduced to it, bicubic and antialiased, as the
-        decoders' training data were (specification §9). Then the space's own bicubic resizing to 448 or 224 pixels.
+        decoders' training data were. Then the space's own bicubic resizing to 448 or 224 pixels.
 
         DINOv2: patch tokens (CLS and registers dropped) through the final LayerNorm without its affine part, then
         (z − mean) / std with the RAE's statistics. SigLIP-2: patch tokens before `post_layernorm`, then a LayerNorm

@@ -1,4 +1,4 @@
-"""What makes a latent of each vision-encoder space: the encoder, the size of its input, its grid (specification §4).
+"""What makes a latent of each vision-encoder space: the encoder, the size of its input, its grid.
 
 The released decoders of these spaces were trained on one grid each, so both have fixed sizes.
 """

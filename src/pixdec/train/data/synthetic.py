@@ -16,7 +16,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
 
 
-def _colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int]:
+def _color(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int]:
     value = rng.integers(150, 256, 3) if light else rng.integers(0, 110, 3)
     if rng.random() < 0.5:  # half of all pages are grey
         value[:] = value[0]
@@ -31,13 +31,13 @@ def _words(rng: np.random.Generator, count: int) -> str:
 def draw_page(rng: np.random.Generator, size: int) -> Image.Image:
     """A square of lines of text, curves and boxes in two or three colours, drawn at twice the size and halved."""
     dark_paper = rng.random() < 0.25
-    paper, ink = _colour(rng, light=not dark_paper), _colour(rng, light=dark_paper)
+    paper, ink = _color(rng, light=not dark_paper), _color(rng, light=dark_paper)
     full = 2 * size
     page = Image.new("RGB", (full, full), paper)
     draw = ImageDraw.Draw(page)
     for _ in range(rng.integers(0, 8)):
         points = [tuple(float(v) for v in rng.uniform(-0.1 * full, 1.1 * full, 2)) for _ in range(rng.integers(2, 5))]
-        width, colour = int(rng.integers(1, 12)), _colour(rng, light=bool(rng.random() < 0.5))
+        width, colour = int(rng.integers(1, 12)), _color(rng, light=bool(rng.random() < 0.5))
         shape = rng.integers(0, 3)
         if shape == 0:
             draw.line(points, fill=colour, width=width, joint="curve")
