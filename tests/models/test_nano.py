@@ -1,5 +1,8 @@
 """The bundled decoder's network: the shared battery, tiles, and what it never does."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -71,3 +74,13 @@ def test_it_is_loaded_as_it_was_saved(tmp_path):
     loaded = load_decoder(path)
     assert (loaded.spaces, loaded.scale, loaded.kind, loaded.needs_text) == (("rgb",), 4, "student", False)
     assert torch.equal(loaded.network(*inputs()), made(*inputs()))
+
+
+def test_making_one_without_values_imports_no_compiler() -> None:
+    """It would take 80 MB, and a second of every start."""
+    code = (
+        "import sys, torch; from pixdec.models.nano import Nano, NanoSettings\n"
+        "with torch.device('meta'): Nano(NanoSettings())\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

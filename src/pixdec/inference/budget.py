@@ -32,7 +32,7 @@ TEXT_ENCODER = 5_600_000_000  # bytes: Gemma-2-2B's weights in bfloat16 (5.23 GB
 # CPU: the resident set of a process with this package after a small decode, and what larger ones have above their
 # tensors; measured on Linux with torch 2.13 built without CUDA and the bundled model (decodes to 512² … 2048²).
 # CUDA: context and kernels (commonly 0.4 to 0.5 GB), the libraries' workspaces; all of it assumed, as for MPS.
-_BESIDE = {"cpu": (340_000_000, 0.15), "cuda": (550_000_000, 0.05), "mps": (200_000_000, 0.05)}
+_BESIDE = {"cpu": (280_000_000, 0.15), "cuda": (550_000_000, 0.05), "mps": (200_000_000, 0.05)}
 
 # Images (B,3,H,W) float32 of the sampler that are alive: during calls, between them, and while an estimate is made in
 # float64, some of each image at a time.
