@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from battery import randomised
 from pixdec.decoder import PixelDecoder
+from pixdec.encoder import ImageEncoder
+from pixdec.latents import Latent
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
@@ -65,3 +68,18 @@ def test_a_revision_of_a_local_path_is_refused(tmp_path: Path) -> None:
 def test_the_repository_of_the_released_models_needs_a_model() -> None:
     with pytest.raises(ValueError, match="nvidia/PiD: neither a file, a known model nor"):
         load_decoder("nvidia/PiD")
+
+
+def test_the_bundled_pair_needs_nothing_else_and_a_generators_latent_is_doubted() -> None:
+    encoder, bundled = ImageEncoder.from_pretrained(), PixelDecoder.from_pretrained(device="cpu")
+    latent = encoder.encode(0.3 * torch.rand(1, 3, 32, 48))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = bundled.decode(latent, steps=1, output="pt")
+    assert image.shape == (1, 3, 128, 192)
+    expected = bundled.decode(Latent(encoder.decode(latent.tensor).float(), "rgb"), steps=1, output="pt")
+    assert torch.allclose(image, expected, atol=1e-3)
+    with pytest.warns(UserWarning, match="by pixdec-tiny, which is made for those of ImageEncoder"):
+        assert torch.equal(bundled.decode(latent.tensor, steps=1, output="pt"), image)
+    with pytest.raises(ValueError, match="decode it to an image first"):
+        bundled.decode(Latent(torch.randn(1, 16, 2, 2), "flux1"))

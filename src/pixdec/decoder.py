@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pixdec.devices import best_device, computes_in_bfloat16, device_named
+from pixdec.encoder import TINY_SPACE, first_decode
 from pixdec.inference.budget import DecodePlan
 from pixdec.inference.config import InferenceConfig
 from pixdec.inference.engine import (
@@ -380,7 +381,7 @@ class PixelDecoder:
         if output not in ("pil", "pt", "np"):
             raise ValueError(f"output={output!r}: expected 'pil', 'pt' or 'np'")
         batch_size = None if batch_size is None else whole("batch_size", batch_size)
-        given = list(latent) if isinstance(latent, Sequence) else [latent]
+        given = [self._first(each) for each in (latent if isinstance(latent, Sequence) else [latent])]
         if not given:
             raise ValueError("latent=[]: expected one or more latents")
         requests, config = requests_for(self.model, given, prompt, sigma, seed, size), config or self.config
@@ -429,8 +430,17 @@ class PixelDecoder:
         Raises:
             ValueError: as `decode`.
         """
-        requests = requests_for(self.model, [latent], prompt, sigma, seed, size)
+        requests = requests_for(self.model, [self._first(latent)], prompt, sigma, seed, size)
         return self._engine.steps(Batch(range(len(requests)), requests), steps, config or self.config)
+
+    def _first(self, latent: Latent | Tensor) -> Latent | Tensor:
+        """For a decoder of images, what the bundled autoencoder makes of a latent of its space; others as they are."""
+        own = get_space(TINY_SPACE)
+        if not self.space.is_image:
+            return latent
+        if isinstance(latent, Tensor) and latent.ndim == 4 and latent.shape[1] == own.channels:
+            latent = Latent(latent, own)
+        return first_decode(latent) if isinstance(latent, Latent) and latent.space is own else latent
 
     def as_vae(
         self,

@@ -1,5 +1,6 @@
 """`ImageEncoder`: an image becomes a latent, by the bundled tiny encoder (FLUX.2 space) or by a diffusers VAE."""
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, cast
@@ -11,6 +12,7 @@ from pixdec.devices import device_named
 from pixdec.io.hub import loading_reason
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 from pixdec.models.tiny_vae import TinyVAE
+from pixdec.weights.catalog import fetch, get_card
 from pixdec.weights.load import load_autoencoder
 
 TINY_SPACE = "flux2"
@@ -62,7 +64,7 @@ class ImageEncoder:
                 f"crop first, or pad with pixdec.io.images.pad_to_multiple(images, {factor})"
             )
         images = images.to(next(self.vae.parameters()))
-        return Latent(self._encoded(images).float().cpu(), self.space)
+        return Latent(self._encoded(images).float().cpu(), self.space, encoder=self.name)
 
     def _encoded(self, images: Tensor) -> Tensor:
         if isinstance(self.vae, TinyVAE):
@@ -83,17 +85,28 @@ def first_decode(latent: Latent, vae: nn.Module | str | Path | None = None) -> L
     same noise level: what a decoder of images enlarges.
 
     vae: what decodes it: a VAE or TAE of diffusers (an `Autoencoder…` of the latent's space), or the name or folder of
-        one. "pixdec-tiny" is the bundled autoencoder, for the latents of its own encoder (`ImageEncoder`) only.
+        one. "pixdec-tiny" is the bundled autoencoder, for the latents of its own encoder (`ImageEncoder`) only; None
+        takes it for latents of its space, and warns if they are not known to be its own.
 
     Raises:
-        ValueError: none is given; it cannot be loaded, or is of another space.
+        ValueError: none is given where one is needed; it cannot be loaded, or is of another space.
     """
+    if vae is None and latent.space.name == TINY_SPACE:
+        vae = TINY
+        if latent.encoder != TINY:
+            warnings.warn(
+                f"a latent of {latent.space.name} is decoded to an image by {TINY}, which is made for those of "
+                "ImageEncoder; for a generator's give its VAE: first_decode(latent, vae), or --vae",
+                stacklevel=2,
+            )
     if vae is None:
         raise ValueError(
             f"a latent of {latent.space.name} and nothing that decodes it to an image first: give first_decode(latent, "
             f"vae), or --vae, a VAE or TAE of diffusers by name or folder, or {TINY!r} for latents of ImageEncoder"
         )
-    if isinstance(vae, str | Path):
+    if vae == TINY:
+        vae = _named(latent.space, str(fetch(get_card(TINY))), is_tiny=True)
+    elif isinstance(vae, str | Path):
         vae = _named(latent.space, str(vae))
     with torch.no_grad():
         images = images_of(latent.tensor, latent.space, vae)
@@ -101,9 +114,9 @@ def first_decode(latent: Latent, vae: nn.Module | str | Path | None = None) -> L
 
 
 @lru_cache(maxsize=1)
-def _named(space: LatentSpace, name: str) -> nn.Module:
+def _named(space: LatentSpace, name: str, *, is_tiny: bool = False) -> nn.Module:
     """Kept, for many latents are decoded one after the other."""
-    return ImageEncoder.from_pretrained(space.name, None if name == TINY else name).vae
+    return (load_autoencoder(name) if is_tiny else _load_vae(space, name, None)).eval().requires_grad_(False)
 
 
 def images_of(latent: Tensor, space: LatentSpace, vae: nn.Module, statistics: Statistics | None = None) -> Tensor:

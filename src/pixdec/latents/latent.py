@@ -30,11 +30,13 @@ class Latent:
         tensor: (B, C, h, w), floating point, normalised: see `LatentSpace.normalize`.
         space: the latent space.
         sigma: (B,) float32 in [0, 1], the noise level of each latent, 0 = clean; on the tensor's device.
+        encoder: what encoded it, where `ImageEncoder` did.
     """
 
     tensor: Tensor
     space: LatentSpace
     sigma: Tensor
+    encoder: str | None
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class Latent:
         sigma: float | Sequence[float] | Tensor = 0.0,
         *,
         statistics: bool = True,
+        encoder: str | None = None,
     ) -> None:
         """Check and hold. space: or its name; sigma: one number, or one for each; statistics: see `check_latent`.
 
@@ -57,10 +60,11 @@ class Latent:
         object.__setattr__(self, "tensor", tensor)
         object.__setattr__(self, "space", space)
         object.__setattr__(self, "sigma", levels)
+        object.__setattr__(self, "encoder", encoder)
 
     def with_sigma(self, sigma: float | Sequence[float] | Tensor) -> Latent:
         """The same latent, said to be of another noise level."""
-        return Latent(self.tensor, self.space, sigma, statistics=False)
+        return Latent(self.tensor, self.space, sigma, statistics=False, encoder=self.encoder)
 
     def noised(self, sigma: float, seed: SupportsIndex) -> Latent:
         """This clean latent noised to the level `sigma`, which it then carries; itself for 0. Drawn on the CPU in
@@ -71,7 +75,8 @@ class Latent:
         # CPU generator heeds only the lower 32 bits.
         generator = torch.Generator("cpu").manual_seed((seed_of(seed) ^ 0x6C6174) & 0xFFFFFFFF)
         noise = torch.randn(self.tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(self.tensor)
-        return Latent(self.space.add_noise(self.tensor, sigma, noise), self.space, sigma, statistics=False)
+        noisy = self.space.add_noise(self.tensor, sigma, noise)
+        return Latent(noisy, self.space, sigma, statistics=False, encoder=self.encoder)
 
     def save(self, path: str | Path, settings: Mapping[str, object] | None = None) -> None:
         """Write one safetensors file: the tensor `latent`; metadata "pixdec" = "latent", "space", "sigma" (JSON list).
