@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pixdec.decoder import PixelDecoder as PixelDecoder
     from pixdec.encoder import ImageEncoder as ImageEncoder
+    from pixdec.inference.config import InferenceConfig as InferenceConfig
     from pixdec.latents import Latent as Latent
     from pixdec.latents import LatentSpace as LatentSpace
     from pixdec.latents import get_space as get_space
@@ -19,12 +20,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ImageEncoder": "pixdec.encoder",
+    "InferenceConfig": "pixdec.inference.config",
     "Latent": "pixdec.latents",
     "LatentSpace": "pixdec.latents",
     "PixelDecoder": "pixdec.decoder",
     "get_space": "pixdec.latents",
 }
-__all__ = ["ImageEncoder", "Latent", "LatentSpace", "PixelDecoder", "__version__", "get_space"]
+__all__ = ["ImageEncoder", "InferenceConfig", "Latent", "LatentSpace", "PixelDecoder", "__version__", "get_space"]
 
 
 def __getattr__(name: str) -> object:
