@@ -1,7 +1,7 @@
 """Blind pairs: which of two enlargements do people prefer, who do not know which is which?
 
     python -m scripts.pairs make --kodak FOLDER --photos FOLDER --taef2 FOLDER --cache FOLDER --out FOLDER
-    python -m scripts.pairs merge FOLDER VERDICTS
+    python -m scripts.pairs merge --folder FOLDER --verdicts VERDICTS [VERDICTS …]
 
 `make` writes 40 pictures 01.png … (A left, B right, 256 x 256 of the output each at 100 %) and key.json, which says
 what A and B are: keep it from the judges. Each is ours in four steps and either Real-ESRGAN x4plus or Lanczos. VERDICTS
