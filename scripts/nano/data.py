@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixdec.evaluate.real_esrgan import load_real_esrgan
+from pixdec.io.images import to_tensor
 from pixdec.models.taef2 import TAEF2, load_taef2
 
 SCALE = 4
@@ -33,11 +34,6 @@ WORDS = (
     *("quick", "fox", "jumps", "over", "lazy", "dog", "Café", "naïve", "ground", "24.50", "km/h", "Sunday", "market"),
     *("violin", "quartz", "LEFT", "right", "open", "closed", "No.", "7", "&", "Sons", "Ltd.", "blue", "Zürich"),
 )
-
-
-def as_tensor(image: Image.Image) -> Tensor:
-    """(1,3,H,W) in [-1,1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def as_bytes(images: Tensor) -> Tensor:
@@ -96,7 +92,7 @@ def lows(image: Image.Image, taef2: TAEF2, rng: random.Random) -> Tensor:
     width, height = (side // SCALE for side in image.size)
     filters = [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX]
     made = [image.resize((width, height), rng.choice(filters)) for _ in range(3)]
-    plain = torch.cat([as_tensor(each) for each in made])
+    plain = torch.cat([to_tensor(each) for each in made])
     down, right = -height % 8, -width % 8
     padded = F.pad(plain[1:], (0, right, 0, down), mode="replicate").to(torch.bfloat16)
     latent = taef2.encode(padded)

@@ -20,7 +20,6 @@ import math
 import random
 import time
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,9 @@ from torch.nn import functional as F
 
 from pixdec.evaluate.st_lpips import ShiftTolerantVGG
 from pixdec.models.nano import Nano, NanoSettings
-from pixdec.sampling.flow import STUDENT_TIMES, interpolate
+from pixdec.sampling.flow import STUDENT_TIMES, interpolate, student_times
+from pixdec.sampling.samplers import NoiseSource, student
+from pixdec.train.data.degrade import blur
 from scripts.nano.critic import Critic
 
 SCALE = 4
@@ -155,9 +156,7 @@ def noised(low: Tensor, sigmas: list[float], rng: random.Random) -> Tensor:
     for image, sigma in zip(low, sigmas, strict=True):
         if sigma and rng.random() < 0.35:
             width = 0.3 + 2.0 * sigma
-            line = torch.exp(-0.5 * (torch.arange(-4, 5) / width) ** 2)
-            kernel = (line[:, None] * line / line.sum() ** 2).expand(3, 1, 9, 9)
-            image = F.conv2d(F.pad(image[None], (4, 4, 4, 4), mode="replicate"), kernel, groups=3)[0]
+            image = blur(image[None], torch.tensor([[width, width]]), torch.zeros(1))[0]
         elif sigma:
             image = (1 - sigma) * image + sigma * torch.randn(image.shape)
         made.append(image)
@@ -297,18 +296,17 @@ class Trainer:
 
 
 @torch.inference_mode()
-def decode(network: Nano, low: Tensor, steps: int, sigma: float = 0.0, seed: int = 0) -> list[Tensor]:
-    """Every step's x0 (B,3,4h,4w) of low-resolution images (B,3,h,w)."""
-    torch.manual_seed(seed)
-    times = [STUDENT_TIMES[round(i * 4 / steps)] for i in range(steps + 1)]
-    x = torch.randn(len(low), 3, SCALE * low.shape[2], SCALE * low.shape[3], device=low.device)
-    made = list[Tensor]()
-    for t, following in pairwise(times):
-        levels = torch.full((len(low),), t, device=low.device), torch.full((len(low),), sigma, device=low.device)
+def decode(network: Nano, low: Tensor, steps: int) -> list[Tensor]:
+    """Every step's x0 (B,3,4h,4w) of clean low-resolution images (B,3,h,w)."""
+    condition, sigma = network.condition(low), torch.zeros(len(low), device=low.device)
+
+    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(low.device.type, torch.bfloat16):
-            made.append(network.estimate(x, levels[0], network.condition(low), levels[1]).clamp(-1, 1))
-        x = interpolate(made[-1], torch.randn_like(x), torch.full((len(low),), following, device=low.device))
-    return made
+            return network.velocity(x_t, t, None, condition, sigma)
+
+    noise = NoiseSource(range(len(low)), low.device, steps)
+    shape = (len(low), 3, SCALE * low.shape[2], SCALE * low.shape[3])
+    return [step.x0 for step in student(velocity, noise, shape, student_times(STUDENT_TIMES, steps))]
 
 
 def sheet(
