@@ -70,16 +70,20 @@ def test_the_repository_of_the_released_models_needs_a_model() -> None:
         load_decoder("nvidia/PiD")
 
 
-def test_the_bundled_pair_needs_nothing_else_and_a_generators_latent_is_doubted() -> None:
+def test_the_bundled_pair_needs_nothing_else_and_a_generators_latent_needs_its_vae(tmp_path: Path) -> None:
     encoder, bundled = ImageEncoder.from_pretrained(), PixelDecoder.from_pretrained(device="cpu")
-    latent = encoder.encode(0.3 * torch.rand(1, 3, 32, 48))
+    latent = encoder.encode(0.3 * torch.rand(1, 3, 32, 64))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image = bundled.decode(latent, steps=1, output="pt")
-    assert image.shape == (1, 3, 128, 192)
+    assert image.shape == (1, 3, 128, 256)
     expected = bundled.decode(Latent(encoder.decode(latent.tensor).float(), "rgb"), steps=1, output="pt")
     assert torch.allclose(image, expected, atol=1e-3)
-    with pytest.warns(UserWarning, match="by pixdec-tiny, which is made for those of ImageEncoder"):
+    latent.save(tmp_path / "l.safetensors")
+    assert torch.equal(bundled.decode(Latent.load(tmp_path / "l.safetensors"), steps=1, output="pt"), image)
+    with pytest.warns(UserWarning, match="without a space, taken for a latent of ImageEncoder"):
         assert torch.equal(bundled.decode(latent.tensor, steps=1, output="pt"), image)
-    with pytest.raises(ValueError, match="decode it to an image first"):
+    with pytest.raises(ValueError, match=r"a latent of flux2.*--vae: a diffusers AutoencoderKLFlux2.*'pixdec-tiny'"):
+        bundled.decode(Latent(latent.tensor, "flux2"))
+    with pytest.raises(ValueError, match=r"a latent of flux1.*first_decode\(latent, vae\)"):
         bundled.decode(Latent(torch.randn(1, 16, 2, 2), "flux1"))

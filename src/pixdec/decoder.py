@@ -5,6 +5,7 @@ image = decoder.decode(latent)[0]
 """
 
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pixdec.devices import best_device, computes_in_bfloat16, device_named
-from pixdec.encoder import TINY_SPACE, first_decode
+from pixdec.encoder import TINY, TINY_SPACE, first_decode
 from pixdec.inference.budget import DecodePlan
 from pixdec.inference.config import InferenceConfig
 from pixdec.inference.engine import (
@@ -434,13 +435,22 @@ class PixelDecoder:
         return self._engine.steps(Batch(range(len(requests)), requests), steps, config or self.config)
 
     def _first(self, latent: Latent | Tensor) -> Latent | Tensor:
-        """For a decoder of images, what the bundled autoencoder makes of a latent of its space; others as they are."""
-        own = get_space(TINY_SPACE)
-        if not self.space.is_image:
-            return latent
-        if isinstance(latent, Tensor) and latent.ndim == 4 and latent.shape[1] == own.channels:
-            latent = Latent(latent, own)
-        return first_decode(latent) if isinstance(latent, Latent) and latent.space is own else latent
+        """For a decoder of images, the image of a latent of another space; for others the latent as it is. A bare
+        tensor is taken for what the bundled encoder makes, if it looks so."""
+        if (
+            self.space.is_image
+            and isinstance(latent, Tensor)
+            and latent.shape[1:2] == (get_space(TINY_SPACE).channels,)
+        ):
+            warnings.warn(
+                "a tensor without a space, taken for a latent of ImageEncoder; for a generator's give its VAE: "
+                f"first_decode(Latent(latent, {TINY_SPACE!r}), vae)",
+                stacklevel=3,
+            )
+            latent = Latent(latent, TINY_SPACE, encoder=TINY)
+        if self.space.is_image and isinstance(latent, Latent) and not latent.space.is_image:
+            return first_decode(latent)
+        return latent
 
     def as_vae(
         self,

@@ -1,6 +1,5 @@
 """`ImageEncoder`: an image becomes a latent, by the bundled tiny encoder (FLUX.2 space) or by a diffusers VAE."""
 
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, cast
@@ -12,7 +11,6 @@ from pixdec.devices import device_named
 from pixdec.io.hub import loading_reason
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 from pixdec.models.tiny_vae import TinyVAE
-from pixdec.weights.catalog import fetch, get_card
 from pixdec.weights.load import load_autoencoder
 
 TINY_SPACE = "flux2"
@@ -50,7 +48,7 @@ class ImageEncoder:
                     f"there is no bundled encoder for {target.name}; name its VAE (a diffusers folder or hub id), "
                     f"or use a {TINY_SPACE} decoder"
                 )
-            return cls(target, load_autoencoder().to(device=place, dtype=dtype), "pixdec-tiny")
+            return cls(target, load_autoencoder().to(device=place, dtype=dtype), TINY)
         return cls(target, _load_vae(target, name_or_path, dtype).to(place), str(name_or_path))
 
     @torch.inference_mode()
@@ -85,38 +83,30 @@ def first_decode(latent: Latent, vae: nn.Module | str | Path | None = None) -> L
     same noise level: what a decoder of images enlarges.
 
     vae: what decodes it: a VAE or TAE of diffusers (an `Autoencoder…` of the latent's space), or the name or folder of
-        one. "pixdec-tiny" is the bundled autoencoder, for the latents of its own encoder (`ImageEncoder`) only; None
-        takes it for latents of its space, and warns if they are not known to be its own.
+        one. "pixdec-tiny" is the bundled autoencoder, for the latents of its own encoder (`ImageEncoder`) only. None
+        takes what encoded the latent, where that is known (`Latent.encoder`).
 
     Raises:
         ValueError: none is given where one is needed; it cannot be loaded, or is of another space.
     """
-    if vae is None and latent.space.name == TINY_SPACE:
-        vae = TINY
-        if latent.encoder != TINY:
-            warnings.warn(
-                f"a latent of {latent.space.name} is decoded to an image by {TINY}, which is made for those of "
-                "ImageEncoder; for a generator's give its VAE: first_decode(latent, vae), or --vae",
-                stacklevel=2,
-            )
+    space, vae = latent.space, latent.encoder if vae is None else vae
     if vae is None:
+        own = f", or {TINY!r} if ImageEncoder made it" if space.name == TINY_SPACE else ""
         raise ValueError(
-            f"a latent of {latent.space.name} and nothing that decodes it to an image first: give first_decode(latent, "
-            f"vae), or --vae, a VAE or TAE of diffusers by name or folder, or {TINY!r} for latents of ImageEncoder"
+            f"a latent of {space.name}, which a VAE has to decode to an image first: give the generator's, "
+            f"first_decode(latent, vae) or --vae: a diffusers {space.vae_class or 'VAE'} or TAE by name or folder{own}"
         )
-    if vae == TINY:
-        vae = _named(latent.space, str(fetch(get_card(TINY))), is_tiny=True)
-    elif isinstance(vae, str | Path):
-        vae = _named(latent.space, str(vae))
+    if isinstance(vae, str | Path):
+        vae = _named(space, str(vae))
     with torch.no_grad():
-        images = images_of(latent.tensor, latent.space, vae)
+        images = images_of(latent.tensor, space, vae)
     return Latent(images.float().to(latent.tensor.device), "rgb", latent.sigma, statistics=False)
 
 
 @lru_cache(maxsize=1)
-def _named(space: LatentSpace, name: str, *, is_tiny: bool = False) -> nn.Module:
+def _named(space: LatentSpace, name: str) -> nn.Module:
     """Kept, for many latents are decoded one after the other."""
-    return (load_autoencoder(name) if is_tiny else _load_vae(space, name, None)).eval().requires_grad_(False)
+    return (load_autoencoder() if name == TINY else _load_vae(space, name, None)).eval().requires_grad_(False)
 
 
 def images_of(latent: Tensor, space: LatentSpace, vae: nn.Module, statistics: Statistics | None = None) -> Tensor:

@@ -325,7 +325,7 @@ def test_a_decoder_of_images_is_given_what_an_autoencoder_decodes(run: Run, tmp_
     options = ("--vae", "pixdec-tiny", "--model", nano)
     assert run("decode", tmp_path / "silent.safetensors", "-o", tmp_path / "c", *options).code == 0
     Latent(torch.randn(1, 16, 4, 4), "flux1").save(tmp_path / "other.safetensors")
-    run("decode", tmp_path / "other.safetensors", "-o", tmp_path / "d", "--model", nano).refused("or --vae, a VAE")
+    run("decode", tmp_path / "other.safetensors", "-o", tmp_path / "d", "--model", nano).refused("--vae: a diffusers")
     rows, columns = latent.tensor.shape[2:]
     for one, other in ((tmp_path / f"b/told-{i}.png", tmp_path / f"c/silent-{i}.png") for i in (1, 2)):
         image = np.asarray(Image.open(one))

@@ -135,7 +135,7 @@ class Decode:
 
         path, settings = job.source, latent_settings(job.source)
         count, _, rows, columns = latent.tensor.shape
-        vae = self.vae or settings.get("encoder")
+        vae = self.vae or latent.encoder or settings.get("encoder")
         vae = vae if isinstance(vae, str) else None
         prompt = settings.get("prompt", "") if self.prompt is None else self.prompt
         if not isinstance(prompt, str):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generate:
-    """Generate images from prompts: a diffusers pipeline, stopped early, and a decoder in place of its VAE.
+    """Generate images from prompts: a diffusers pipeline, stopped early, and a decoder that makes its images large.
+
+    pixdec-nano enlarges what the pipeline's own VAE decodes; decoders of latents take the place of that VAE.
 
     An image that is in the output already is not made again, so a run that was interrupted or had failures goes on when
     it is called again.

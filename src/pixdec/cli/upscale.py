@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Upscale:
-    """Upscale images: encode each, and decode it larger (4x with most models).
+    """Upscale images: decode each larger (4x with most models), encoded first if the model takes latents.
 
     Any image Pillow reads, of any size; the output is exactly --scale times as large, or of --size, or as long as
     --longest says. For less than the model's own scale the decoded image is shrunk; for more, the given image is
@@ -44,7 +44,8 @@ class Upscale:
     prompt: str = ""
     """What the images show, for models that read text."""
     vae: str | None = None
-    """The autoencoder that encodes, a diffusers VAE by name or folder; without it the bundled one (FLUX.2 only)."""
+    """What encodes the images for a model of latents: a diffusers VAE by name or folder; without it the bundled one
+    (FLUX.2 only). Models of images, such as pixdec-nano, need none."""
     seed: int = 0
     """The same seed gives the same image, on every device."""
     bits: Literal[8, 16] = 8

@@ -1,4 +1,4 @@
-"""Prompts × seeds → images: a diffusers pipeline, stopped early, and a decoder in place of its VAE.
+"""Prompts × seeds → images: a diffusers pipeline, stopped early, and a decoder.
 
 Everything that can be refused is refused before anything is loaded. Each image stands for itself: it is the same
 whatever else is made, so a run can be ended at any time and goes on when it is started again.

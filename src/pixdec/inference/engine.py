@@ -165,14 +165,9 @@ def _accepted(model: LoadedDecoder, latent: Latent | Tensor, sigma: Tensor | Non
     if not isinstance(latent, Latent):
         return Latent(latent, space, 0.0 if sigma is None else sigma)
     if not space.holds_latents_of(latent.space):
-        remedy = f"take a decoder of {latent.space.name}, see `pixdec models`"
-        if space.is_image:
-            remedy = (
-                "decode it to an image first: pixdec.encoder.first_decode(latent, vae), by a VAE or TAE of diffusers "
-                "(its name or folder), or 'pixdec-tiny' for latents of ImageEncoder"
-            )
         raise ValueError(
-            f"a latent of {latent.space.name} for {model.name}, which decodes {' and '.join(model.spaces)}; {remedy}"
+            f"a latent of {latent.space.name} for {model.name}, which decodes {' and '.join(model.spaces)}; "
+            f"take a decoder of {latent.space.name}, see `pixdec models`"
         )
     return latent if sigma is None else latent.with_sigma(sigma)
 

@@ -30,7 +30,7 @@ class Latent:
         tensor: (B, C, h, w), floating point, normalised: see `LatentSpace.normalize`.
         space: the latent space.
         sigma: (B,) float32 in [0, 1], the noise level of each latent, 0 = clean; on the tensor's device.
-        encoder: what encoded it, where `ImageEncoder` did.
+        encoder: what encoded it, where `ImageEncoder` did: its VAE's name or folder.
     """
 
     tensor: Tensor
@@ -79,7 +79,8 @@ class Latent:
         return Latent(noisy, self.space, sigma, statistics=False, encoder=self.encoder)
 
     def save(self, path: str | Path, settings: Mapping[str, object] | None = None) -> None:
-        """Write one safetensors file: the tensor `latent`; metadata "pixdec" = "latent", "space", "sigma" (JSON list).
+        """Write one safetensors file: the tensor `latent`; metadata "pixdec" = "latent", "space", "sigma" (JSON list),
+        and "encoder" if it is known.
 
         `settings`: how the latent was made, a JSON object in the metadata, for `latent_settings`. `pixdec decode` takes
         its "prompt" and "seed". Whole or not at all (`files.replacing`).
@@ -89,6 +90,8 @@ class Latent:
         """
         sigma = json.dumps([float(level) for level in self.sigma])
         metadata = {"pixdec": "latent", "space": self.space.name, "sigma": sigma}
+        if self.encoder is not None:
+            metadata["encoder"] = self.encoder
         if settings is not None:
             metadata["settings"] = json.dumps(settings)
         data = save({"latent": self.tensor.detach().cpu().contiguous()}, metadata)
@@ -113,7 +116,10 @@ class Latent:
                 stated = get_space(file.metadata.get("space", ""))
                 if space is not None and not stated.holds_latents_of(get_space(space)):
                     raise ValueError(f"a latent of {stated.name}, and space={get_space(space).name!r} was said")
-                return cls(file.tensors["latent"], stated, _sigma(file.metadata), statistics=statistics)
+                encoder = file.metadata.get("encoder")
+                return cls(
+                    file.tensors["latent"], stated, _sigma(file.metadata), statistics=statistics, encoder=encoder
+                )
             name = _latent_of(file)
             if space is None:
                 raise ValueError(
