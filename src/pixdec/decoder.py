@@ -8,7 +8,7 @@ import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -25,13 +25,10 @@ from pixdec.inference.engine import (
     DecodeStep,
     Engine,
     MemoryExhaustedError,
-    OutputSize,
-    Prompt,
-    Seed,
-    Sigma,
     requests_for,
 )
 from pixdec.inference.sizes import Size
+from pixdec.inference.spread import OutputSize, Prompt, Seed, Sigma
 from pixdec.io.arguments import whole
 from pixdec.io.hub import Access
 from pixdec.io.images import to_pil
@@ -55,6 +52,20 @@ DEFAULT = "pixdec-nano"
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 # Called after every step as diffusers calls its own: (decoder, step, noise level, {"x0": …}).
 Callback = Callable[["PixelDecoder", int, float, dict[str, Tensor]], object]
+One = Latent | Tensor
+Many = Sequence[One]
+
+
+class How(TypedDict, total=False):
+    """What `PixelDecoder.decode` takes by name besides; see there."""
+
+    sigma: Sigma
+    seed: Seed
+    steps: int | None
+    size: OutputSize
+    batch_size: int | None
+    config: InferenceConfig | None
+    callback_on_step_end: Callback | None
 
 
 class PixelDecoder:
@@ -263,87 +274,23 @@ class PixelDecoder:
 
     @overload
     def decode(
-        self,
-        latent: Latent | Tensor | Sequence[Latent | Tensor],
-        prompt: Prompt = "",
-        sigma: Sigma = None,
-        seed: Seed = 0,
-        steps: int | None = None,
-        size: OutputSize = None,
-        output: Literal["pil"] = "pil",
-        *,
-        batch_size: int | None = None,
-        config: InferenceConfig | None = None,
-        callback_on_step_end: Callback | None = None,
+        self, latent: One | Many, prompt: Prompt = "", *, output: Literal["pil"] = "pil", **how: Unpack[How]
     ) -> "list[Image]": ...
-
+    @overload
+    def decode(self, latent: One, prompt: Prompt = "", *, output: Literal["pt"], **how: Unpack[How]) -> Tensor: ...
     @overload
     def decode(
-        self,
-        latent: Latent | Tensor,
-        prompt: Prompt = "",
-        sigma: Sigma = None,
-        seed: Seed = 0,
-        steps: int | None = None,
-        size: OutputSize = None,
-        *,
-        output: Literal["pt"],
-        batch_size: int | None = None,
-        config: InferenceConfig | None = None,
-        callback_on_step_end: Callback | None = None,
-    ) -> Tensor: ...
-
-    @overload
-    def decode(
-        self,
-        latent: Sequence[Latent | Tensor],
-        prompt: Prompt = "",
-        sigma: Sigma = None,
-        seed: Seed = 0,
-        steps: int | None = None,
-        size: OutputSize = None,
-        *,
-        output: Literal["pt"],
-        batch_size: int | None = None,
-        config: InferenceConfig | None = None,
-        callback_on_step_end: Callback | None = None,
+        self, latent: Many, prompt: Prompt = "", *, output: Literal["pt"], **how: Unpack[How]
     ) -> list[Tensor]: ...
-
+    @overload
+    def decode(self, latent: One, prompt: Prompt = "", *, output: Literal["np"], **how: Unpack[How]) -> Array: ...
     @overload
     def decode(
-        self,
-        latent: Latent | Tensor,
-        prompt: Prompt = "",
-        sigma: Sigma = None,
-        seed: Seed = 0,
-        steps: int | None = None,
-        size: OutputSize = None,
-        *,
-        output: Literal["np"],
-        batch_size: int | None = None,
-        config: InferenceConfig | None = None,
-        callback_on_step_end: Callback | None = None,
-    ) -> Array: ...
-
-    @overload
-    def decode(
-        self,
-        latent: Sequence[Latent | Tensor],
-        prompt: Prompt = "",
-        sigma: Sigma = None,
-        seed: Seed = 0,
-        steps: int | None = None,
-        size: OutputSize = None,
-        *,
-        output: Literal["np"],
-        batch_size: int | None = None,
-        config: InferenceConfig | None = None,
-        callback_on_step_end: Callback | None = None,
+        self, latent: Many, prompt: Prompt = "", *, output: Literal["np"], **how: Unpack[How]
     ) -> list[Array]: ...
-
     def decode(
         self,
-        latent: Latent | Tensor | Sequence[Latent | Tensor],
+        latent: One | Many,
         prompt: Prompt = "",
         sigma: Sigma = None,
         seed: Seed = 0,

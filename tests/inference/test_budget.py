@@ -12,6 +12,7 @@ from battery import randomised
 from meter import Meter
 from pixdec.decoder import InferenceConfig, PixelDecoder
 from pixdec.inference.budget import Asked, DecodePlan, plan_decode
+from pixdec.inference.quantize import quantize_blocks, stored_bytes
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.network import Network
@@ -31,7 +32,7 @@ SMALL = PiDSettings(
 
 V1_5 = replace(SMALL, adapter=AdapterSettings(width=64, padding="replicate", gate="token", pixel_head=True))
 CPU = Asked((256, 256), torch.float32, GIANT, "cpu")
-CUDA = Asked((1024, 1024), torch.float32, GIANT, "cuda")
+CUDA = Asked((1024, 1024), torch.float32, GIANT, "cuda", may_offload=True)
 
 
 def network_of(settings: PiDSettings | NanoSettings) -> Network:
@@ -75,6 +76,21 @@ def test_a_decode_takes_what_was_predicted(
     with Meter() as meter:
         decoder.decode(latent, steps=3, output="pt", config=InferenceConfig(tile=asked.tile))
     assert meter.most == pytest.approx(plan.peak - plan.parts["weights"], rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_eight_bits_are_counted_as_they_are_kept(dtype: torch.dtype):
+    pytest.importorskip("torchao")
+    backbone = replace(SMALL.backbone, hidden=128, pixel_hidden=128)
+    network = randomised(PiD(replace(SMALL, backbone=backbone)).initialise()).requires_grad_(False).to(dtype)
+    asked = replace(CUDA, dtype=dtype, quantize="int8-weights")
+    own, beside = (plan_decode(network, replace(asked, loaded=loaded)).parts["weights"] for loaded in (None, dtype))
+    exact = stored_bytes(network)
+    quantize_blocks(network, "int8-weights")
+    assert own == pytest.approx(stored_bytes(network), rel=0.005)
+    assert own < exact < beside < exact + own
+    least = plan_decode(network_of(PiDSettings()), replace(asked, size=(64, 64)))
+    assert least.peak == pytest.approx(1.36e9 * dtype.itemsize, rel=0.05)  # before they are rounded
 
 
 def test_a_plan_costs_no_time():

@@ -13,16 +13,10 @@ import torch
 
 from battery import randomised
 from pixdec.decoder import InferenceConfig, PixelDecoder
-from pixdec.inference import engine
-from pixdec.inference.engine import (
-    TEACHER_STEPS,
-    batches_of,
-    levels_for,
-    requests_for,
-    sizes_for,
-    times_for,
-)
+from pixdec.inference import arrangement, engine
+from pixdec.inference.engine import TEACHER_STEPS, batches_of, requests_for, times_for
 from pixdec.inference.offload import blocks_of, numbers_of, offload_blocks
+from pixdec.inference.spread import levels_for, sizes_for
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.execution import PLAIN
@@ -226,6 +220,7 @@ def test_a_decode_that_does_not_fit_is_refused_before_it_begins(decoder: PixelDe
         ({"quantize": "fp8"}, "quantize='fp8' on cpu"),
         ({"dtype": torch.int8}, "dtype=torch.int8: expected one of torch.float32"),
         ({"compile": "default", "offload": True}, "compile='default' with offload"),
+        ({"quantize": "int8", "offload": True}, "quantize='int8' with offload"),
         ({"tile": 63}, "tile=63: expected a multiple of 8"),
     ],
 )
@@ -306,7 +301,7 @@ def test_without_memory_less_is_done_at_a_time(
 
 def test_without_memory_tiles_come_last(file: Path, monkeypatch: pytest.MonkeyPatch):
     decoder = PixelDecoder.from_pretrained(file, "cpu")
-    monkeypatch.setattr(engine, "TILES", (96, 64))
+    monkeypatch.setattr(arrangement, "TILES", (96, 64))
     Hungry(64 * 64 * 256, monkeypatch)
     *_, last = decoder.stream(latent())
     assert last.how.record() == {"dtype": "float32", "tile": 64}

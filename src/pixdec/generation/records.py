@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from pixdec import __version__
+from pixdec.inference.arrangement import Arrangement
 from pixdec.inference.config import InferenceConfig
-from pixdec.inference.engine import Arrangement
 from pixdec.io.files import digest_of
 from pixdec.io.hub import Access
 from pixdec.io.images import read_settings

@@ -13,7 +13,10 @@ from math import ceil, lcm
 
 import torch
 
+from pixdec.inference.arrangement import CHUNKS, TILES
+from pixdec.inference.config import Quantize
 from pixdec.inference.offload import numbers_of
+from pixdec.inference.quantize import large_linears
 from pixdec.inference.sizes import WHOLE, Size, tiling_for
 from pixdec.models.nano import NanoSettings
 from pixdec.models.network import Network
@@ -23,8 +26,7 @@ from pixdec.sampling.flow import AT_ONCE
 from pixdec.sampling.tiling import Tiling
 from pixdec.weights.catalog import Sizes
 
-CHUNKS = 1024, 256  # patches that the pixel blocks work on at a time, the usual number first
-TILES = 2048, 1024, 512  # pixels a side
+_ROW = 5  # bytes of scale and zero point that come with each row of a weight in eight bits
 _MANY = 16  # chunks: where there are more, smaller ones save nothing that counts
 TEXT_ENCODER = 5_600_000_000  # bytes: Gemma-2-2B's weights in bfloat16 (5.23 GB), and eight captions on their way
 
@@ -39,44 +41,35 @@ _BESIDE = {"cpu": (280_000_000, 0.15), "cuda": (550_000_000, 0.05), "mps": (200_
 _STATE = {"student": (3, 7, 5), "teacher": (5, 8, 6)}
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Bytes that a network's part of a decode takes, beside its weights.
+def condition_of(
+    settings: PiDSettings | NanoSettings, whole: Size, images: int, dtype: torch.dtype, *, keep_tokens: bool = True
+) -> tuple[int, int]:
+    """Bytes of what is made once of the latents of so many images of size `whole`: while it is made, and afterwards."""
+    e, pixels = dtype.itemsize, images * whole[0] * whole[1]
+    if isinstance(settings, NanoSettings):
+        return 12 * pixels, 12 * pixels
+    net, adapter = settings.backbone, settings.adapter
+    assert adapter is not None, "a prior takes no latent: there is no decode to plan"
+    n, points = pixels // net.patch**2, ceil(net.depth / adapter.interval) + adapter.pixel_head
+    features = n * adapter.width * e
+    tokens = n * points * (2 * net.hidden if adapter.gate == "channel" else net.hidden + 1) * e
+    condition = features + (tokens if keep_tokens else 0)
+    return int(max(condition, 4.1 * features)), condition
 
-    Attributes:
-        making, condition: what is made of the latents once, while it is made and afterwards.
-        call: one call of the network.
-        tables: what it keeps between calls.
-    """
 
-    making: int
-    condition: int
-    call: int
-    tables: int = 0
-
-
-def needs_of(
-    settings: PiDSettings | NanoSettings,
-    whole: Size,
-    seen: Size,
-    *,
-    images: int,
-    dtype: torch.dtype,
-    chunk: int,
-    keep_tokens: bool,
-) -> Needs:
-    """What so many images at once take whose sides are `whole` and of which the network sees `seen` in a call."""
-    e, pixels, all_pixels = dtype.itemsize, images * seen[0] * seen[1], images * whole[0] * whole[1]
+def call_of(
+    settings: PiDSettings | NanoSettings, seen: Size, images: int, dtype: torch.dtype, chunk: int
+) -> tuple[int, int]:
+    """Bytes of one call of the network, which sees `seen` of each of so many images; and of what it keeps between
+    calls."""
+    e, pixels = dtype.itemsize, images * seen[0] * seen[1]
     if isinstance(settings, NanoSettings):
         folded, detail = settings.width * e / settings.scale**2, settings.detail * e
         most = max(3 * folded, folded + 2 * detail, folded + detail + 24)
-        call = pixels * ((3 + 3 / settings.scale**2) * e + most)
-        return Needs(12 * all_pixels, 12 * all_pixels, int(call))
-
-    net, adapter = settings.backbone, settings.adapter
-    assert adapter is not None, "a prior takes no latent: there is no decode to plan"
+        return int(pixels * ((3 + 3 / settings.scale**2) * e + most)), 0
+    net = settings.backbone
     values = net.patch**2
-    n, all_n = pixels // values, all_pixels // values
+    n = pixels // values
     words = images * net.text_length if net.text_width is not None else 0
     together = min(n, images * chunk)
     inputs = n * 3 * values * (e if e == 4 else 2 * e)  # as vectors; and the image cast, if it is
@@ -84,12 +77,8 @@ def needs_of(
     flat = values * net.pixel_width
     pixel = n * (net.hidden + flat) * e + 6 * flat * net.hidden * e  # conditions, pixels, modulators
     pixel += max(n * net.pixel_hidden * (6.9 * e + 5), n * net.pixel_hidden * e + together * flat * 14.15 * e)
-    points = ceil(net.depth / adapter.interval) + adapter.pixel_head
-    features = all_n * adapter.width * e
-    tokens = all_n * points * (2 * net.hidden if adapter.gate == "channel" else net.hidden + 1) * e
-    condition = features + (tokens if keep_tokens else 0)
     tables = 4 * n * (net.hidden // net.heads + net.pixel_hidden // net.pixel_heads) // images
-    return Needs(int(max(condition, 4.1 * features)), condition, int(inputs + max(patch, pixel)), tables)
+    return int(inputs + max(patch, pixel)), tables
 
 
 @dataclass(frozen=True)
@@ -169,6 +158,8 @@ class Asked:
         limit: bytes of the device.
         sizes: that the network was trained on.
         tile: side in pixels of the tiles that were asked for.
+        quantize: whether large weights are kept in eight bits.
+        may_offload: whether the blocks' weights may be in host memory.
         teacher: whether every step is two calls.
         loaded: dtype of the weights that the device holds whatever is computed with; None if it holds none.
     """
@@ -181,6 +172,8 @@ class Asked:
     low: torch.dtype | None = None
     sizes: Sizes | None = None
     tile: int | None = None
+    quantize: Quantize | None = None
+    may_offload: bool = False
     teacher: bool = False
     loaded: torch.dtype | None = None
 
@@ -242,7 +235,7 @@ def _arrangements(network: Network, asked: Asked) -> Iterator[_Arrangement]:
         now = max(asked.size) if usual is None else usual.side
         sides = [side // patch * patch for side in TILES if 2 * patch <= side // patch * patch < now]
         tilings += [tiling_for(asked.size, side, asked.sizes, patch) for side in sides]
-    offloads = [False] if asked.device_type == "cpu" else [False, True]
+    offloads = [False, True] if asked.may_offload else [False]
     for tiling in tilings:
         height, width = _seen(asked, tiling)
         chunks = [CHUNKS[0], *(chunk for chunk in CHUNKS[1:] if CHUNKS[0] > height * width / patch**2 / _MANY)]
@@ -270,12 +263,17 @@ def _plan(network: Network, asked: Asked, by: _Arrangement, numbers: Mapping[boo
     """An arrangement with its prediction; `numbers` are the weights on the device with and without offloading."""
     settings, seen = network.settings, _seen(asked, by.tiling)
     e, image = by.dtype.itemsize, 4 * 3 * asked.size[0] * asked.size[1]
-    needs = needs_of(
-        settings, asked.size, seen, images=by.images, dtype=by.dtype, chunk=by.chunk, keep_tokens=by.keep_tokens
-    )
-    weights = e * numbers[by.offload]
+    making, condition = condition_of(settings, asked.size, by.images, by.dtype, keep_tokens=by.keep_tokens)
+    call, tables = call_of(settings, seen, by.images, by.dtype, by.chunk)
+    weights, rounding = e * numbers[by.offload], 0
     if asked.loaded not in (None, by.dtype):
         weights += asked.loaded.itemsize * numbers[False]
+    if asked.quantize is not None:
+        linears = large_linears(network).values()
+        rounded = sum(each.weight.numel() + _ROW * each.out_features for each in linears)
+        exact = e * sum(each.weight.numel() for each in linears)
+        weights += rounded - (0 if asked.loaded == by.dtype else exact)
+        rounding = 0 if asked.loaded == by.dtype else exact - rounded
     if isinstance(settings, NanoSettings):
         inputs = by.images * image // settings.scale**2
     else:
@@ -291,9 +289,10 @@ def _plan(network: Network, asked: Asked, by: _Arrangement, numbers: Mapping[boo
     # The last estimates, all images as they go out, and all of them in one tensor; the condition is gone.
     out = image * (by.images + 2 * asked.batch)
     moments: Sequence[Mapping[str, int]] = (
-        {"making the condition": waiting + needs.making},
-        {"condition": needs.condition, "state": waiting + during, "one call of the network": needs.call},
-        {"condition": needs.condition, "sampler": waiting + between + needs.tables},
+        {"weights before they are rounded": rounding},
+        {"making the condition": waiting + making},
+        {"condition": condition, "state": waiting + during, "one call of the network": call},
+        {"condition": condition, "sampler": waiting + between + tables},
         {"images": out},
     )
     used = max(moments, key=lambda parts: sum(parts.values()))

@@ -49,8 +49,9 @@ class InferenceConfig:
         _one_of("dtype", self.dtype, (None, *DTYPES))
         if self.memory != "auto" and self.memory is not None:
             parse_memory(self.memory)
-        if self.compile is not None and self.offload:
-            raise ValueError(f"compile={self.compile!r} with offload: weights that move are not compiled; drop either")
+        for name, value in (("compile", self.compile), ("quantize", self.quantize)):
+            if value is not None and self.offload:
+                raise ValueError(f"{name}={value!r} with offload: weights that move stay as they are; drop either")
 
     def check(self, device: torch.device) -> None:
         """See that a device can do it.

@@ -15,39 +15,46 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, SupportsIndex, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pixdec.devices import computes_in_bfloat16, is_out_of_memory, release_memory
-from pixdec.inference.budget import CHUNKS, TILES, Asked, DecodePlan, needs_of, plan_decode
+from pixdec.inference.arrangement import CHUNKS, Arrangement, Weights
+from pixdec.inference.budget import Asked, DecodePlan, condition_of, plan_decode
 from pixdec.inference.compiled import compile_blocks
-from pixdec.inference.config import CompileMode, InferenceConfig, KernelName, Quantize, parse_memory
+from pixdec.inference.config import InferenceConfig, parse_memory
 from pixdec.inference.graphs import Graphed
 from pixdec.inference.kernels import choose, shapes_of
 from pixdec.inference.limits import available_memory
 from pixdec.inference.offload import offload_blocks
 from pixdec.inference.quantize import quantize_blocks, stored
 from pixdec.inference.sizes import WHOLE, Frame, Size, check_size, check_tile, fit, tiling_for
-from pixdec.io.arguments import items, seed_of, whole
+from pixdec.inference.spread import (
+    OutputSize,
+    Prompt,
+    Seed,
+    Sigma,
+    captions_for,
+    levels_for,
+    seeds_for,
+    sizes_for,
+)
+from pixdec.io.arguments import whole
 from pixdec.io.files import first_line_of
-from pixdec.latents import Latent, get_space, noise_levels
+from pixdec.latents import Latent, get_space
 from pixdec.latents.validation import check_form
 from pixdec.models.execution import Execution
 from pixdec.models.network import Network, NetworkCondition
 from pixdec.sampling.flow import resolution_shift, shifted_times, student_times
 from pixdec.sampling.samplers import NoiseSource, Step, dpm_solver, guided, student
-from pixdec.sampling.tiling import Tiling, tiled_velocity
+from pixdec.sampling.tiling import tiled_velocity
 from pixdec.weights.load import LoadedDecoder
 
 N = TypeVar("N", bound=nn.Module)
 logger = logging.getLogger(__name__)
 
-Prompt = str | Sequence[str]
-Sigma = float | Sequence[float] | Tensor | None
-Seed = SupportsIndex | Sequence[SupportsIndex]
-OutputSize = Size | Sequence[Size | None] | None
 Captions = Callable[[Sequence[str], torch.device, torch.dtype], Tensor]
 
 TEACHER_STEPS = 25
@@ -110,55 +117,6 @@ def requests_for(
     return requests
 
 
-def captions_for(prompt: Prompt, images: int) -> list[str]:
-    """A caption for each image."""
-    captions = [prompt] * images if isinstance(prompt, str) else items(prompt)
-    if captions is None or not all(isinstance(each, str) for each in captions):
-        raise ValueError(f"prompt={prompt!r}: expected a string, or one for each latent; '' is no caption")
-    if len(captions) != images:
-        raise ValueError(f"{len(captions)} captions for {images} latents; give one, or one for each")
-    return captions
-
-
-def seeds_for(seed: Seed, images: int) -> list[int]:
-    """A seed for each image: of one seed s, s + i for image i."""
-    seeds = items(seed)
-    if seeds is None:
-        return [seed_of(seed_of(seed) + i) for i in range(images)]
-    if len(seeds) != images:
-        raise ValueError(f"{len(seeds)} seeds for {images} latents; give one, or one for each")
-    return [seed_of(each) for each in seeds]
-
-
-def sizes_for(size: OutputSize, latents: int) -> list[Size | None]:
-    """A size for each latent."""
-    if size is None:
-        return [None] * latents
-    each = items(size)
-    if each is None or not any(other is None or items(other) for other in each):
-        return [_size(size)] * latents
-    sizes = [None if one is None else _size(one) for one in each]
-    if len(sizes) != latents:
-        raise ValueError(f"{len(sizes)} sizes for {latents} latents; give one, or one for each")
-    return sizes
-
-
-def levels_for(sigma: Sigma, latents: Sequence[Latent | Tensor]) -> list[Tensor | None]:
-    """The noise levels (B,) of each latent (B,…): sigma for all images, or one for each. None: each latent's own."""
-    counts = [(each if isinstance(each, Tensor) else each.tensor).shape[:1].numel() for each in latents]
-    if sigma is None:
-        return [None] * len(counts)
-    return list(noise_levels(sigma, sum(counts), torch.device("cpu")).split(counts))
-
-
-def _size(given: object) -> Size:
-    try:
-        height, width = (whole("size", side) for side in items(given) or ())
-    except ValueError as error:
-        raise ValueError(f"size={given}: expected (height, width) in pixels, whole numbers of at least 1") from error
-    return height, width
-
-
 def _accepted(model: LoadedDecoder, latent: Latent | Tensor, sigma: Tensor | None) -> Latent:
     """A checked latent of the decoder's space, at the noise level that was asked for."""
     space = get_space(model.spaces[0])
@@ -217,56 +175,6 @@ def batches_of(requests: Sequence[Request], at_once: Callable[[Size], int]) -> I
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What the weights of a network are when they are computed with."""
-
-    dtype: torch.dtype
-    quantize: Quantize | None = None
-    offload: bool = False
-    compile: CompileMode | None = None
-
-
-@dataclass(frozen=True)
-class Arrangement:
-    """How a batch is decoded to `size`: with these weights, in tiles or as a whole, the network's parts `chunk` patches
-    at a time, the adapter's tokens kept for all steps or made in every call."""
-
-    size: Size
-    weights: Weights
-    attention: KernelName = "torch"
-    tiling: Tiling | None = None
-    chunk: int = CHUNKS[0]
-    keep_tokens: bool = True
-
-    @property
-    def seen(self) -> Size:
-        """The pixels that the network sees in a call."""
-        if self.tiling is None:
-            return self.size
-        return min(self.tiling.side, self.size[0]), min(self.tiling.side, self.size[1])
-
-    def record(self) -> dict[str, object]:
-        """What to save with an image: all that may have changed it."""
-        found: dict[str, object] = {"dtype": str(self.weights.dtype).removeprefix("torch.")}
-        if self.tiling is not None:
-            found["tile"] = self.tiling.side
-        if self.weights.quantize is not None:
-            found["quantize"] = self.weights.quantize
-        return found if self.attention == "torch" else {**found, "attention": self.attention}
-
-    def smaller(self, patch: int) -> "Arrangement | None":
-        """What takes less memory for the same noise and state; None if nothing does."""
-        if self.chunk > CHUNKS[-1] or self.keep_tokens:
-            return replace(self, chunk=CHUNKS[-1], keep_tokens=False)
-        sides = (side // patch * patch for side in TILES)
-        side = next((side for side in sides if 2 * patch <= side < max(self.seen)), None)
-        if side is None:
-            return None
-        overlap = max(1, round(side / 8 / patch)) * patch
-        return replace(self, tiling=Tiling(*self.size, side, overlap=overlap, patch=patch))
-
-
-@dataclass(frozen=True)
 class DecodeStep(Step):
     """A step of a decode, and how its network was called."""
 
@@ -318,6 +226,8 @@ class Engine:
             tile=config.tile,
             teacher=self.model.kind == "teacher",
             loaded=loaded.dtype if loaded.device.type == self.device.type else None,
+            quantize=config.quantize,
+            may_offload=self.device.type != "cpu" and config.quantize is None and config.compile is None,
         )
         return plan_decode(loaded, asked)
 
@@ -349,19 +259,11 @@ class Engine:
         weights = Weights(config.dtype or network.dtype, config.quantize, config.offload, config.compile)
         if config.memory is None:
             tile, chunk = config.tile, CHUNKS[0]
-            needs = needs_of(
-                network.settings, size, size, images=batch, dtype=weights.dtype, chunk=chunk, keep_tokens=True
-            )
-            keep = needs.condition <= KEPT_CONDITION
+            keep = condition_of(network.settings, size, batch, weights.dtype)[1] <= KEPT_CONDITION
         else:
             plan = self.plan(size, batch, config)
             tile, chunk, keep = plan.tile, plan.chunk or CHUNKS[0], plan.keep_tokens
             weights = replace(weights, dtype=plan.dtype, offload=config.offload or plan.offload)
-            if weights.offload and config.compile is not None:
-                raise ValueError(
-                    f"{size[1]}x{size[0]} fits only with the blocks' weights in host memory ({plan.how}), which a "
-                    "compiled network does not take; allow more memory, or leave compile out"
-                )
         tiling = tiling_for(size, tile, self.model.sizes, network.patch)
         return Arrangement(size, weights, config.attention, tiling, chunk, keep and tiling is None)
 
