@@ -1,0 +1,229 @@
+"""A person as judge: a page on this machine that shows pairs blindly, and keeps each choice as a round of a judge."""
+
+from __future__ import annotations
+
+import html
+import io
+import random
+import re
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from pixdec.evaluate.judge.pairs import Failed, Pair, Views
+from pixdec.evaluate.judge.records import append_round, read_rounds
+from pixdec.evaluate.judge.run import Asking, Question, answered, questions_of, shown
+from pixdec.io.files import reason_of
+
+VIEWS = Views(max_side=0, crops=1, crop_side=640)  # two of them fit a screen at 100 %
+QUESTION = (
+    "Which of the two images looks better? Look at sharpness, texture, and faults such as noise, halos or blocks."
+)
+PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ background: #808080; color: #fff; font: 16px sans-serif; text-align: center; margin: 8px }}
+form {{ display: flex; justify-content: center; gap: 8px }}
+button {{ background: none; border: 0; padding: 0; color: inherit; font: inherit; cursor: pointer }}
+img {{ display: block }} a {{ color: #fff }}
+</style>
+{body}
+"""
+ASK = """<p>{question} Press 1 or 2, or click. <small>{done} of {total}{back}</small></p>
+<form method="post" action="."><input type="hidden" name="question" value="{index}">
+<button name="choice" value="A"><img src="{index}-A.png" alt="first"></button>
+<button name="choice" value="B"><img src="{index}-B.png" alt="second"></button></form>
+{ahead}
+<script>
+const images = [...document.images], buttons = [...document.querySelectorAll("button")];
+for (const image of images) {{  // one pixel of the image for one of the screen, as far as the browser tells
+  const fit = () => {{ image.style.width = image.naturalWidth / devicePixelRatio + "px"; }};
+  image.complete ? fit() : image.addEventListener("load", fit);
+}}
+addEventListener("keydown", event => {{
+  const button = {{1: buttons[0], 2: buttons[1]}}[event.key];
+  if (button && !event.repeat && images.every(image => image.complete)) button.click();
+}});
+</script>"""
+
+
+@dataclass(frozen=True)
+class Person:
+    """A person as a judge, who is called human:NAME."""
+
+    name: str
+    parameters: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+class Session:
+    """The questions for a person: each view of each pair once, in random order, ours first in half of them.
+
+    Attributes:
+        questions: all of them; answers of earlier sessions keep their order of images.
+        failed: pairs that cannot be shown.
+        done: indices of those with an answer, of this session or earlier ones.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair | Failed], person: str, path: str | Path, views: Views = VIEWS, seed: int = 0
+    ) -> None:
+        if not person.strip():
+            raise ValueError(f"human={person!r}: expected a name, which tells several people apart")
+        self.path, self.lock = Path(path), threading.Lock()
+        asking, judge = Asking(QUESTION, views), Person(f"human:{person}")
+        made = answered(read_rounds(self.path))
+        self.failed = [pair for pair in pairs if isinstance(pair, Failed)]
+        orders = list[tuple[Question, Question]]()  # of each view: ours first, ours second
+        for pair in pairs:
+            if isinstance(pair, Pair):
+                try:
+                    found = questions_of(pair, judge, asking)
+                except (ValueError, OSError) as error:
+                    self.failed.append(Failed(pair.title, reason_of(error)))
+                    continue
+                orders += zip(found[::2], found[1::2], strict=True)
+        draw = random.Random(seed)
+        draw.shuffle(orders)
+        earlier = [next((each for each in both if (*each.round.slot, each.round.key) in made), None) for both in orders]
+        first = len(orders) // 2 - sum(each is not None and each.round.ours_first for each in earlier)
+        missing = earlier.count(None)
+        sides = [True] * min(max(first, 0), missing)
+        sides += [False] * (missing - len(sides))
+        draw.shuffle(sides)
+        self.questions = [each or both[not sides.pop()] for each, both in zip(earlier, orders, strict=True)]
+        self.done = {index for index, each in enumerate(earlier) if each is not None}
+        self.images = lru_cache(8)(self._images)
+        self.secret = secrets.token_hex(8)  # no other page can send answers, nor its cache show another's images
+
+    def next(self) -> int | None:
+        """The index of the first question without an answer. A pair whose images are damaged is `failed`, left out."""
+        for index in range(len(self.questions)):
+            try:
+                if index not in self.done and self.images(index):
+                    return index
+            except ValueError as error:
+                self.failed.append(Failed(self.questions[index].pair.title, reason_of(error)))
+                self.done.add(index)
+        return None
+
+    def choose(self, index: int, choice: str) -> None:
+        """Keep an answer, "A" or "B"; a later one to the same question replaces it."""
+        if choice not in ("A", "B") or index not in range(len(self.questions)):
+            raise ValueError(f"question {index}, choice {choice!r}: expected A or B, and one of {len(self.questions)}")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with self.lock:
+            append_round(self.path, replace(self.questions[index].round, answer=f"VERDICT: {choice}", time=now))
+            self.done.add(index)
+
+    def _images(self, index: int) -> list[bytes]:
+        """Image A and image B of a question, as PNG."""
+        question, encoded = self.questions[index], [io.BytesIO(), io.BytesIO()]
+        for image, stream in zip(shown(question, question.pair.images()), encoded, strict=True):
+            image.save(stream, "PNG", compress_level=1)
+        return [stream.getvalue() for stream in encoded]
+
+
+def serve(session: Session, port: int = 0, ready: Callable[[str], None] = print) -> None:
+    """Serve the page on 127.0.0.1 until all questions are answered.
+
+    Args:
+        session: the questions.
+        port: 0 takes a free one.
+        ready: gets the address of the page.
+
+    Raises:
+        OSError: the port is taken, or an answer cannot be kept.
+    """
+
+    class Handler(_Handler):
+        pass
+
+    Handler.session = session
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except (OSError, OverflowError) as error:
+        raise OSError(f"cannot serve on port {port}: {reason_of(error)}; choose another") from error
+    with server:
+        ready(f"http://127.0.0.1:{server.server_port}/{session.secret}/")
+        server.serve_forever(poll_interval=0.1)
+    if Handler.failed is not None:
+        raise Handler.failed
+
+
+class _Handler(BaseHTTPRequestHandler):
+    session: Session
+    failed: OSError | None = None
+
+    def do_GET(self) -> None:
+        secret, _, file = urlsplit(self.path).path[1:].partition("/")
+        image = re.fullmatch(r"(\d+)-([AB])\.png", file)
+        if secret == self.session.secret and file == "":
+            asked = self._index("question")
+            self._page(self.session.next() if asked is None else asked)
+        elif secret == self.session.secret and image is not None and int(image[1]) < len(self.session.questions):
+            try:
+                self._send(self.session.images(int(image[1]))["AB".index(image[2])], "image/png")
+            except ValueError as error:  # fetched ahead, and damaged
+                self.send_error(HTTPStatus.NOT_FOUND, str(error))
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    def do_POST(self) -> None:
+        sent = parse_qs(self.rfile.read(min(int(self.headers.get("Content-Length") or 0), 1000)).decode())
+        if self.path != f"/{self.session.secret}/":
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        try:
+            self.session.choose(int(sent["question"][0]), sent["choice"][0])
+        except (KeyError, ValueError):
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return
+        except OSError as error:  # such as a full disk: no answer may be lost without a word
+            type(self).failed = error
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+            self._end()
+            return
+        self.send_response(HTTPStatus.SEE_OTHER)
+        self.send_header("Location", f"?after={sent['question'][0]}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _page(self, index: int | None) -> None:
+        session = self.session
+        if index is None:
+            body = f"<h1>Done</h1><p>All {len(session.questions)} are answered. You can close this page.</p>"
+            self._send(PAGE.format(title="Done", body=body).encode(), "text/html; charset=utf-8")
+            self._end()
+            return
+        after = self._index("after")
+        back = "" if after is None else f' · <a href="?question={after}">back</a>'
+        later = [each for each in range(index + 1, len(session.questions)) if each not in session.done][:1]
+        ahead = "".join(f'<link rel="prefetch" href="{each}-{side}.png">' for each in later for side in "AB")
+        done, total = len(session.done), len(session.questions)
+        body = ASK.format(question=html.escape(QUESTION), done=done, total=total, back=back, index=index, ahead=ahead)
+        self._send(PAGE.format(title=f"{done} of {total}", body=body).encode(), "text/html; charset=utf-8")
+
+    def _index(self, name: str) -> int | None:
+        """The question that a field of the address names."""
+        value = parse_qs(urlsplit(self.path).query).get(name, [""])[0]
+        return int(value) if value.isdecimal() and int(value) < len(self.session.questions) else None
+
+    def _send(self, data: bytes, kind: str) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Cache-Control", "max-age=600" if kind == "image/png" else "no-store")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _end(self) -> None:
+        threading.Thread(target=self.server.shutdown).start()  # from this thread it would wait for itself
+
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args

@@ -1,0 +1,131 @@
+"""The rounds of judges on disk: one line of JSON each, safe on the disk before it counts.
+
+A line holds the answer as it was given; verdicts are read out of it again each time, so a better parser needs no new
+calls. Of several lines for one round the last counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pixdec.evaluate.judge.prompt import verdict_of
+from pixdec.io.files import replacing
+
+
+@dataclass(frozen=True)
+class Round:
+    """One question to a judge, and what came of it.
+
+    Attributes:
+        key: digest of all that the answer depends on: prompt, the two images in order, judge, parameters, view.
+        judge: the model that was asked for, or "human:NAME".
+        settings: digest of prompt and parameters; rounds of different ones are not counted together.
+        pair, ours, other: the image and the two methods.
+        view, number: what was shown, and which of several crops.
+        ours_first: whether ours was image A.
+        digests: of the two files, ours and the other's.
+        answer: the text of the answer; None if there was none.
+        error: why there was none.
+        model: what the endpoint says answered.
+        time: when, UTC.
+        tokens: of question and answer, as counted by the endpoint.
+        cost: in USD.
+        tries: calls made for it; 0 for an answer known from an equal question.
+    """
+
+    key: str
+    judge: str
+    settings: str
+    pair: str
+    ours: str
+    other: str
+    view: str
+    number: int
+    ours_first: bool
+    digests: tuple[str, str]
+    answer: str | None = None
+    error: str | None = None
+    model: str | None = None
+    time: str = ""
+    tokens: tuple[int, int] = (0, 0)
+    cost: float = 0.0
+    tries: int = 1
+
+    @property
+    def won(self) -> bool | None:
+        """Whether ours was chosen; None: no valid verdict."""
+        verdict = None if self.answer is None else verdict_of(self.answer)
+        return None if verdict is None else (verdict == "A") == self.ours_first
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no verdict."""
+        if self.won is not None:
+            return None
+        if self.error is not None or not self.answer:
+            return self.error or "the answer is empty"
+        return f"no verdict in the answer: {' '.join(self.answer.split())[:200]!r}"
+
+    @property
+    def title(self) -> str:
+        order = (self.ours, self.other) if self.ours_first else (self.other, self.ours)
+        crop = f" {self.number + 1}" if self.view.startswith("crop") else ""
+        return f"{self.pair}  {self.view}{crop}  {' | '.join(order)}"
+
+    @property
+    def slot(self) -> tuple[str, str, str, str, str, str, int, bool]:
+        """What a later line replaces."""
+        where = self.judge, self.settings, self.ours, self.other, self.pair
+        return (*where, self.view, self.number, self.ours_first)
+
+
+def digest(value: Mapping[str, object]) -> str:
+    """Of JSON; the order of names does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def read_rounds(path: Path) -> list[Round]:
+    """The rounds of a file, in order. A missing file holds none; a last line that an interrupted run left unfinished is
+    removed from it.
+
+    Raises:
+        ValueError: another line is none that `append_round` wrote.
+        OSError: the file cannot be read, or the last line not be removed.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with replacing(path) as temporary:
+            temporary.write_bytes(whole)
+    names, rounds = {field.name for field in fields(Round)}, list[Round]()
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record: dict[str, Any] = {name: value for name, value in json.loads(line).items() if name in names}
+            for name in ("digests", "tokens"):
+                record[name] = tuple(record[name])
+            rounds.append(Round(**record))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: line {number} is no round of a judge; remove the line") from error
+    return rounds
+
+
+def append_round(path: Path, made: Round) -> None:
+    """Add a line, and see that it is on the disk.
+
+    Raises:
+        OSError: it cannot be written; one line that names the file.
+    """
+    try:
+        with path.open("ab", buffering=0) as file:  # whole in one write
+            file.write(json.dumps(asdict(made)).encode() + b"\n")
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,250 @@
+"""Asking a judge about all pairs, twice each with the order swapped: parallel, resumable, within a limit on money."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pixdec.evaluate.judge.client import Answer, Judge, Named
+from pixdec.evaluate.judge.pairs import Failed, Pair, View, Views
+from pixdec.evaluate.judge.prompt import PROMPT
+from pixdec.evaluate.judge.records import Round, append_round, digest, read_rounds
+from pixdec.io.files import reason_of, replacing
+
+ROUNDS = "judge.jsonl"  # in the output folder
+GIVE_UP = 5  # questions in a row without an answer: the endpoint is down, and asking on would take hours
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD for a million tokens."""
+
+    input: float
+    output: float
+
+    def of(self, tokens: tuple[int, int]) -> float:
+        return (self.input * tokens[0] + self.output * tokens[1]) / 1e6
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a judge is asked.
+
+    Attributes:
+        prompt: the text before the images.
+        views: what is shown of each pair.
+        concurrency: pairs that are asked about at once.
+        price: of the tokens; None: nothing is known of costs.
+        max_cost: USD for all rounds of this judge in the file. A question that may exceed it is not asked.
+    """
+
+    prompt: str = PROMPT
+    views: Views = field(default_factory=Views)
+    concurrency: int = 4
+    price: Price | None = None
+    max_cost: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency={self.concurrency}: expected 1 or more")
+        if self.max_cost is not None and self.price is None:
+            raise ValueError(f"max_cost={self.max_cost}: a limit needs the price of tokens")
+
+    def tokens(self, judge: Judge, size: tuple[int, int], view: View) -> tuple[int, int]:
+        """Of one question, about, and of its answer, at most: 4 characters of text or 750 pixels a token."""
+        shrink = min(1.0, view.side / max(size)) if view.kind == "whole" else 1.0
+        sides = [side * shrink if view.kind == "whole" else min(side, view.side) for side in size]
+        limit = judge.parameters.get("max_tokens", judge.parameters.get("max_completion_tokens"))
+        return len(self.prompt) // 4 + 20 + 2 * round(sides[0] * sides[1] / 750), limit if isinstance(
+            limit, int
+        ) else 1024
+
+
+@dataclass(frozen=True)
+class Question:
+    """One round that is to be asked, without an answer yet."""
+
+    pair: Pair
+    view: View
+    round: Round
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: calls, those that earlier runs made, tokens of questions (about) and of answers (at most),
+    and what they cost at most; None without a price."""
+
+    calls: int
+    earlier: int
+    tokens: tuple[int, int]
+    cost: float | None
+
+
+def questions_of(pair: Pair, judge: Named, asking: Asking) -> list[Question]:
+    """All rounds of a pair: each view, ours first and ours second. ValueError, OSError: a file cannot be read."""
+    settings: dict[str, object] = {"prompt": asking.prompt, "parameters": dict(judge.parameters)}
+    found = list[Question]()
+    for view in asking.views.of(pair):
+        for ours_first in (True, False):
+            shown = pair.digests if ours_first else pair.digests[::-1]
+            key = digest({**settings, "judge": judge.name, "images": shown, "view": [view.name, view.number]})
+            where = (pair.name, *pair.methods, view.name, view.number, ours_first, pair.digests)
+            found.append(Question(pair, view, Round(key, judge.name, digest(settings)[:8], *where)))
+    return found
+
+
+def shown(question: Question, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Image A and image B of a question, from our image and the other."""
+    views = question.view.of(images, "".join(sorted(question.pair.digests)))
+    return views if question.round.ours_first else views[::-1]
+
+
+def answered(rounds: Sequence[Round]) -> dict[tuple[object, ...], Round]:
+    """Slot and key → the round that has a valid verdict. Failures are asked again."""
+    return {(*each.slot, each.key): each for each in rounds if each.won is not None}
+
+
+def is_fixed(judge: Judge) -> bool:
+    """Whether equal questions have equal answers, so that one serves for all: only where nothing is drawn."""
+    return judge.parameters.get("temperature") == 0
+
+
+def plan(pairs: Sequence[Pair | Failed], judge: Judge, path: str | Path, asking: Asking) -> Plan:
+    """What `judge_pairs` would do. Pairs that cannot be read count nothing."""
+    known, calls, earlier, tokens = answered(read_rounds(Path(path))), 0, 0, [0, 0]
+    keys = {each.key for each in known.values()} if is_fixed(judge) else set[str]()
+    for pair in (pair for pair in pairs if isinstance(pair, Pair)):
+        try:
+            questions, size = questions_of(pair, judge, asking), pair.size()
+        except (ValueError, OSError):
+            continue
+        for question in questions:
+            if (*question.round.slot, question.round.key) in known:
+                earlier += 1
+                continue
+            if question.round.key in keys:
+                continue
+            keys |= {question.round.key} if is_fixed(judge) else set()
+            calls += 1
+            for index, count in enumerate(asking.tokens(judge, size, question.view)):
+                tokens[index] += count
+    total = tokens[0], tokens[1]
+    return Plan(calls, earlier, total, None if asking.price is None else asking.price.of(total))
+
+
+def judge_pairs(
+    pairs: Sequence[Pair | Failed], judge: Judge, path: str | Path, asking: Asking | None = None
+) -> Iterator[Sequence[Round | Failed]]:
+    """Ask about every pair, and yield what came of each as it is done: its rounds, of earlier runs too.
+
+    An answer is on the disk (`path`, a file of lines) before it counts, and a question that has a verdict there is not
+    asked again. A pair that cannot be read is `Failed`, and the rest goes on. Where no question can be answered (wrong
+    key or address, no money left, GIVE_UP failures in a row) the run ends, with one `Failed` about what was not asked.
+
+    Raises:
+        ValueError, OSError: the file holds other things, or cannot be written.
+    """
+    asking, path = asking or Asking(), Path(path)
+    work = _Work(judge, path, asking, read_rounds(path))
+    asked = path.with_name(f"{path.stem}-prompt-{digest({'prompt': asking.prompt})[:8]}.txt")
+    if not asked.exists():
+        with replacing(asked) as temporary:
+            temporary.write_text(asking.prompt, encoding="utf-8")
+    yield from ([pair] for pair in pairs if isinstance(pair, Failed))
+    pool = ThreadPoolExecutor(asking.concurrency)
+    try:
+        for done in as_completed([pool.submit(work.pair, pair) for pair in pairs if isinstance(pair, Pair)]):
+            yield done.result()
+    finally:
+        work.stop.set()
+        pool.shutdown(cancel_futures=True)  # answers that are under way are paid for, and kept
+    if work.reason is not None:
+        yield [Failed(judge.name, f"{work.reason}; {work.left} questions were not asked, the same command goes on")]
+
+
+class _Work:
+    """What the threads of a run share."""
+
+    def __init__(self, judge: Judge, path: Path, asking: Asking, rounds: Sequence[Round]) -> None:
+        self.judge, self.path, self.asking = judge, path, asking
+        self.stop, self.lock = threading.Event(), threading.Lock()
+        self.reason: str | None = None
+        self.left = self.failures = 0
+        self.known = answered(rounds)
+        self.fixed = is_fixed(judge)
+        self.answers = {each.key: each for each in self.known.values()} if self.fixed else {}
+        costs = [each.cost for each in rounds if each.judge == judge.name]
+        self.spent, self.under_way, self.dearest = sum(costs), 0, max(costs, default=0.0)  # USD, calls, USD a call
+
+    def pair(self, pair: Pair) -> list[Round | Failed]:
+        """Ask about one pair."""
+        made = list[Round | Failed]()
+        try:
+            questions, images = questions_of(pair, self.judge, self.asking), None
+            for question in questions:
+                if (*question.round.slot, question.round.key) in self.known:
+                    made.append(self.known[*question.round.slot, question.round.key])
+                    continue
+                equal = self.answers.get(question.round.key)
+                if equal is None and self.stop.is_set():
+                    with self.lock:
+                        self.left += 1
+                    continue
+                if equal is None and images is None:
+                    images = pair.images()
+                found = self._repeated(question, equal) if equal else self._asked(question, images or ())
+                if found is not None:
+                    made.append(found)
+        except (ValueError, MemoryError) as error:
+            made.append(Failed(pair.title, reason_of(error)))
+        return made
+
+    def _repeated(self, question: Question, equal: Round) -> Round:
+        found = {"answer": equal.answer, "model": equal.model, "time": equal.time, "tries": 0}
+        return self._kept(question, found)
+
+    def _asked(self, question: Question, images: Sequence[Image.Image]) -> Round | None:
+        price, limit = self.asking.price or Price(0, 0), self.asking.max_cost
+        estimate = price.of(self.asking.tokens(self.judge, images[0].size, question.view))
+        with self.lock:
+            self.dearest = max(self.dearest, estimate)
+            if limit is not None and self.spent + (self.under_way + 1) * self.dearest > limit:
+                self._end(f"another question may exceed the limit of {limit:g} USD, {self.spent:.4f} are spent")
+                self.left += 1
+                return None
+            self.under_way += 1
+        answer, cost = Answer(), estimate
+        try:
+            answer = self.judge.ask(self.asking.prompt, shown(question, images), self.stop.wait)
+            unknown = answer.unknown + (answer.text is not None and answer.tokens is None)
+            cost = price.of(answer.tokens or (0, 0)) + unknown * estimate
+        finally:
+            with self.lock:
+                self.under_way -= 1
+                self.spent, self.dearest = self.spent + cost, max(self.dearest, cost)
+                self.failures = self.failures + 1 if answer.text is None and answer.tokens is None else 0
+                if answer.hopeless or self.failures >= GIVE_UP:
+                    self._end(f"{answer.error}")
+        about = {"answer": answer.text, "error": answer.error, "model": answer.model, "tries": answer.tries}
+        return self._kept(question, {**about, "tokens": answer.tokens or (0, 0), "cost": cost})
+
+    def _end(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self.stop.set()
+
+    def _kept(self, question: Question, found: dict[str, Any]) -> Round:
+        """The round with its answer, on the disk."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        made = replace(question.round, **{"time": now, **found})
+        with self.lock:
+            append_round(self.path, made)
+            if self.fixed and made.won is not None:
+                self.answers[made.key] = made
+        return made
