@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.layers.embeddings import pixel_rows, time_sinusoid
 from pixdec.layers.patching import patch_vectors, pixels_to_image
 from pixdec.layers.rope import image_table, text_table
+from pixdec.layers.sinusoids import pixel_rows, time_sinusoid
 from pixdec.models.adapter import SigmaGate
 from pixdec.models.grid import TEXT_THETA
 from pixdec.models.nano import Nano

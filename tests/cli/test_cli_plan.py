@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pixdec.cli.plan import Job, plan
+from pixdec.cli.jobs import Job, plan
 from pixdec.io.files import prepare
 
 IMAGES = {".png", ".jpg", ".webp"}

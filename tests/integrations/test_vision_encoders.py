@@ -38,7 +38,7 @@ def encoder(space: str) -> VisionEncoder:
 def test_preprocessing_is_that_of_the_models_processors():
     from transformers import image_utils
 
-    from pixdec.integrations.vision.recipes import recipe_of
+    from pixdec.integrations.vision.preprocessing import recipe_of
 
     assert list(recipe_of("dinov2").mean) == image_utils.IMAGENET_DEFAULT_MEAN
     assert list(recipe_of("dinov2").std) == image_utils.IMAGENET_DEFAULT_STD

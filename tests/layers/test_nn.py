@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pixdec.layers.attention import attention, merge_heads, queries_keys_values, split_heads
-from pixdec.layers.embeddings import pixel_rows, time_sinusoid
 from pixdec.layers.norms import RMSNorm, modulated_norm
 from pixdec.layers.patching import patch_pixels, patch_vectors, pixels_to_image
 from pixdec.layers.rope import image_table, rotate, text_table
+from pixdec.layers.sinusoids import pixel_rows, time_sinusoid
 
 
 def test_attention_is_softmax_attention():

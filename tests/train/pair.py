@@ -19,6 +19,7 @@ from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.train import parallel
+from pixdec.train.checkpoints import State
 from pixdec.train.data.degrade import DegradeSettings
 from pixdec.train.draws import Draws, LevelSettings
 from pixdec.train.loop import LoopSettings, Progress, new_state, train
@@ -26,7 +27,6 @@ from pixdec.train.parallel import MachineSettings, World, join, precision, prepa
 from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings, Examples
 from pixdec.train.stages.student import StudentSettings, StudentStage
-from pixdec.train.state import State
 
 BATCH = 4
 TEXT = PiDSettings(

@@ -18,7 +18,7 @@ from PIL import Image
 from pixdec.cli import main
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
-from pixdec.train.state import checkpoints, read_average
+from pixdec.train.checkpoints import checkpoints, read_average
 
 SMALL = [
     "--network.backbone.hidden=24", "--network.backbone.heads=2", "--network.backbone.depth=2",

@@ -12,7 +12,7 @@ from pixdec.io.images import read_settings, save_image, to_pil
 from pixdec.latents import Latent, get_space
 from pixdec.models.pid import PiD
 from pixdec.sampling.flow import STUDENT_TIMES
-from pixdec.train.lora import LoraSettings, add_lora, lora_of
+from pixdec.train.low_rank import LoraSettings, add_lora, lora_of
 from pixdec.weights.load import load_decoder, save_decoder
 from pixdec.weights.lora import save_lora
 from trainset import SILENT

@@ -12,12 +12,12 @@ import torch
 
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
+from pixdec.train.checkpoints import State
 from pixdec.train.loop import LoopSettings, new_state
-from pixdec.train.lora import LoraSettings, add_lora, lora_of
+from pixdec.train.low_rank import LoraSettings, add_lora, lora_of
 from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings
 from pixdec.train.start import Start, start_from
-from pixdec.train.state import State
 from pixdec.weights.keymap import to_original
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import save_lora

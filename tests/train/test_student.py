@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.sampling.flow import clean, expand, interpolate
+from pixdec.train.checkpoints import State
 from pixdec.train.draws import Draws, noise_levels
 from pixdec.train.features import watching
 from pixdec.train.loop import LoopSettings, new_state, train
 from pixdec.train.stages.stage import Conditioner, Conditions, ConditionSettings
 from pixdec.train.stages.student import StudentSettings, StudentStage
-from pixdec.train.state import State
 from trainset import SILENT, WORDY, embed, examples, network, tiny_encoder
 
 TIMES = (0.999, 0.866, 0.634, 0.342, 0.0)

@@ -15,6 +15,7 @@ from torch import nn
 
 from pixdec.io.images import read_image
 from pixdec.models.pid import PiD
+from pixdec.train.checkpoints import PowerAverage, State
 from pixdec.train.data.degrade import DegradeSettings, degrade
 from pixdec.train.data.photos import CropSettings, Photos, ahead
 from pixdec.train.data.synthetic import _font, draw_page
@@ -23,7 +24,6 @@ from pixdec.train.loop import LoopSettings, learning_rate, new_state, train
 from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
 from pixdec.train.stages.prior import PriorSettings, PriorStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings, Stage
-from pixdec.train.state import PowerAverage, State
 from shardset import photograph
 from trainset import SILENT, WORDY, embed, examples, pictures, tiny_encoder
 

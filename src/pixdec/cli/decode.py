@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pixdec.cli.jobs import Job, check_targets, plan
 from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
-from pixdec.cli.plan import Job, check_targets, plan
 from pixdec.cli.report import Report, in_steps, progress
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pixdec.cli.jobs import Job, plan
 from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, torch_dtype
-from pixdec.cli.plan import Job, plan
 from pixdec.cli.report import Report, progress
 
 if TYPE_CHECKING:

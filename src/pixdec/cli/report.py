@@ -18,7 +18,7 @@ from pixdec.io.files import first_line_of, reason_of
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from pixdec.cli.plan import Job
+    from pixdec.cli.jobs import Job
     from pixdec.decoder import PixelDecoder
 
 _ARGUMENT = re.compile(r"^([a-z_]+)=('[^']*'|\"[^\"]*\"|[^\s:;,]+)(?=[:;,\s])")

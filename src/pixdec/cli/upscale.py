@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pixdec.cli.jobs import Job, plan
 from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
-from pixdec.cli.plan import Job, plan
 from pixdec.cli.report import Report, in_steps, progress
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from pixdec.decoder import TEACHER_STEPS, PixelDecoder
 from pixdec.devices import best_device, release_memory
 from pixdec.generation.decoding import check_output, embed_prompts, open_decoder
 from pixdec.generation.enlarge import MAX_STRENGTH
+from pixdec.generation.items import VERB, Item, Todo, Want, check_earlier, plan_items, unfinished
 from pixdec.generation.pipeline import (
     call_arguments,
     check_call,
@@ -31,7 +32,6 @@ from pixdec.generation.pipeline import (
     quiet_libraries,
     short_of_memory,
 )
-from pixdec.generation.plan import VERB, Item, Todo, Want, check_earlier, plan_items, unfinished
 from pixdec.generation.prompts import Prompt, read_prompts
 from pixdec.generation.records import changed_by, done_by, record_of
 from pixdec.generation.settings import GenerationSettings

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pixdec.layers.attention import merge_heads
-from pixdec.layers.embeddings import pixel_rows
+from pixdec.layers.sinusoids import pixel_rows
 from pixdec.models.execution import Execution
 
 TEXT_THETA = 10000.0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.layers.embeddings import time_sinusoid
+from pixdec.layers.sinusoids import time_sinusoid
 from pixdec.models.execution import PLAIN, Execution
 
 SMALLEST_TIME = 0.05  # below it a velocity is not divided by t any further

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixdec.layers.attention import queries_keys_values
-from pixdec.layers.embeddings import time_sinusoid
 from pixdec.layers.norms import RMSNorm, modulated_norm
 from pixdec.layers.patching import patch_pixels, patch_vectors, pixels_to_image
 from pixdec.layers.rope import image_table, text_table
+from pixdec.layers.sinusoids import time_sinusoid
 from pixdec.models.execution import PLAIN, Execution
 from pixdec.models.grid import TEXT_THETA, Grid, Grids, pixel_positions
 

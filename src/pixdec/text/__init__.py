@@ -2,8 +2,8 @@
 
 from pixdec.text.cache import EmbeddingCache
 from pixdec.text.embeddings import CaptionEmbeddings
-from pixdec.text.encoder import CaptionEncoder, CaptionSettings
-from pixdec.text.prompts import CHI_PROMPT, NEGATIVE_PROMPT
+from pixdec.text.gemma import CaptionEncoder, CaptionSettings
+from pixdec.text.instructions import CHI_PROMPT, NEGATIVE_PROMPT
 from pixdec.text.source import GEMMA, EncoderUnavailableError
 
 __all__ = [

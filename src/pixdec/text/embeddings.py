@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixdec.devices import release_memory
 from pixdec.text.cache import EmbeddingCache
-from pixdec.text.encoder import CaptionEncoder, CaptionSettings, shorten
+from pixdec.text.gemma import CaptionEncoder, CaptionSettings, shorten
 from pixdec.text.source import GEMMA, EncoderUnavailableError, identity
 
 _FORMAT = 1  # raise it when the way from caption to embedding changes: all keys change with it

@@ -21,12 +21,12 @@ from pixdec.models.taef2 import load_taef2
 from pixdec.text import GEMMA, NEGATIVE_PROMPT, CaptionEmbeddings
 from pixdec.train.examples import Source, open_source
 from pixdec.train.loop import Progress
-from pixdec.train.lora import add_lora
+from pixdec.train.low_rank import add_lora
 from pixdec.train.parallel import Share, join, prepare
 from pixdec.train.recipes import DecoderRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
 from pixdec.train.runs import Run, draws_for, to_device
-from pixdec.train.sheets import SheetInputs, Sheets
+from pixdec.train.sample_sheets import SheetInputs, Sheets
 from pixdec.train.stages.decoder import DecoderStage
 from pixdec.train.stages.prior import PriorStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings, Embed, Encode, embedded

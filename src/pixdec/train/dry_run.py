@@ -16,7 +16,7 @@ from torch import nn
 from pixdec.models.pid import PiD
 from pixdec.train.build import Tools, conditions_of, new_stage
 from pixdec.train.loop import new_state, train
-from pixdec.train.lora import add_lora
+from pixdec.train.low_rank import add_lora
 from pixdec.train.recipes import PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
 from pixdec.train.runs import Run

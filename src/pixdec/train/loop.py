@@ -12,8 +12,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from pixdec.train.checkpoints import State
 from pixdec.train.parallel import average_gradients, norm_of, synchronising
-from pixdec.train.state import State
 
 MOST_SKIPPED = 20  # steps in a row, after which a run that may skip stops after all
 

@@ -15,7 +15,7 @@ from pixdec.train.data.fit import FitSettings
 from pixdec.train.data.photos import CropSettings
 from pixdec.train.draws import LevelSettings
 from pixdec.train.loop import LoopSettings
-from pixdec.train.lora import LoraSettings
+from pixdec.train.low_rank import LoraSettings
 from pixdec.train.parallel import MachineSettings
 from pixdec.train.stages.decoder import DecoderSettings
 from pixdec.train.stages.prior import PriorSettings

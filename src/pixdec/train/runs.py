@@ -17,17 +17,17 @@ import torch
 
 from pixdec.io.files import first_line_of, replacing
 from pixdec.models.pid import PiD
+from pixdec.train.checkpoints import checkpoints
 from pixdec.train.draws import Draws
 from pixdec.train.examples import Place, Source
 from pixdec.train.log import Log
 from pixdec.train.loop import Progress, new_state, train
-from pixdec.train.lora import lora_of
+from pixdec.train.low_rank import lora_of
 from pixdec.train.parallel import World, precision
 from pixdec.train.recipes import Recipe
-from pixdec.train.sheets import Sheets
+from pixdec.train.sample_sheets import Sheets
 from pixdec.train.stages.stage import Examples, Stage
 from pixdec.train.start import differences
-from pixdec.train.state import checkpoints
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import save_lora
 from pixdec.weights.settings import settings_to_json

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from pixdec.io.files import first_line_of
 from pixdec.models.nano import Nano
 from pixdec.models.pid import PiD, PiDSettings
-from pixdec.train.state import checkpoints, read_average, read_network
+from pixdec.train.checkpoints import checkpoints, read_average, read_network
 from pixdec.weights.catalog import CARDS
 from pixdec.weights.identify import UNKNOWN_LICENCE, AmbiguousSpaceError
 from pixdec.weights.load import load_decoder

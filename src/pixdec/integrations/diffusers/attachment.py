@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pixdec.integrations.diffusers.calls import check_nothing_skipped, latent_at, prompts_for, shared_space
-from pixdec.integrations.diffusers.loop import Loop, plain_timesteps, replaced, with_size, with_step, with_view
+from pixdec.integrations.diffusers.denoising import Loop, plain_timesteps, replaced, with_size, with_step, with_view
 from pixdec.integrations.diffusers.noise import check_scheduler
 from pixdec.integrations.diffusers.spaces import check_one_image
 from pixdec.integrations.diffusers.stand_in import DecoderOptions, DecoderVAE

@@ -8,7 +8,7 @@ from dataclasses import is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from pixdec.encoder import first_decode
-from pixdec.integrations.diffusers.loop import Held, Loop, watched
+from pixdec.integrations.diffusers.denoising import Held, Loop, watched
 from pixdec.integrations.diffusers.noise import check_scheduler, mixture_after
 from pixdec.integrations.diffusers.spaces import check_one_image, normalised, space_of
 from pixdec.integrations.diffusers.stand_in import DecoderOptions, own_vae

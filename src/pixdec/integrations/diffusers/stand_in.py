@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.encoder import first_decode
-from pixdec.integrations.diffusers.loop import replaced
+from pixdec.integrations.diffusers.denoising import replaced
 from pixdec.integrations.diffusers.spaces import space_of_vae
 from pixdec.latents import Latent, LatentSpace, Statistics
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixdec.integrations.vision.recipes import PATCH, Recipe, nominal_side, recipe_of
+from pixdec.integrations.vision.preprocessing import PATCH, Recipe, nominal_side, recipe_of
 from pixdec.io.hub import loading_reason
 from pixdec.io.images import resize, to_tensor
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pixdec.integrations.stops import Stop, check_stops, is_reached
-from pixdec.integrations.vision.recipes import check_grid
+from pixdec.integrations.vision.preprocessing import check_grid
 from pixdec.latents import Latent, get_space
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixdec.integrations.vision.recipes import check_grid, recipe_of
+from pixdec.integrations.vision.preprocessing import check_grid, recipe_of
 from pixdec.latents import Latent, Statistics, get_space
 from pixdec.weights.checkpoint import listed, open_checkpoint
 

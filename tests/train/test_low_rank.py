@@ -16,14 +16,14 @@ from torch import distributed, nn
 
 from pixdec.decoder import PixelDecoder
 from pixdec.models.pid import PiD, PiDSettings
+from pixdec.train.checkpoints import State
 from pixdec.train.data.degrade import DegradeSettings
 from pixdec.train.draws import Draws
 from pixdec.train.loop import LoopSettings, new_state, train
-from pixdec.train.lora import LoraSettings, add_lora, chosen_layers, lora_of
+from pixdec.train.low_rank import LoraSettings, add_lora, chosen_layers, lora_of
 from pixdec.train.parallel import MachineSettings, World, prepare, whole_tensor
 from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings
-from pixdec.train.state import State
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import read_lora, save_lora, shapes_of
 from trainset import SILENT, WORDY, embed, examples, network, tiny_encoder

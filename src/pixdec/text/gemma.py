@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.io.files import first_line_of
-from pixdec.text.prompts import CHI_PROMPT
+from pixdec.text.instructions import CHI_PROMPT
 from pixdec.text.source import GEMMA, EncoderUnavailableError, fetch
 
 

@@ -13,7 +13,7 @@ from cases import ALL, BY_NAME, PIXART, STEPS, STOP, Case
 from diffusers.callbacks import SDXLCFGCutoffCallback
 
 from pixdec.integrations.diffusers import capture
-from pixdec.integrations.diffusers.loop import Loop, TimestepView
+from pixdec.integrations.diffusers.denoising import Loop, TimestepView
 from pixdec.latents import get_space
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from pair import BATCH, EXACT, Training, new_network
 
+from pixdec.train.checkpoints import PowerAverage, State, checkpoints, read_average, read_network
 from pixdec.train.loop import LoopSettings, new_state, train
 from pixdec.train.parallel import World
-from pixdec.train.state import PowerAverage, State, checkpoints, read_average, read_network
 
 LOOP = LoopSettings(steps=4, batch=BATCH, learning_rate=2e-3, warmup=2, weight_decay=0.01)
 
@@ -156,7 +156,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from pixdec.train.state import State
+from pixdec.train.checkpoints import State
 torch.manual_seed(0)
 state = State({"decoder": torch.nn.Linear(64, 64)}, learning_rate=0.1)
 folder = Path(sys.argv[1])
