@@ -159,7 +159,15 @@ def _random_decoder(dtype: torch.dtype, device: torch.device) -> LoadedDecoder:
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     return LoadedDecoder(
-        network.settings, RANDOM, "flux1", "student", "v1", STUDENT_TIMES, "none", TWO_TO_FOUR_K, network=network
+        settings=network.settings,
+        name=RANDOM,
+        space="flux1",
+        kind="student",
+        version="v1",
+        times=STUDENT_TIMES,
+        sizes=TWO_TO_FOUR_K,
+        licence="none",
+        network=network,
     )
 
 

@@ -44,7 +44,7 @@ def student(tmp_path: Path) -> PixelDecoder:
 
 
 def make(folder: Path, *, kind: str, settings: PiDSettings = SETTINGS, version: str = "v1") -> PixelDecoder:
-    network = randomised(PiD(settings).initialise())
+    network = randomised(PiD(settings).initialize())
     path = folder / f"{kind}.safetensors"
     extra = {} if kind == "student" else {"times": ()}
     save_decoder(network, path, name="small", space="flux1", version=version, licence="Apache-2.0", kind=kind, **extra)
@@ -172,7 +172,7 @@ def test_a_teacher_of_an_unknown_version_is_refused_before_anything_is_embedded(
 
 
 def test_prior_is_no_decoder(tmp_path: Path):
-    network = PiD(dataclasses.replace(SETTINGS, adapter=None)).initialise()
+    network = PiD(dataclasses.replace(SETTINGS, adapter=None)).initialize()
     path = tmp_path / "prior.safetensors"
     save_decoder(network, path, name="p", space="", version="v1", licence="Apache-2.0", kind="prior", times=())
     with pytest.raises(ValueError, match="prior"):

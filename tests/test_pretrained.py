@@ -27,7 +27,7 @@ BACKBONE = PixDiTSettings(
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> PixelDecoder:
     path = tmp_path_factory.mktemp("own") / "mine.safetensors"
-    network = randomised(PiD(PiDSettings(BACKBONE, AdapterSettings(width=8, blocks=1))).initialise())
+    network = randomised(PiD(PiDSettings(BACKBONE, AdapterSettings(width=8, blocks=1))).initialize())
     save_decoder(network, path, name="mine", space="flux1", version="v1", licence="MIT", times=(0.9, 0.4, 0.0))
     return PixelDecoder.from_pretrained(path, device="cpu")
 

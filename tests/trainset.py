@@ -61,7 +61,7 @@ def embed(captions: list[str]) -> torch.Tensor:
 def network(settings: PiDSettings) -> PiD:
     """A network whose blocks all do something."""
     torch.manual_seed(0)
-    made = PiD(settings).initialise(0)
+    made = PiD(settings).initialize(0)
     generator = torch.Generator().manual_seed(1)
     for parameter in made.parameters():
         parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=generator))

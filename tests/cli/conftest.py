@@ -82,7 +82,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundled")
     torch.manual_seed(0)
     settings = PiDSettings(BACKBONE, ADAPTER)
-    decoder = PiD(settings).initialise(seed=0)
+    decoder = PiD(settings).initialize(seed=0)
     for parameter in decoder.parameters():  # zero where training starts: then nothing would depend on steps or latent
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     save_decoder(

@@ -40,7 +40,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 
     def original(channels: int) -> Path:
         adapter = AdapterSettings(latent_channels=channels, width=8, blocks=1)
-        network = PiD(PiDSettings(BACKBONE, adapter)).initialise()
+        network = PiD(PiDSettings(BACKBONE, adapter)).initialize()
         path = tmp_path_factory.mktemp("original") / "model_ema_bf16.pth"
         torch.save({f"net.{to_original(key)}": value.bfloat16() for key, value in network.state_dict().items()}, path)
         return path

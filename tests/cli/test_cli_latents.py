@@ -51,7 +51,7 @@ def reader(path: Path) -> Path:
     backbone = PixDiTSettings(hidden=16, heads=2, depth=1, pixel_width=4, pixel_hidden=16, pixel_heads=2)
     adapter = AdapterSettings(latent_channels=128, latent_factor=16, width=8, blocks=1)
     torch.manual_seed(0)
-    network = PiD(PiDSettings(backbone, adapter)).initialise()
+    network = PiD(PiDSettings(backbone, adapter)).initialize()
     for parameter in network.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     save_decoder(network, path, name="reads-text", space="flux2", version="v1", licence="Apache-2.0")

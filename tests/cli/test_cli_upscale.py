@@ -276,7 +276,7 @@ def wide(path: Path) -> Path:
         hidden=128, heads=2, depth=1, pixel_width=4, pixel_hidden=16, pixel_heads=2, text_width=None
     )
     torch.manual_seed(0)
-    network = PiD(PiDSettings(backbone, AdapterSettings(128, latent_factor=16, width=8, blocks=1))).initialise()
+    network = PiD(PiDSettings(backbone, AdapterSettings(128, latent_factor=16, width=8, blocks=1))).initialize()
     for parameter in network.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     save_decoder(network, path, name="wide", space="flux2", version="v1", licence="Apache-2.0")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pixdec.encoder import ImageEncoder
 from pixdec.train.data.degrade import degrade
-from pixdec.train.data.fit import CENTRE
+from pixdec.train.data.fit import CENTER
 from pixdec.train.data.shards import read_index
 from pixdec.train.data.stream import StreamLoader, StreamSettings
 
@@ -77,7 +77,7 @@ def test_pack_with_latents(run: Run, pictures: Path, tmp_path: Path) -> None:
     assert outcome.records[0]["left_out"] == {"broken": 1, "latent": 5}
     facts = {"base": 128, "multiple": 64, "scale": 2, "space": "flux2", "encoder": "pixdec-tiny"}
     assert read_index(tmp_path / "out").latents == facts
-    settings = StreamSettings(base=128, batch=1, fit=CENTRE, latents=True)
+    settings = StreamSettings(base=128, batch=1, fit=CENTER, latents=True)
     batch = next(iter(StreamLoader(tmp_path / "out", settings)))
     assert batch.latents is not None
     assert torch.equal(batch.latents, ImageEncoder.from_pretrained().encode(degrade(batch.images, 2)).tensor)

@@ -348,7 +348,7 @@ def test_captions_are_embedded_once_and_before_anything_is_loaded(
     adapter = AdapterSettings(latent_channels=128, latent_factor=16, width=8, blocks=1)
     decoder = tmp_path / "reads-text.safetensors"
     torch.manual_seed(0)
-    network = PiD(PiDSettings(backbone, adapter)).initialise()
+    network = PiD(PiDSettings(backbone, adapter)).initialize()
     for parameter in network.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     save_decoder(network, decoder, name="reads-text", space="flux2", version="v1", licence="Apache-2.0")

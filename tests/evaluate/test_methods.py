@@ -43,7 +43,7 @@ def small_decoder(path: Path, space: str, *, scale: int = 4, seed: int = 0) -> s
     channels, factor = get_space(space).channels, get_space(space).factor
     adapter = AdapterSettings(latent_channels=channels, latent_factor=factor, scale=scale, width=8, blocks=1)
     torch.manual_seed(seed)
-    network = PiD(PiDSettings(BACKBONE, adapter)).initialise(seed=seed)
+    network = PiD(PiDSettings(BACKBONE, adapter)).initialize(seed=seed)
     save_decoder(network, path, name=path.stem, space=space, version="small", licence="Apache-2.0", times=(0.9, 0.0))
     return str(path)
 

@@ -41,12 +41,21 @@ def network_of(settings: PiDSettings | NanoSettings) -> Network:
 
 
 def a_decoder(settings: PiDSettings | NanoSettings, dtype: torch.dtype, *, teacher: bool = False) -> PixelDecoder:
-    network = Nano(settings) if isinstance(settings, NanoSettings) else PiD(settings).initialise()
+    network = Nano(settings) if isinstance(settings, NanoSettings) else PiD(settings).initialize()
     network = randomised(network).requires_grad_(False).to(dtype)
     space, reads = ("rgb", False) if isinstance(settings, NanoSettings) else ("flux1", True)
     times = () if teacher else (0.999, 0.5, 0.2, 0.0)
     kind = "teacher" if teacher else "student"
-    model = LoadedDecoder(network.settings, "test", space, kind, "v1", times, "none", network=network)
+    model = LoadedDecoder(
+        settings=network.settings,
+        name="test",
+        space=space,
+        kind=kind,
+        version="v1",
+        times=times,
+        licence="none",
+        network=network,
+    )
     embed = lambda captions, device, dtype: torch.ones(len(captions), 20, 32, device=device, dtype=dtype)  # noqa: E731
     return PixelDecoder(model, embed if reads else None)
 
@@ -82,7 +91,7 @@ def test_a_decode_takes_what_was_predicted(
 def test_weights_in_eight_bits_are_counted_as_they_are_kept(dtype: torch.dtype):
     pytest.importorskip("torchao")
     backbone = replace(SMALL.backbone, hidden=128, pixel_hidden=128)
-    network = randomised(PiD(replace(SMALL, backbone=backbone)).initialise()).requires_grad_(False).to(dtype)
+    network = randomised(PiD(replace(SMALL, backbone=backbone)).initialize()).requires_grad_(False).to(dtype)
     asked = replace(CUDA, dtype=dtype, quantize="int8-weights")
     own, beside = (plan_decode(network, replace(asked, loaded=loaded)).parts["weights"] for loaded in (None, dtype))
     exact = stored_bytes(network)

@@ -36,7 +36,7 @@ SPACE = get_space("flux1")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "small.safetensors"
-    network = randomised(PiD(SETTINGS).initialise())
+    network = randomised(PiD(SETTINGS).initialize())
     save_decoder(network, path, name="small", space="flux1", version="v1", licence="Apache-2.0")
     return path
 

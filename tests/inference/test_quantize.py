@@ -26,7 +26,7 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def exact() -> PiD:
-    return randomised(PiD(SETTINGS).initialise()).requires_grad_(False).eval()
+    return randomised(PiD(SETTINGS).initialize()).requires_grad_(False).eval()
 
 
 Inputs = tuple[Tensor, ...]

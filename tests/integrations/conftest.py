@@ -70,7 +70,7 @@ def decoder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]
         adapter = AdapterSettings(space.channels, latent_factor=space.factor, width=8, blocks=1)
         settings = PiDSettings(backbone, adapter)
         path = tmp_path_factory.mktemp("decoders") / f"{name}.safetensors"
-        network = randomised(PiD(settings).initialise())
+        network = randomised(PiD(settings).initialize())
         save_decoder(network, path, name=f"small-{name}", space=name, version="v1", licence="Apache-2.0")
         return PixelDecoder.from_pretrained(path, device="cpu")
 

@@ -11,7 +11,7 @@ import torch
 from cases import ALL, BY_NAME, STOP, Case, denoiser
 
 from pixdec.integrations.diffusers import capture
-from pixdec.integrations.diffusers.spaces import normalised, space_of
+from pixdec.integrations.diffusers.spaces import normalized, space_of
 from pixdec.latents import get_space
 
 
@@ -163,13 +163,13 @@ def test_one_frame_of_a_video_pipeline_is_an_image():
 def test_held_forms():
     flux1, qwen = get_space("flux1"), get_space("qwen-image")
     grid = torch.randn(2, 16, 4, 6)
-    assert torch.equal(normalised(grid, flux1, None), grid)
-    assert torch.equal(normalised(grid.unsqueeze(2), qwen, None), grid)
+    assert torch.equal(normalized(grid, flux1, None), grid)
+    assert torch.equal(normalized(grid.unsqueeze(2), qwen, None), grid)
     with pytest.raises(ValueError, match=r"\(2, 4, 4, 6\); for flux1 expected \(B, 16, h, w\) or tokens"):
-        normalised(torch.randn(2, 4, 4, 6), flux1, None)
+        normalized(torch.randn(2, 4, 4, 6), flux1, None)
     with pytest.raises(ValueError, match="never told its image's size"):
-        normalised(torch.randn(2, 6, 64), flux1, None)
+        normalized(torch.randn(2, 6, 64), flux1, None)
     with pytest.raises(ValueError, match="of a video take one frame"):
-        normalised(torch.randn(1, 16, 3, 4, 6), qwen, None)
+        normalized(torch.randn(1, 16, 3, 4, 6), qwen, None)
     tokens = torch.nn.functional.pixel_unshuffle(grid, 2).flatten(2).transpose(1, 2)
-    assert torch.equal(normalised(tokens, flux1, (39, 60)), grid)  # pixels beyond whole tokens are cut off
+    assert torch.equal(normalized(tokens, flux1, (39, 60)), grid)  # pixels beyond whole tokens are cut off

@@ -117,7 +117,7 @@ def decoder(folder: Path, space: str, *, patch: int = 16, scale: int | None = No
     adapter = AdapterSettings(
         latent_channels=get_space(space).channels, latent_factor=16, scale=scale, width=8, blocks=1
     )
-    network = randomised(PiD(PiDSettings(backbone, adapter)).initialise())
+    network = randomised(PiD(PiDSettings(backbone, adapter)).initialize())
     path = folder / f"{space}.safetensors"
     save_decoder(network, path, name=f"small-{space}", space=space, version="v1", licence="Apache-2.0")
     made = PixelDecoder.from_pretrained(path, device="cpu")

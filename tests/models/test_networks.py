@@ -68,7 +68,7 @@ def call(network: PiD, height: int = 64, width: int = 96, seed: int = 0) -> torc
 )
 def test_pid(settings: PiDSettings, size: tuple[int, int], unused: tuple[str, ...], tmp_path: Path):
     battery(
-        lambda: PiD(settings).initialise(),
+        lambda: PiD(settings).initialize(),
         lambda network: call(network, *size),
         (2, 3, *size),
         tmp_path,
@@ -107,7 +107,7 @@ def test_pack_is_the_order_of_flux2():
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 @torch.no_grad()
 def test_chunked_equals_unchunked(settings: PiDSettings, chunk: int):
-    network = randomised(PiD(settings).initialise())
+    network = randomised(PiD(settings).initialize())
     assert settings.adapter is not None
     channels, side = settings.adapter.latent_channels, settings.adapter.latent_factor * 4
     latent, sigma = torch.randn(1, channels, 128 // side, 64 // side), torch.zeros(1)
@@ -121,7 +121,7 @@ def test_chunked_equals_unchunked(settings: PiDSettings, chunk: int):
 @torch.no_grad()
 def test_an_adapted_network_starts_as_its_prior():
     """Zero adapter heads: whatever the latent, the velocity is the backbone's."""
-    network = PiD(V1).initialise()
+    network = PiD(V1).initialize()
     torch.nn.init.normal_(network.backbone.final_linear.weight)  # else the velocity would be zero in any case
     x, t, text = torch.randn(1, 3, 32, 32), torch.tensor([0.5]), torch.randn(1, 4, 24)
     velocities = [network(x, t, text, torch.randn(1, 16, 1, 1), torch.zeros(1)) for _ in range(2)]

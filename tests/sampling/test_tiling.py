@@ -51,7 +51,7 @@ def test_a_velocity_that_looks_at_single_pixels_is_the_same_in_tiles():
 
 @torch.no_grad()
 def test_a_network_in_one_tile_is_the_network():
-    network = randomised(PiD(PiDSettings(BACKBONE, AdapterSettings(width=8, blocks=1))).initialise())
+    network = randomised(PiD(PiDSettings(BACKBONE, AdapterSettings(width=8, blocks=1))).initialize())
     latent, x, text = torch.randn(1, 16, 2, 3), torch.randn(1, 3, 64, 96), torch.randn(1, 6, 12)
     t, sigma = torch.tensor([0.5]), torch.tensor([0.2])
     whole = network.velocity(x, t, text, network.condition(latent), sigma)

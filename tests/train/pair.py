@@ -54,7 +54,7 @@ HEIGHTS = {(kind, height) for kind, height, _, _ in VARIANTS.values()}
 
 def new_network(kind: str, seed: int = 0) -> PiD:
     torch.manual_seed(seed)
-    network = PiD(TEXT).initialise(seed)
+    network = PiD(TEXT).initialize(seed)
     randomised(network)
     with torch.no_grad():
         for gate in (*network.gates, network.pixel_gate):

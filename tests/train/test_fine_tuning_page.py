@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "runs" / "mine").mkdir(parents=True)
     decoder = folder / "runs" / "mine" / "decoder.safetensors"
     facts = {"space": "flux2", "version": "v1.5", "licence": "Apache-2.0", "times": STUDENT_TIMES}
-    save_decoder(PiD(SILENT).initialise(), decoder, name="mine", **facts)
+    save_decoder(PiD(SILENT).initialize(), decoder, name="mine", **facts)
     network = load_decoder(decoder).network
     add_lora(network, settings)
     tensors = lora_of(network.state_dict())

@@ -34,7 +34,7 @@ def changed(settings: PiDSettings, part: str, **changes: Any) -> PiDSettings:
 
 
 def fresh(settings: PiDSettings, seed: int = 7) -> PiD:
-    return PiD(settings).initialise(seed)
+    return PiD(settings).initialize(seed)
 
 
 def save(made: PiD, path: Path, dtype: torch.dtype | None = None) -> Path:

@@ -46,7 +46,7 @@ def stage(
 
 def flat(shape: PiDSettings, *colour: float) -> PiD:
     """A network whose backbone puts out one colour everywhere."""
-    made = PiD(shape).initialise(0)
+    made = PiD(shape).initialize(0)
     with torch.no_grad():
         made.backbone.final_linear.bias.copy_(torch.tensor(colour))
     return made

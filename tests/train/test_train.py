@@ -36,7 +36,7 @@ OBJECTIVE = DecoderSettings(
 
 def new_stage() -> DecoderStage:
     torch.manual_seed(0)
-    return DecoderStage(PiD(SILENT).initialise(0), OBJECTIVE, Conditioner(OBJECTIVE.conditions, [tiny_encoder()]))
+    return DecoderStage(PiD(SILENT).initialize(0), OBJECTIVE, Conditioner(OBJECTIVE.conditions, [tiny_encoder()]))
 
 
 def run(stage: Stage, state: State, steps: int, settings: LoopSettings = LOOP) -> list[float]:
@@ -60,7 +60,7 @@ def test_decoder_golden_losses():
 
 def test_prior_golden_losses():
     torch.manual_seed(0)
-    stage = PriorStage(PiD(replace(WORDY, adapter=None)).initialise(0), PriorSettings(), embed)
+    stage = PriorStage(PiD(replace(WORDY, adapter=None)).initialize(0), PriorSettings(), embed)
     losses = run(stage, new_state(stage.networks, LOOP), 20)
     assert losses[0] == pytest.approx(GOLDEN_PRIOR[0], rel=1e-3)
     assert losses[-1] == pytest.approx(GOLDEN_PRIOR[1], rel=2e-2)

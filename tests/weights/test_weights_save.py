@@ -43,7 +43,7 @@ FACTS: dict[str, Any] = {"name": "mine", "space": "flux2", "version": "nano", "l
 
 @pytest.fixture(scope="module")
 def nano() -> PiD:
-    return PiD(NANO).initialise(1)
+    return PiD(NANO).initialize(1)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ Quantize = Literal["int8", "int8-weights", "fp8"]
 Compile = Literal["default", "graphs"]
 
 # Spellings of earlier versions, which are taken for one release.
-OLD_OPTIONS = {"--caption": "--prompt", "--quantise": "--quantize"}
+OLD_OPTIONS = {"--caption": "--prompt", "--quantise": "--quantize", "--data.fit.centre": "--data.fit.center"}
 GONE_OPTIONS = frozenset({"--refine"})  # with their value
 
 

@@ -237,14 +237,14 @@ def _to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Grey of 16 bits (modes I;16…, or I, which Pillow also uses for it) → L or, with a transparent value, LA."""
-    values, opacity = _grey_of_16_bits(image)
-    grey = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
+    values, opacity = _gray_of_16_bits(image)
+    gray = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
     if opacity is not None:
-        grey.putalpha(Image.fromarray((opacity // 257).astype(np.uint8)))
-    return grey
+        gray.putalpha(Image.fromarray((opacity // 257).astype(np.uint8)))
+    return gray
 
 
-def _grey_of_16_bits(image: Image.Image) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+def _gray_of_16_bits(image: Image.Image) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
     """The values (H,W) of 16-bit grey and, with a transparent value, the opacity, 0 or 65535."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:
@@ -274,8 +274,8 @@ def _values_of_16_bits(image: Image.Image, file: str | Path | BinaryIO) -> np.nd
     lower ones; told that grey with opacity is RGBA of 8 bits, all four.
     """
     if image.mode.startswith("I"):
-        grey, opacity = _grey_of_16_bits(image)
-        return np.stack([grey] * 3 if opacity is None else [grey, grey, grey, opacity], -1)
+        gray, opacity = _gray_of_16_bits(image)
+        return np.stack([gray] * 3 if opacity is None else [gray, gray, gray, opacity], -1)
     tiles = cast("Any", image).stored_as
     modes, mode = {_raw_mode(tile) for tile in tiles}, _raw_mode(tiles[0])
     kind, _, order = mode.partition(";16")
@@ -295,8 +295,8 @@ def _values_of_16_bits(image: Image.Image, file: str | Path | BinaryIO) -> np.nd
         again.load()
         found = np.asarray(again).astype(np.uint16)
     if kind == "LA":
-        grey, opacity = found[..., 0] * 256 + found[..., 1], found[..., 2] * 256 + found[..., 3]
-        return np.stack([grey, grey, grey, opacity], -1)
+        gray, opacity = found[..., 0] * 256 + found[..., 1], found[..., 2] * 256 + found[..., 3]
+        return np.stack([gray, gray, gray, opacity], -1)
     upper = np.asarray(image)[..., : found.shape[-1]].astype(np.uint16)
     return upper * 256 + found
 

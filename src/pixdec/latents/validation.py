@@ -225,12 +225,12 @@ def _packed_in_other_order(latent: Tensor) -> bool:
 
 def _group_correlation(groups: Tensor) -> float:
     """Mean pairwise correlation of the four members of each group, groups of (B, G, 4, h, w), over the grid."""
-    centred = groups - groups.mean((3, 4), keepdim=True)
-    single = float(centred.square().mean())
+    centered = groups - groups.mean((3, 4), keepdim=True)
+    single = float(centered.square().mean())
     if single == 0:
         return 0.0
     # The variance of a mean of four with pairwise correlation r is (1 + 3r)/4 of one member's.
-    return (4 * float(centred.mean(2).square().mean()) / single - 1) / 3
+    return (4 * float(centered.mean(2).square().mean()) / single - 1) / 3
 
 
 def _wrong_tokens(latent: Tensor, space: LatentSpace) -> str | None:

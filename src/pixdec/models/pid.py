@@ -79,7 +79,7 @@ class PiD(nn.Module):
         """Where the weights are; those of offloaded blocks may be elsewhere."""
         return self.backbone.patch_embed.weight.device
 
-    def initialise(self, seed: int = 0) -> Self:
+    def initialize(self, seed: int = 0) -> Self:
         """Fresh weights, in place: Xavier-uniform Linears; zero modulations, final Linear and adapter heads, so that
         every block starts as the identity and the latent as if it were not there; truncated-normal (0.02)
         convolutions."""

@@ -88,7 +88,7 @@ def build(recipe: Recipe, data: str | Path, output: str | Path, options: RunOpti
     source = open_source(data, recipe, world.share)
     with torch.random.fork_rng(devices=[]):  # biases are drawn as the network is made
         torch.manual_seed(recipe.loop.seed)
-        network = PiD(recipe.network).initialise(recipe.loop.seed)
+        network = PiD(recipe.network).initialize(recipe.loop.seed)
     start = None
     if begin := options.start or options.teacher:
         start = start_from(network, begin)
@@ -171,7 +171,7 @@ def _encoder(name: str, space: str, device: torch.device) -> Encode:
             raise ValueError(f"--encoder {name}: not TAEF2's files, or damaged ({first_line_of(error)})") from error
         return lambda images: target.patchify(taef2.encode(images))
     own = None if name == "tiny" else name
-    if space in ("dinov2", "siglip"):
+    if target.vision:
         from pixdec.integrations.vision import VisionEncoder
 
         vision = VisionEncoder.from_pretrained(space, own, device=device)

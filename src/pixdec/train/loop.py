@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from pixdec.train.checkpoints import State
-from pixdec.train.parallel import average_gradients, norm_of, synchronising
+from pixdec.train.parallel import average_gradients, norm_of, synchronizing
 
 MOST_SKIPPED = 20  # steps in a row, after which a run that may skip stops after all
 
@@ -104,7 +104,7 @@ def train(
             network.zero_grad(set_to_none=True)
         seen = dict[str, list[float]]()
         for part in range(settings.parts):
-            with synchronising(state.networks.values(), part == settings.parts - 1):
+            with synchronizing(state.networks.values(), part == settings.parts - 1):
                 losses = losses_at(step, part)
                 (losses["total"] / settings.parts).backward()
             for name, value in losses.items():

@@ -300,7 +300,7 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def synchronising(networks: Iterable[nn.Module], last: bool) -> Generator[None]:
+def synchronizing(networks: Iterable[nn.Module], last: bool) -> Generator[None]:
     """Around one of several passes of a step: the gradients of sharded networks are exchanged between processes in the
     last of them only."""
     for network in networks:

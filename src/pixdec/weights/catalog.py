@@ -11,7 +11,8 @@ from typing import Literal
 from pixdec.io.hub import USUAL, Access, cached, fetch_file
 
 _log = logging.getLogger(__name__)
-Kind = Literal["student", "teacher", "prior", "autoencoder"]
+DecoderKind = Literal["student", "teacher", "prior"]
+Kind = DecoderKind | Literal["autoencoder"]
 
 REPOSITORY = "nvidia/PiD"
 BUNDLED = Path(__file__).with_name("bundled")
@@ -62,30 +63,23 @@ TWO_TO_FOUR_K = Sizes(2304 * 1728, 4096 * 4096, 2688 / 1536)
 ONLY_2048 = Sizes(2048 * 2048, 2048 * 2048, 1.0)
 
 
-@dataclass(frozen=True)
-class Card:
-    """What is known of a model before its file is opened.
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a model is, as the catalog or its file has it.
 
-    `file` lies in `repository` on the hub, or in `BUNDLED` if that is None. `space` is the latent space ("" for a
-    prior). `times` are a student's noise levels: () for teachers and priors, which take any, and for the bundled
-    decoder, whose file states them. `sizes` None: trained for every size. `revision` of the repository, None: its main
-    branch; `sha256` of the file, None: what the hub says when it is downloaded.
+    Attributes:
+        space: the latent space, "" for a prior.
+        kind: a student takes a few fixed steps; a teacher and a prior any number.
+        times: a student's noise levels, falling to 0; () for others.
+        sizes: the output sizes that it was trained for; None for every size, or where that is not known.
     """
 
     name: str
-    folder: str
-    repository: str | None
-    file: str
     space: str
-    version: str
-    scale: int
     kind: Kind
-    licence: Licence
-    needs_text: bool
-    sizes: Sizes | None = None
+    version: str
     times: tuple[float, ...] = ()
-    revision: str | None = None
-    sha256: str | None = None
+    sizes: Sizes | None = None
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -95,6 +89,24 @@ class Card:
     def size_warning(self, height: int, width: int) -> str | None:
         """One line if an output of height x width pixels is outside the trained range, else None."""
         return None if self.sizes is None else self.sizes.warning(self.name, height, width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card(Facts):
+    """What is known of a model before its file is opened; the file of the bundled decoder alone states its times.
+
+    `file` lies in `repository` on the hub, or in `BUNDLED` if that is None. `revision` of the repository, None: its
+    main branch; `sha256` of the file, None: what the hub says when it is downloaded.
+    """
+
+    folder: str
+    repository: str | None
+    file: str
+    scale: int
+    licence: Licence
+    needs_text: bool
+    revision: str | None = None
+    sha256: str | None = None
 
 
 def accepted_spaces(space: str) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from pixdec.io.tensor_files import TensorFile
 from pixdec.latents import get_space
 from pixdec.models.nano import NanoSettings
 from pixdec.models.pid import PiDSettings
-from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Card, Sizes, accepted_spaces, card_of
+from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Card, DecoderKind, Facts, accepted_spaces, card_of
 from pixdec.weights.checkpoint import listed, places_of
 from pixdec.weights.keymap import to_original
 from pixdec.weights.settings import (
@@ -27,28 +27,21 @@ from pixdec.weights.settings import (
 )
 from pixdec.weights.state import NetworkTensors
 
-DecoderKind = Literal["student", "teacher", "prior"]
 UNKNOWN_LICENCE = "unknown"
 
 
-@dataclass(frozen=True)
-class Identity:
-    """All about a decoder but its weights. `space` is "" for a prior; `times`, from noise to 0, () unless it is a
-    student; `sizes` the trained output sizes, None if there is no limit or none known."""
+@dataclass(frozen=True, kw_only=True)
+class Identity(Facts):
+    """All about a decoder but its weights."""
 
-    settings: PiDSettings | NanoSettings
-    name: str
-    space: str
     kind: DecoderKind
-    version: str
-    times: tuple[float, ...]
+    settings: PiDSettings | NanoSettings
     licence: str
-    sizes: Sizes | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.settings, NanoSettings):
             self._check_times()
-            if (self.kind, self.space) != ("student", "rgb"):
+            if self.kind != "student" or not get_space(self.space).is_image:
                 raise ValueError(f"kind {self.kind!r} and space {self.space!r}: a nano is a student of the space rgb")
             return
         adapter = self.settings.adapter
@@ -73,11 +66,6 @@ class Identity:
             )
 
     @property
-    def spaces(self) -> tuple[str, ...]:
-        """Names of the spaces whose latents the network takes, its own first."""
-        return accepted_spaces(self.space)
-
-    @property
     def scale(self) -> int:
         """Output side divided by the side of the image that the latent is of; 1 for a prior."""
         if isinstance(self.settings, NanoSettings):
@@ -88,10 +76,6 @@ class Identity:
     def needs_text(self) -> bool:
         """Whether the network reads a caption."""
         return isinstance(self.settings, PiDSettings) and self.settings.backbone.text_width is not None
-
-    def size_warning(self, height: int, width: int) -> str | None:
-        """One line if an output of height x width pixels is outside the trained range, else None."""
-        return None if self.sizes is None else self.sizes.warning(self.name, height, width)
 
 
 class AmbiguousSpaceError(ValueError):

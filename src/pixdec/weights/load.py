@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -25,11 +25,10 @@ from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.network import Network
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
-from pixdec.weights.catalog import CARDS, STUDENT_TIMES, fetch, get_card, is_known
+from pixdec.weights.catalog import CARDS, STUDENT_TIMES, DecoderKind, fetch, get_card, is_known
 from pixdec.weights.checkpoint import SUFFIXES, listed, open_checkpoint
 from pixdec.weights.identify import (
     AmbiguousSpaceError,
-    DecoderKind,
     Identity,
     identify,
     is_nano,
@@ -45,11 +44,11 @@ S = TypeVar("S")
 _STORED = (*DTYPE_NAMES, *FLOAT8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedDecoder(Identity):
     """A decoder and its network."""
 
-    network: Network = field(kw_only=True)
+    network: Network
 
 
 def find_weights(name_or_path: str | Path, access: Access = USUAL) -> Path:
@@ -155,7 +154,15 @@ def save_decoder(
         ValueError: facts that contradict each other or the network.
         OSError: `path` cannot be written.
     """
-    identity = Identity(network.settings, name, space, kind, version, tuple(times), licence)
+    identity = Identity(
+        settings=network.settings,
+        name=name,
+        space=space,
+        kind=kind,
+        version=version,
+        times=tuple(times),
+        licence=licence,
+    )
     _write(network.state_dict(), path, to_metadata(identity), dtype)
 
 

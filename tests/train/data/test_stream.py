@@ -27,7 +27,7 @@ from pixdec.io.images import read_image, to_tensor
 from pixdec.train.data.buckets import Bucket
 from pixdec.train.data.captions import inside
 from pixdec.train.data.degrade import degrade
-from pixdec.train.data.fit import CENTRE, FitSettings, fit
+from pixdec.train.data.fit import CENTER, FitSettings, fit
 from pixdec.train.data.pack import CaptionEmbedder, LatentEncoder, PackSettings
 from pixdec.train.data.shards import Index, ShardError, index_shard, read_index, read_shard, save_index
 from pixdec.train.data.stream import Batch, StreamLoader, StreamSettings
@@ -96,7 +96,7 @@ def test_an_epoch_has_every_image_once(shards: Path):
 
 def test_images_are_those_of_the_files(shards: Path):
     """Without flips and zoom an image of its bucket's aspect is the whole file, shrunk."""
-    settings = dataclasses.replace(SETTINGS, fit=CENTRE)
+    settings = dataclasses.replace(SETTINGS, fit=CENTER)
     names = {
         raw.key: json.loads(raw.members["json"])["source"]
         for s in read_index(shards).shards
@@ -144,7 +144,7 @@ def gradient(width: int, height: int) -> Image.Image:
 
 def test_fit_shrinks_until_the_bucket_is_covered():
     rng = np.random.default_rng(0)
-    part = np.asarray(fit(gradient(200, 100), Bucket(50, 50), CENTRE, rng), dtype=float)
+    part = np.asarray(fit(gradient(200, 100), Bucket(50, 50), CENTER, rng), dtype=float)
     assert part.shape == (50, 50, 3)
     assert part[:, 0, 0].mean() == pytest.approx(50.5, abs=1)  # the middle half of the width, the whole height
     assert part[:, -1, 0].mean() == pytest.approx(148.5, abs=1)
@@ -172,7 +172,7 @@ def test_fit_zooms_flips_and_cuts_out():
     exact = fit(gradient(20, 18), Bucket(20, 18), FitSettings(flip=0), rng)
     assert np.array_equal(np.asarray(exact), np.asarray(gradient(20, 18)))
     with pytest.raises(ValueError, match="20x17 is smaller than its bucket of 20x18"):
-        fit(gradient(20, 17), Bucket(20, 18), CENTRE, rng)
+        fit(gradient(20, 17), Bucket(20, 18), CENTER, rng)
 
 
 # ---- order, ranks, workers
@@ -303,7 +303,7 @@ def test_positions_that_are_not_of_this_run_are_refused(shards: Path, tmp_path: 
     with pytest.raises(ValueError, match="position is one with seed=5, not 6"):
         loader(shards, dataclasses.replace(SETTINGS, seed=6)).load_state_dict(state)
     with pytest.raises(ValueError, match="position is one with fit="):
-        loader(shards, dataclasses.replace(SETTINGS, fit=CENTRE)).load_state_dict(state)
+        loader(shards, dataclasses.replace(SETTINGS, fit=CENTER)).load_state_dict(state)
     loader(shards, dataclasses.replace(SETTINGS, unreadable="skip")).load_state_dict(state)
     packed(folder_of(tmp_path / "in", 4), tmp_path / "out")
     with pytest.raises(ValueError, match="in other shards"):
@@ -579,14 +579,14 @@ def test_precomputed_latents_are_those_of_the_image(tmp_path: Path):
     (source / "000.json").write_text('{"long": "four", "short": "to"}')
     latents = LatentEncoder(encode, "means", "test", base=32, scale=2, multiple=8)
     packed(source, tmp_path / "out", latents=latents, embeddings=CaptionEmbedder(embed, "length"))
-    settings = StreamSettings(base=32, multiple=8, batch=2, fit=CENTRE, latents=True, embeddings=True)
+    settings = StreamSettings(base=32, multiple=8, batch=2, fit=CENTER, latents=True, embeddings=True)
     for batch in take(loader(tmp_path / "out", settings), 12):
         assert batch.latents is not None
         assert batch.embeddings is not None
         assert torch.equal(batch.latents, encode(degrade(batch.images, 2)))
         assert batch.embeddings.flatten().tolist() == [len(caption) for caption in batch.captions]
     for wrong, message in (
-        ({"fit": FitSettings()}, "set fit=CENTRE"),
+        ({"fit": FitSettings()}, "set fit=CENTER"),
         ({"base": 40}, r"base=40, multiple=8: the latents in these shards were made for base=32, multiple=8"),
         ({"pages": 0.5}, "pages have no precomputed"),
     ):
@@ -596,7 +596,7 @@ def test_precomputed_latents_are_those_of_the_image(tmp_path: Path):
 
 def test_precomputed_tensors_that_are_not_there(shards: Path):
     with pytest.raises(ValueError, match="these shards hold none; pack them with --latents"):
-        loader(shards, dataclasses.replace(SETTINGS, fit=CENTRE, latents=True))
+        loader(shards, dataclasses.replace(SETTINGS, fit=CENTER, latents=True))
     with pytest.raises(ValueError, match="these shards hold none; pack them with --embeddings"):
         loader(shards, dataclasses.replace(SETTINGS, embeddings=True))
     lying = dataclasses.replace(read_index(shards), embeddings="said")
@@ -659,7 +659,7 @@ def test_a_damaged_shard_is_skipped_if_asked(shards: Path, tmp_path: Path, how: 
 def test_a_batch_of_which_nothing_can_be_read_is_the_next_one(shards: Path, tmp_path: Path):
     """One shard is one batch here: its place is taken by the batch after it."""
     index = read_index(shards)
-    settings = StreamSettings(base=16, multiple=8, batch=1, shuffle=0, unreadable="skip", fit=CENTRE)
+    settings = StreamSettings(base=16, multiple=8, batch=1, shuffle=0, unreadable="skip", fit=CENTER)
     whole = take(loader(index, settings), 60)
     bad = dataclasses.replace(index.shards[2], url=str(tmp_path / index.shards[2].name))
     ours = take(loader(Index((*index.shards[:2], bad, *index.shards[3:])), settings), 60)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 from pixdec.encoder import first_decode
 from pixdec.integrations.diffusers.denoising import Held, Loop, watched
 from pixdec.integrations.diffusers.noise import check_scheduler, mixture_after
-from pixdec.integrations.diffusers.spaces import check_one_image, normalised, space_of
+from pixdec.integrations.diffusers.spaces import check_one_image, normalized, space_of
 from pixdec.integrations.diffusers.stand_in import DecoderOptions, own_vae
 from pixdec.integrations.stops import Stop, check_stops
 from pixdec.latents import Latent, get_space
@@ -180,7 +180,7 @@ def _run(
     with watched(pipe, loop, asked) as watched_arguments:
         output = pipe(**watched_arguments)
     held_at = loop.at_stops(interrupted=bool(getattr(pipe, "interrupt", False)))
-    latents = [latent_at(loop, held, normalised(held.latents.detach(), space, held.size)) for held in held_at]
+    latents = [latent_at(loop, held, normalized(held.latents.detach(), space, held.size)) for held in held_at]
     if as_image:
         latents = [first_decode(latent, pipe.vae) for latent in latents]
     # SDXL's inpainting pipelines return latents before they offload; after the others this changes nothing.
@@ -193,7 +193,7 @@ def latent_at(loop: Loop, held: Held, grid: Tensor) -> Latent:
     the clean one that the model's last prediction amounts to, at the noise level of what was held."""
     space, mixture = loop.space, mixture_after(loop.scheduler, held.entries)
     if held.estimate is not None and mixture.noise > 0:
-        grid = normalised(held.estimate.detach(), space, held.size)
+        grid = normalized(held.estimate.detach(), space, held.size)
     else:
         grid = mixture.into(grid, space)
     # The VAE has shown that this is the space and the loop that it is normalised: statistics are not in question.

@@ -80,7 +80,7 @@ def check_one_image(pipe: Any, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def normalised(held: Tensor, space: LatentSpace, size: tuple[int, int] | None) -> Tensor:
+def normalized(held: Tensor, space: LatentSpace, size: tuple[int, int] | None) -> Tensor:
     """What a loop holds → (B, C, h, w), values untouched: what a pipeline denoises is normalised already.
 
     held: the grid (B, C, h, w), one frame (B, C, 1, h, w), or tokens (B, L, D), which need the image's `size`

@@ -24,12 +24,12 @@ def look_hash(image: Image.Image) -> int | None:
     cosine transform, but the mean, lies above their median (Zauner 2010, "Implementation and benchmarking of perceptual
     image hash functions", section 3.2). Scaling and compression change few bits; None for an image of one tone."""
     small = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    grey = np.asarray(small, dtype=np.float64)
-    if grey.std() < _FLAT:
+    gray = np.asarray(small, dtype=np.float64)
+    if gray.std() < _FLAT:
         return None
     k, n = np.arange(_KEPT)[:, None], np.arange(_SIDE)[None]
     cosine = np.cos(np.pi * k * (2 * n + 1) / (2 * _SIDE))  # (8,32)
-    low = (cosine @ grey @ cosine.T).flatten()[1:]  # (63,)
+    low = (cosine @ gray @ cosine.T).flatten()[1:]  # (63,)
     return sum(1 << i for i, above in enumerate(low > np.median(low)) if above)
 
 

@@ -15,12 +15,12 @@ class FitSettings:
     `zoom` None shrinks the image as far as it still covers the bucket and crops what sticks out: the part is nearly the
     whole. A number shrinks by a factor in [1, zoom] (log-uniform, never more than None would), so that small crops keep
     the detail of a large photograph. A share `unscaled` is cut out pixel by pixel, lest every crop has been through a
-    resampler. The place is random, or the middle with `centre`; a share `flip` is mirrored.
+    resampler. The place is random, or the middle with `center`; a share `flip` is mirrored.
     """
 
     zoom: float | None = None
     unscaled: float = 0.0
-    centre: bool = False
+    center: bool = False
     flip: float = 0.5
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class FitSettings:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a share from 0 to 1")
 
 
-CENTRE = FitSettings(centre=True, flip=0.0)  # nothing random: what precomputed latents are made from
+CENTER = FitSettings(center=True, flip=0.0)  # nothing random: what precomputed latents are made from
 
 
 def fit(image: Image.Image, bucket: Bucket, settings: FitSettings, rng: np.random.Generator) -> Image.Image:
@@ -49,7 +49,7 @@ def fit(image: Image.Image, bucket: Bucket, settings: FitSettings, rng: np.rando
     if rng.random() < settings.unscaled:
         zoom = 1.0
     width, height = min(bucket.width * zoom, image.width), min(bucket.height * zoom, image.height)
-    across, down = (0.5, 0.5) if settings.centre else rng.random(2)
+    across, down = (0.5, 0.5) if settings.center else rng.random(2)
     left, top = float(across * (image.width - width)), float(down * (image.height - height))
     if zoom == 1:
         left, top = round(left), round(top)

@@ -30,7 +30,7 @@ from pixdec.train.data.buckets import assign, buckets
 from pixdec.train.data.captions import PLAIN
 from pixdec.train.data.degrade import degrade
 from pixdec.train.data.duplicates import Seen
-from pixdec.train.data.fit import CENTRE, fit
+from pixdec.train.data.fit import CENTER, fit
 from pixdec.train.data.shards import INDEX, Index, Shard, read_index, save_index
 from pixdec.train.data.sources import Found, PackSettings, Skip, Source, checked, find_images
 
@@ -218,7 +218,7 @@ def _latent(image: Image.Image, latents: LatentEncoder) -> Tensor | Skip:
     bucket = int(assign(np.array([image.size]), choice)[0])
     if bucket < 0:
         return Skip("latent", f"{image.width}x{image.height} pixels cover no bucket of base {latents.base}")
-    part = to_tensor(fit(image, choice[bucket], CENTRE, np.random.default_rng(0)))
+    part = to_tensor(fit(image, choice[bucket], CENTER, np.random.default_rng(0)))
     try:
         return latents.encode(degrade(part, latents.scale))[0].cpu().contiguous()
     except ValueError as error:

@@ -167,8 +167,8 @@ def _look(least: int, path: Path, *, decode: bool) -> tuple[tuple[int, int], str
 
 def _detail(crop: Image.Image) -> float:
     """Mean absolute difference of neighbouring pixels."""
-    grey = np.asarray(crop.convert("L"), dtype=np.float32)
-    return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
+    gray = np.asarray(crop.convert("L"), dtype=np.float32)
+    return float(np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean())
 
 
 def ahead(make: Callable[[int], T]) -> Callable[[int], T]:

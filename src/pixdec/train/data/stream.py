@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pixdec.train.data.buckets import assign, buckets
-from pixdec.train.data.fit import CENTRE, FitSettings
+from pixdec.train.data.fit import CENTER, FitSettings
 from pixdec.train.data.order import Planned, Rows, legs
 from pixdec.train.data.sample import Batch, Sample, SampleSettings, collate, make_page, make_sample
 from pixdec.train.data.shards import Index, Raw, ShardError, read_index, read_shard
@@ -42,7 +42,7 @@ class StreamSettings:
         fit: which part of an image is taken.
         pages: share of the images that give their place to a page of rendered text; other images in every epoch.
         latents, embeddings: give the precomputed ones along. Latents are those of the middle of each image, so
-            `latents` goes with fit=CENTRE, and with the base they were made for.
+            `latents` goes with fit=CENTER, and with the base they were made for.
         unreadable: what becomes of a shard that cannot be read, or an image that cannot be decoded. "stop" raises;
             "skip" warns, and others of the same batch stand in (for a whole batch, the next one), so that no rank has
             fewer batches than the others.
@@ -71,9 +71,9 @@ class StreamSettings:
             raise ValueError(f"pages={self.pages}: expected a share from 0 to 1")
         if self.pages and (self.latents or self.embeddings):
             raise ValueError(f"pages={self.pages}: pages have no precomputed tensors; encode while training instead")
-        if self.latents and self.fit != CENTRE:
+        if self.latents and self.fit != CENTER:
             raise ValueError(
-                "latents are precomputed from the middle of each image; set fit=CENTRE (pixdec.train.data.fit)"
+                "latents are precomputed from the middle of each image; set fit=CENTER (pixdec.train.data.fit)"
             )
         if self.unreadable not in ("stop", "skip"):
             raise ValueError(f"unreadable={self.unreadable!r}: expected 'stop' or 'skip'")

@@ -37,15 +37,15 @@ def draw_page(rng: np.random.Generator, size: int) -> Image.Image:
     draw = ImageDraw.Draw(page)
     for _ in range(rng.integers(0, 8)):
         points = [tuple(float(v) for v in rng.uniform(-0.1 * full, 1.1 * full, 2)) for _ in range(rng.integers(2, 5))]
-        width, colour = int(rng.integers(1, 12)), _color(rng, light=bool(rng.random() < 0.5))
+        width, color = int(rng.integers(1, 12)), _color(rng, light=bool(rng.random() < 0.5))
         shape = rng.integers(0, 3)
         if shape == 0:
-            draw.line(points, fill=colour, width=width, joint="curve")
+            draw.line(points, fill=color, width=width, joint="curve")
         else:
             (x0, y0), (x1, y1) = points[0], points[1]
             box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-            fill = colour if rng.random() < 0.3 else None
-            (draw.ellipse if shape == 1 else draw.rectangle)(box, outline=colour, fill=fill, width=width)
+            fill = color if rng.random() < 0.3 else None
+            (draw.ellipse if shape == 1 else draw.rectangle)(box, outline=color, fill=fill, width=width)
     if rng.random() < 0.8:
         top = float(rng.uniform(-20, 20))
         height = int(np.exp(rng.uniform(np.log(16), np.log(120))))
