@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from importlib import import_module
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import tyro
 
@@ -177,15 +177,7 @@ def _notes() -> Generator[None]:
         yield
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    del category, filename, lineno, file, line
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     tell(f"note: {one_line(message)}")
 
 

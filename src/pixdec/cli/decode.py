@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pixdec.cli.jobs import Job, check_targets, plan
+from pixdec.cli.jobs import Job, Kinds, check_targets, plan
 from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
 from pixdec.cli.report import Report, in_steps, progress
 
@@ -81,9 +81,7 @@ class Decode:
         if self.size is not None:
             parse_size(self.size)
         self.by.check()
-        suffix = f".{self.by.format or 'png'}"
-        readable = set(SUFFIXES)
-        jobs = plan(self.inputs, self.output, what="latents", readable=readable, writable=WRITABLE, suffix=suffix)
+        jobs = plan(self.inputs, self.output, Kinds("latents", SUFFIXES, WRITABLE, self.by.suffix))
         report, images = Report(json_lines=self.by.json), list[_Image]()
         for job in jobs:  # all are checked before the decoder is loaded, which may be large
             with report.attempt(job.source):

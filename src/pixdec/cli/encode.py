@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pixdec.cli.jobs import Job, plan
+from pixdec.cli.jobs import Job, Kinds, plan
 from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, torch_dtype
 from pixdec.cli.report import Report, progress
 
@@ -45,8 +45,7 @@ class Encode:
         from pixdec.io.images import READABLE, image_size
         from pixdec.latents import get_space
 
-        writable = suffix = ".safetensors"
-        jobs = plan(self.inputs, self.output, what="images", readable=READABLE, writable={writable}, suffix=suffix)
+        jobs = plan(self.inputs, self.output, Kinds("images", READABLE, {".safetensors"}, ".safetensors"))
         factor = get_space(self.space).factor
         report = Report(json_lines=self.json)
         asked = dict[Job, dict[str, object]]()

@@ -20,36 +20,46 @@ class Job:
     target: Path
 
 
-def plan(
-    inputs: Sequence[str], output: str, *, what: str, readable: Collection[str], writable: Collection[str], suffix: str
-) -> list[Job]:
+@dataclass(frozen=True)
+class Kinds:
+    """Which files a verb reads, by their suffixes and as messages name them ("images"), and which it writes: one that
+    is named has a suffix of `writable`, those in a folder have `suffix`."""
+
+    what: str
+    readable: Collection[str]
+    writable: Collection[str]
+    suffix: str
+
+
+def plan(inputs: Sequence[str], output: str, kinds: Kinds) -> list[Job]:
     """Pair inputs and outputs.
 
     One file and an output with a suffix of `writable`: that file. Otherwise `output` is a folder, and an input file
     NAME.xyz becomes NAME`suffix` in it; an input folder gives every file below it with a suffix of `readable`, under
     the same names of folders (hidden ones, and what lies below `output`, are left out). Input files need not exist:
-    reading them tells. `what` names the inputs in messages ("images").
+    reading them tells.
 
     Raises:
         ValueError: no input, a folder without such files, an output of another suffix, several inputs and one output
             file, two inputs for one output, an output that is an input.
     """
     if not inputs:
-        raise ValueError(f"no input; name {what}, or folders of {what}")
+        raise ValueError(f"no input; name {kinds.what}, or folders of {kinds.what}")
     names_folder = output.endswith(("/", os.sep)) or Path(output).is_dir()
     if len(inputs) == 1 and not Path(inputs[0]).is_dir() and not names_folder and Path(output).suffix:
-        if Path(output).suffix.lower() not in writable:
-            raise ValueError(f"{output}: expected a suffix of {', '.join(writable)}; if it is a folder, end it with /")
+        if Path(output).suffix.lower() not in kinds.writable:
+            suffixes = ", ".join(kinds.writable)
+            raise ValueError(f"{output}: expected a suffix of {suffixes}; if it is a folder, end it with /")
         jobs = [Job(Path(inputs[0]), Path(output))]
     else:
-        if not names_folder and (Path(output).suffix.lower() in writable or Path(output).is_file()):
+        if not names_folder and (Path(output).suffix.lower() in kinds.writable or Path(output).is_file()):
             raise ValueError(
-                f"{output}: it names one file, expected a folder for several {what} or for a folder of them"
+                f"{output}: it names one file, expected a folder for several {kinds.what} or for a folder of them"
             )
         jobs = [
-            Job(source, Path(output) / name.with_name(name.stem + suffix))
+            Job(source, Path(output) / name.with_name(name.stem + kinds.suffix))
             for given in inputs
-            for source, name in _files(Path(given), Path(output), what, readable)
+            for source, name in _files(Path(given), Path(output), kinds)
         ]
     check_targets(jobs)
     return jobs
@@ -73,17 +83,17 @@ def check_targets(jobs: Iterable[Job]) -> None:
         owners[target] = job.source
 
 
-def _files(given: Path, output: Path, what: str, readable: Collection[str]) -> list[tuple[Path, Path]]:
+def _files(given: Path, output: Path, kinds: Kinds) -> list[tuple[Path, Path]]:
     """The files an input stands for, each with its name relative to the output folder."""
     if not given.is_dir():
         return [(given, Path(given.name))]
     earlier = output.resolve() if given.resolve() in output.resolve().parents else None  # what other runs wrote
     every = [name for name in files_below(given) if earlier not in (given / name).resolve().parents]
-    names = [name for name in every if name.suffix.lower() in readable]
+    names = [name for name in every if name.suffix.lower() in kinds.readable]
     if not names:
-        raise ValueError(f"{given}: no {what} in this folder; looked for {', '.join(sorted(readable))}")
-    left = Counter(name.suffix.lower() or "without a suffix" for name in every if name.suffix.lower() not in readable)
-    if left:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in left.most_common())
-        warnings.warn(f"{given}: no {what}, left out: {kinds}", UserWarning, stacklevel=2)
+        raise ValueError(f"{given}: no {kinds.what} in this folder; looked for {', '.join(sorted(kinds.readable))}")
+    others = Counter(name.suffix.lower() or "without a suffix" for name in sorted({*every} - {*names}))
+    if others:
+        left_out = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
+        warnings.warn(f"{given}: no {kinds.what}, left out: {left_out}", UserWarning, stacklevel=2)
     return [(given / name, name) for name in names]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from pixdec.generation.settings import DecodingSettings, Dtype
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,8 +21,6 @@ Inputs = Annotated[
 ]
 Output = Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="OUT")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-Format = Literal["png", "webp", "jpg"]
-Dtype = Literal["float32", "bfloat16"]
 # As in pixdec.inference.config, which would import torch.
 Attention = Literal["auto", "torch", "math", "flash", "efficient", "cudnn", "flash3", "sage"]
 Quantize = Literal["int8", "int8-weights", "fp8"]
@@ -68,35 +68,22 @@ Run = Annotated[RunOptions, tyro.conf.arg(name="")]
 AS_IT_IS = RunOptions()
 
 
-@dataclass(frozen=True)
-class DecodeOptions:
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions(DecodingSettings):
     """Which decoder makes the images, and how."""
 
     model: str = "pixdec-nano"
     """The decoder: a name that `pixdec models` lists, or a file or folder of weights."""
-    lora: str | None = None
-    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
-    lora_strength: float = 1.0
-    """How much of the LoRA is added: 1 as trained, 0 nothing."""
-    space: str | None = None
-    """The latent space, where the file of the model or of a latent does not tell: those of FLUX.1, SD3 and Qwen-Image
-    look alike."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub, instead of the one that is pinned here or its main branch."""
     steps: int | None = None
     """Decoding steps; without it as many as the model is made for."""
-    device: str | None = None
-    """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
-    dtype: Dtype | None = None
-    """Precision of the network; without it what suits the device."""
     how: Run = AS_IT_IS
     plan: Flag = False
     """Print how each image would be decoded within --memory, or in what the device has, and what that would take; make
     none."""
     again: Flag = False
     """Make images anew that exist with the same settings; without it they are skipped."""
-    format: Format | None = None
-    """Format of the images in an output folder; png without it."""
     json: Flag = False
     """Print one JSON object for each image."""
 

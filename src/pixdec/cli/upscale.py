@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pixdec.cli.jobs import Job, plan
+from pixdec.cli.jobs import Job, Kinds, plan
 from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
 from pixdec.cli.report import Report, in_steps, progress
 
@@ -70,8 +70,7 @@ class Upscale:
             self.by.steps,
         )
         self.by.check()
-        suffix = f".{self.by.format or 'png'}"
-        jobs = plan(self.inputs, self.output, what="images", readable=READABLE, writable=WRITABLE, suffix=suffix)
+        jobs = plan(self.inputs, self.output, Kinds("images", READABLE, WRITABLE, self.by.suffix))
         for job in jobs[:1]:  # all have one suffix
             check_bits(job.target, self.bits)
         report, sizes = Report(json_lines=self.by.json), dict[Job, tuple[int, int]]()

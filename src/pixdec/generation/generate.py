@@ -32,13 +32,13 @@ from pixdec.generation.pipeline import (
     quiet_libraries,
     short_of_memory,
 )
-from pixdec.generation.prompts import Prompt, read_prompts
+from pixdec.generation.prompts import Prompt, prompts_of
 from pixdec.generation.records import changed_by, done_by, record_of
 from pixdec.generation.settings import GenerationSettings
 from pixdec.inference.config import InferenceConfig
 from pixdec.io.files import prepare
 from pixdec.io.hub import Access
-from pixdec.io.images import WRITABLE, save_image, to_pil
+from pixdec.io.images import save_image, to_pil
 from pixdec.latents import SPACES, Latent, check_latent
 from pixdec.weights.load import describe, find_weights
 
@@ -114,16 +114,9 @@ class Generation:
         self.device = str(best_device()) if settings.device is None else settings.device
         self.config.check(torch.device(self.device))
         self.want = Want(images=not settings.latents_only, latents=settings.latents_only or settings.save_latents)
-        read = _prompts_of(prompts)
-        self.items = plan_items(
-            read,
-            str(output),
-            seed=settings.seed,
-            each=settings.images_per_prompt,
-            suffix=f".{settings.format or 'png'}",
-            writable=[".safetensors"] if settings.latents_only else WRITABLE,
-            single=not isinstance(prompts, str | Path) and len(read) == 1,
-        )
+        read = prompts_of(prompts)
+        single = not isinstance(prompts, str | Path) and len(read) == 1
+        self.items = plan_items(read, str(output), settings, single=single)
         self._decoder = None if settings.latents_only else self._open_decoder("meta")
         with quiet_libraries():
             self.blueprint = find_pipeline(settings.pipeline)
@@ -334,16 +327,7 @@ class Generation:
 
     def _arguments(self, prompt: Prompt) -> dict[str, Any]:
         """What the pipeline is called with for a prompt, apart from the generator of its noise."""
-        settings = self.settings
-        return call_arguments(
-            self.blueprint,
-            prompt=prompt.text,
-            negative=settings.negative if prompt.negative is None else prompt.negative,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            height=settings.height if prompt.height is None else prompt.height,
-            width=settings.width if prompt.width is None else prompt.width,
-        )
+        return call_arguments(self.blueprint, prompt, self.settings)
 
     def _check_pipeline(self, prompts: Sequence[Prompt]) -> None:
         """That the pipeline takes these arguments, reaches the stop, and makes what the decoder takes."""
@@ -391,14 +375,3 @@ class Generation:
             steps=settings.decoder_steps,
             lora=None if settings.lora is None else (settings.lora, settings.lora_strength),
         )
-
-
-def _prompts_of(prompts: str | Path | Sequence[str | Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str | Path):
-        return read_prompts(prompts)
-    found = [each if isinstance(each, Prompt) else Prompt(each, f"prompt {n}") for n, each in enumerate(prompts)]
-    if not found:
-        raise ValueError("prompts=[]: expected one or more")
-    if empty := next((each for each in found if not each.text.strip()), None):
-        raise ValueError(f"{empty.where} is empty; say what to generate")
-    return found

@@ -6,13 +6,14 @@ Settled whole before anything is loaded, so that a run can be ended at any time 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pixdec.generation.prompts import Prompt, slug
 from pixdec.generation.records import Asked, difference, is_made
-from pixdec.generation.settings import SEEDS_EACH
+from pixdec.generation.settings import SEEDS_EACH, GenerationSettings
+from pixdec.io.images import WRITABLE
 
 VERB = "generate"  # what the outputs' settings name as their maker
 HIDDEN = ".pixdec-latents"  # the folder, beside the images, of latents that only wait to be decoded
@@ -60,24 +61,23 @@ class Todo:
     image: bool
 
 
-def plan_items(
-    prompts: Sequence[Prompt], output: str, *, seed: int, each: int, suffix: str, writable: Iterable[str], single: bool
-) -> list[Item]:
-    """`each` images of every prompt.
+def plan_items(prompts: Sequence[Prompt], output: str, settings: GenerationSettings, *, single: bool) -> list[Item]:
+    """All images of every prompt.
 
-    Image k of prompt i has the seed `seed` + 1000·i + k, or that of its line + k. It is NAME of its line, or number
-    and beginning of the prompt; the second image of a prompt is NAME-2, and so on. `single`: `output` may be a file
-    with a suffix of `writable`; otherwise it is a folder, and `suffix` that of the images.
+    Image k of prompt i has the seed SEED + 1000·i + k, or that of its line + k. It is NAME of its line, or number and
+    beginning of the prompt; the second image of a prompt is NAME-2, and so on. `single`: `output` may be a file;
+    otherwise it is a folder.
 
     Raises:
         ValueError: `output` has another suffix, or names a file where a folder is needed; two items with one name.
     """
-    folder, stem, suffix = _place(output, suffix, list(writable), single=single)
+    writable = [".safetensors"] if settings.latents_only else list(WRITABLE)
+    folder, stem, suffix = _place(output, settings.suffix, writable, single=single)
     items: list[Item] = []
     for number, prompt in enumerate(prompts):
-        first = seed + SEEDS_EACH * number if prompt.seed is None else prompt.seed
+        first = settings.seed + SEEDS_EACH * number if prompt.seed is None else prompt.seed
         base = stem or prompt.name or f"{number:05d}-{slug(prompt.text)}".rstrip("-")
-        for index in range(each):
+        for index in range(settings.images_per_prompt):
             name = base if index == 0 else f"{base}-{index + 1}"
             items.append(Item(number, prompt, first + index, name, folder / f"{name}{suffix}"))
     owners: dict[str, Item] = {}

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pixdec.devices import computes_in_bfloat16, is_out_of_memory
+from pixdec.generation.prompts import Prompt
+from pixdec.generation.settings import GenerationSettings
 from pixdec.io.files import first_line_of
 from pixdec.io.hub import HUB_ID, fetch_file, hub_reason
 from pixdec.weights.checkpoint import SUFFIXES
@@ -137,24 +139,16 @@ def check_call(blueprint: Blueprint, space: LatentSpace, arguments: Mapping[str,
             raise ValueError(f"{where}: {side} {arguments[side]}; expected a multiple of {multiple} for {space.name}")
 
 
-def call_arguments(
-    blueprint: Blueprint,
-    *,
-    prompt: str,
-    negative: str | None,
-    steps: int | None,
-    guidance: float | None,
-    height: int | None,
-    width: int | None,
-) -> dict[str, Any]:
-    """The arguments of a call that are settings, under the pipeline's own names; without those that are None."""
+def call_arguments(blueprint: Blueprint, prompt: Prompt, settings: GenerationSettings) -> dict[str, Any]:
+    """The arguments of a call that are settings, under the pipeline's own names; without those that are None. What a
+    prompt's line says goes before the run's own."""
     arguments = {
-        "prompt": prompt,
-        "negative_prompt": negative,
-        "num_inference_steps": steps,
-        blueprint.guidance or "guidance_scale": guidance,
-        "height": height,
-        "width": width,
+        "prompt": prompt.text,
+        "negative_prompt": settings.negative if prompt.negative is None else prompt.negative,
+        "num_inference_steps": settings.steps,
+        blueprint.guidance or "guidance_scale": settings.guidance,
+        "height": settings.height if prompt.height is None else prompt.height,
+        "width": settings.width if prompt.width is None else prompt.width,
     }
     return {name: value for name, value in arguments.items() if value is not None}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -68,6 +68,22 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         if earlier is not prompt:
             raise ValueError(f"{prompt.where}: the name {prompt.name!r} is taken by {earlier.where}; names are unique")
     return prompts
+
+
+def prompts_of(prompts: str | Path | Sequence[str | Prompt]) -> list[Prompt]:
+    """Texts, or those of a file (`read_prompts`).
+
+    Raises:
+        ValueError: none, or an empty one; or as `read_prompts`.
+    """
+    if isinstance(prompts, str | Path):
+        return read_prompts(prompts)
+    found = [each if isinstance(each, Prompt) else Prompt(each, f"prompt {n}") for n, each in enumerate(prompts)]
+    if not found:
+        raise ValueError("prompts=[]: expected one or more")
+    if empty := next((each for each in found if not each.text.strip()), None):
+        raise ValueError(f"{empty.where} is empty; say what to generate")
+    return found
 
 
 def slug(text: str) -> str:

@@ -12,8 +12,31 @@ SEED_LIMIT = 2**62  # PyTorch takes 64 bits, and the seeds of later images are l
 SEEDS_EACH = 1000  # between the first seeds of two prompts, and so the most images of one
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
+@dataclass(frozen=True, kw_only=True)
+class DecodingSettings:
+    """What is said of a decoder wherever images are made."""
+
+    lora: str | None = None
+    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
+    lora_strength: float = 1.0
+    """How much of the LoRA is added: 1 as trained, 0 nothing."""
+    space: str | None = None
+    """The latent space, where no file and no VAE tells: those of FLUX.1, SD3 and Qwen-Image look alike."""
+    device: str | None = None
+    """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
+    dtype: Dtype | None = None
+    """Precision of the networks; without it what suits the device."""
+    format: ImageFormat | None = None
+    """Format of the images in an output folder; png without it."""
+
+    @property
+    def suffix(self) -> str:
+        """Of the images in an output folder."""
+        return f".{self.format or 'png'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings(DecodingSettings):
     """Which generator and decoder make the images, and how."""
 
     pipeline: str
@@ -22,12 +45,6 @@ class GenerationSettings:
     """End the generator after so many of its steps; "auto" picks the step, and runs few-step models to their end."""
     decoder: str = "pixdec-nano"
     """A name that `pixdec models` lists, or a file or folder of weights."""
-    lora: str | None = None
-    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
-    lora_strength: float = 1.0
-    """How much of the LoRA is added: 1 as trained, 0 nothing."""
-    space: str | None = None
-    """The latent space, where the decoder's file or a pipeline without a VAE does not tell."""
     steps: int | None = None
     """Steps of the generator's full schedule; without it the pipeline's own number."""
     decoder_steps: int | None = None
@@ -57,12 +74,6 @@ class GenerationSettings:
     """Make images anew that exist with other settings, instead of stopping."""
     trust: bool = False
     """Accept latents also whose statistics look wrong."""
-    device: str | None = None
-    """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
-    dtype: Dtype | None = None
-    """Precision of generator and decoder; without it what suits the device."""
-    format: ImageFormat | None = None
-    """Format of the images in an output folder; png without it."""
 
     def check(self) -> None:
         """See that the numbers can be.

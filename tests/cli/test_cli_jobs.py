@@ -1,4 +1,4 @@
-"""cli.plan: which input goes to which output."""
+"""cli.jobs: which input goes to which output."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pixdec.cli.jobs import Job, plan
+from pixdec.cli.jobs import Job, Kinds, plan
 from pixdec.io.files import prepare
 
 IMAGES = {".png", ".jpg", ".webp"}
 
 
 def planned(inputs: list[Path | str], output: Path | str, suffix: str = ".png") -> list[Job]:
-    return plan(
-        [str(i) for i in inputs], str(output), what="images", readable=IMAGES, writable=sorted(IMAGES), suffix=suffix
-    )
+    return plan([str(i) for i in inputs], str(output), Kinds("images", IMAGES, sorted(IMAGES), suffix))
 
 
 def touch(*paths: Path) -> None:
