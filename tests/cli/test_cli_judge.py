@@ -27,8 +27,8 @@ def test_a_table(run: Run, folders: tuple[Path, Path], names: Names, tmp_path: P
     outcome = run(*arguments)
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.count("| fake |") == 3
-    prompt, *rest = sorted(names(tmp_path / "out"))
-    assert (prompt[:13], rest) == ("judge-prompt-", ["judge.json", "judge.jsonl", "judge.md"])
+    settings, *rest = names(tmp_path / "out")
+    assert (settings[:6], rest) == ("judge-", ["judge.json", "judge.jsonl", "judge.md"])
     assert (tmp_path / "out" / "judge.md").read_text() == outcome.out
     again = run("judge", "-o", tmp_path / "out")  # only counted
     assert (again.code, again.out) == (0, outcome.out)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pixdec.evaluate.judge.client import Endpoint, FakeJudge, Judge
 from pixdec.evaluate.judge.pairs import BLURRED, SAME, Failed, Pair, View, Views, find_pairs
+from pixdec.evaluate.judge.prompt import PROMPT
 from pixdec.evaluate.judge.records import Round, read_rounds
 from pixdec.evaluate.judge.run import GIVE_UP, Asking, Price, judge_pairs, plan
 from pixdec.evaluate.judge.table import summarize
@@ -142,7 +143,8 @@ def test_another_prompt_image_or_parameter_is_another_question(stub: Stub, folde
     rows = summarize(tmp_path)["rows"]
     assert [row["valid"] for row in rows] == [8, 8, 8]  # of the images as they are now
     assert len({row["settings"] for row in rows}) == 3
-    assert len(list(tmp_path.glob("judge-prompt-*.txt"))) == 2
+    for row, prompt in zip(rows, (PROMPT, "Which?", PROMPT), strict=True):  # what stands behind the settings is kept
+        assert json.loads((tmp_path / f"judge-{row['settings']}.json").read_text())["prompt"] == prompt
 
 
 def test_a_wrong_key_ends_the_run_at_once(stub: Stub, folders: Folders, tmp_path: Path) -> None:
@@ -159,6 +161,13 @@ def test_an_endpoint_that_is_down_ends_the_run_soon(folders: Folders, tmp_path: 
     outcomes = run(find_pairs(folders[0], [folders[1]]), Endpoint("http://127.0.0.1:1/v1", "m", tries=1), tmp_path)
     assert len([each for each in outcomes if isinstance(each, Round)]) == GIVE_UP
     assert "3 questions" in failures(outcomes)[-1]
+
+
+def test_images_that_are_refused_do_not_end_the_run(stub: Stub, folders: Folders, tmp_path: Path) -> None:
+    stub.reply = lambda count: (400, {}, b"against our policy") if count <= GIVE_UP + 1 else said("VERDICT: A")
+    outcomes = run(find_pairs(folders[0], [folders[1]]), endpoint(stub), tmp_path)
+    assert failures(outcomes) == ["HTTP 400 Bad Request: against our policy"] * (GIVE_UP + 1)
+    assert len(stub.calls) == 8
 
 
 def test_the_limit_on_money_holds(stub: Stub, folders: Folders, tmp_path: Path) -> None:

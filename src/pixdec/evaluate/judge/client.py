@@ -42,6 +42,7 @@ class Answer:
     Attributes:
         text: the answer; None if there is none, and then why is in `error`.
         hopeless: the next question will fail alike (a wrong key, a wrong address).
+        down: it failed to the last try, for a reason that trying again may help against.
         model: what the endpoint says answered.
         tokens: of question and answer; None: the endpoint did not say.
         tries: calls that were made; `unknown` of them may have been charged for without a word about tokens.
@@ -50,6 +51,7 @@ class Answer:
     text: str | None = None
     error: str | None = None
     hopeless: bool = False
+    down: bool = False
     model: str | None = None
     tokens: tuple[int, int] | None = None
     tries: int = 1
@@ -132,7 +134,9 @@ class Endpoint:
                 if delay is None:
                     delay = random.uniform(0.5, 1) * min(60, 2**tries)
                 if not failed.again or tries == self.tries or delay > LONGEST_WAIT or wait(delay):
-                    return Answer(error=reason, hopeless=failed.hopeless, tries=tries, unknown=unknown)
+                    return Answer(
+                        error=reason, hopeless=failed.hopeless, down=failed.again, tries=tries, unknown=unknown
+                    )
 
     def _request(self, prompt: str, images: Sequence[Image.Image]) -> urllib.request.Request:
         content: list[object] = [{"type": "text", "text": prompt + AS_JSON if self.structured else prompt}]

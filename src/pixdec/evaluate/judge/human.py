@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pixdec.evaluate.judge.pairs import Failed, Pair, Views
 from pixdec.evaluate.judge.records import append_round, read_rounds
-from pixdec.evaluate.judge.run import Asking, Question, answered, questions_of, shown
+from pixdec.evaluate.judge.run import Asking, Question, answered, keep_settings, questions_of, shown
 from pixdec.io.files import reason_of
 
 VIEWS = Views(max_side=0, crops=1, crop_side=640)  # two of them fit a screen at 100 %
@@ -98,6 +98,7 @@ class Session:
         draw.shuffle(sides)
         self.questions = [each or both[not sides.pop()] for each, both in zip(earlier, orders, strict=True)]
         self.done = {index for index, each in enumerate(earlier) if each is not None}
+        keep_settings(judge, asking, self.path)
         self.images = lru_cache(8)(self._images)
         self.secret = secrets.token_hex(8)  # no other page can send answers, nor its cache show another's images
 

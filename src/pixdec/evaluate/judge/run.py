@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,7 +20,7 @@ from pixdec.evaluate.judge.records import Round, append_round, digest, read_roun
 from pixdec.io.files import reason_of, replacing
 
 ROUNDS = "judge.jsonl"  # in the output folder
-GIVE_UP = 5  # questions in a row without an answer: the endpoint is down, and asking on would take hours
+GIVE_UP = 5  # questions in a row, with all their tries, that no answer came to: asking on would take hours
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,23 @@ class Plan:
     cost: float | None
 
 
+def settings_of(judge: Named, asking: Asking) -> dict[str, object]:
+    """What of a judge stands behind the digest `settings` of its rounds."""
+    return {"prompt": asking.prompt, "parameters": dict(judge.parameters)}
+
+
+def keep_settings(judge: Named, asking: Asking, path: Path) -> None:
+    """Write them beside the rounds of `path`, in a file that is called by their digest."""
+    settings = settings_of(judge, asking)
+    file = path.with_name(f"{path.stem}-{digest(settings)[:8]}.json")
+    if not file.exists():
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
 def questions_of(pair: Pair, judge: Named, asking: Asking) -> list[Question]:
     """All rounds of a pair: each view, ours first and ours second. ValueError, OSError: a file cannot be read."""
-    settings: dict[str, object] = {"prompt": asking.prompt, "parameters": dict(judge.parameters)}
+    settings = settings_of(judge, asking)
     found = list[Question]()
     for view in asking.views.of(pair):
         for ours_first in (True, False):
@@ -153,10 +168,7 @@ def judge_pairs(
     """
     asking, path = asking or Asking(), Path(path)
     work = _Work(judge, path, asking, read_rounds(path))
-    asked = path.with_name(f"{path.stem}-prompt-{digest({'prompt': asking.prompt})[:8]}.txt")
-    if not asked.exists():
-        with replacing(asked) as temporary:
-            temporary.write_text(asking.prompt, encoding="utf-8")
+    keep_settings(judge, asking, path)
     yield from ([pair] for pair in pairs if isinstance(pair, Failed))
     pool = ThreadPoolExecutor(asking.concurrency)
     try:
@@ -187,7 +199,11 @@ class _Work:
         """Ask about one pair."""
         made = list[Round | Failed]()
         try:
-            questions, images = questions_of(pair, self.judge, self.asking), None
+            questions = questions_of(pair, self.judge, self.asking)
+        except (ValueError, OSError) as error:
+            return [Failed(pair.title, reason_of(error))]
+        try:
+            images = None
             for question in questions:
                 if (*question.round.slot, question.round.key) in self.known:
                     made.append(self.known[*question.round.slot, question.round.key])
@@ -199,16 +215,14 @@ class _Work:
                     continue
                 if equal is None and images is None:
                     images = pair.images()
-                found = self._repeated(question, equal) if equal else self._asked(question, images or ())
-                if found is not None:
-                    made.append(found)
+                if equal is not None:
+                    found = {"answer": equal.answer, "model": equal.model, "time": equal.time, "tries": 0}
+                    made.append(self._kept(question, found))
+                elif (new := self._asked(question, images or ())) is not None:
+                    made.append(new)
         except (ValueError, MemoryError) as error:
             made.append(Failed(pair.title, reason_of(error)))
         return made
-
-    def _repeated(self, question: Question, equal: Round) -> Round:
-        found = {"answer": equal.answer, "model": equal.model, "time": equal.time, "tries": 0}
-        return self._kept(question, found)
 
     def _asked(self, question: Question, images: Sequence[Image.Image]) -> Round | None:
         price, limit = self.asking.price or Price(0, 0), self.asking.max_cost
@@ -229,7 +243,7 @@ class _Work:
             with self.lock:
                 self.under_way -= 1
                 self.spent, self.dearest = self.spent + cost, max(self.dearest, cost)
-                self.failures = self.failures + 1 if answer.text is None and answer.tokens is None else 0
+                self.failures = self.failures + 1 if answer.down else 0
                 if answer.hopeless or self.failures >= GIVE_UP:
                     self._end(f"{answer.error}")
         about = {"answer": answer.text, "error": answer.error, "model": answer.model, "tries": answer.tries}

@@ -54,7 +54,13 @@ def summarize(path: str | Path, *, seed: int = 0) -> dict[str, Any]:
         "rows": [_row(group, seed) for group in groups.values()],
         "agreement": _agreement(rounds, seed),
         "failures": [
-            {**_names(each), "pair": each.pair, "ours_first": each.ours_first, "reason": each.failure}
+            {
+                **_names(each),
+                "pair": each.pair,
+                "ours_first": each.ours_first,
+                "reason": each.failure,
+                "answer": each.answer,
+            }
             for each in rounds
             if each.failure is not None
         ],
