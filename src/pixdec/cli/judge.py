@@ -15,9 +15,9 @@ from pixdec.cli.report import Report, progress, tell
 from pixdec.io.files import prepare, replacing
 
 if TYPE_CHECKING:
+    from pixdec.evaluate.judge.asking import Asking
     from pixdec.evaluate.judge.client import Judge as Asked
     from pixdec.evaluate.judge.pairs import Failed, Pair, Views
-    from pixdec.evaluate.judge.run import Asking
 
 Folders = Annotated[
     tuple[str, ...],
@@ -80,8 +80,8 @@ class Judge:
     """Print one JSON object for each round, and one at the end."""
 
     def run(self) -> int:
+        from pixdec.evaluate.judge.asking import ROUNDS
         from pixdec.evaluate.judge.pairs import find_pairs
-        from pixdec.evaluate.judge.run import ROUNDS
 
         report, rounds = Report(json_lines=self.json), Path(self.output) / ROUNDS
         if not self.folders:
@@ -120,8 +120,8 @@ class Judge:
         return Endpoint(self.endpoint, self.model or "", key, body, structured=self.structured, timeout=self.timeout)
 
     def _asking(self, views: Views) -> Asking:
+        from pixdec.evaluate.judge.asking import Asking, Price
         from pixdec.evaluate.judge.prompt import PROMPT, read_prompt
-        from pixdec.evaluate.judge.run import Asking, Price
 
         prompt = PROMPT if self.prompt is None else read_prompt(self.prompt)
         price = None if self.price is None else Price(*self.price)
@@ -136,7 +136,7 @@ class Judge:
         return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
     def _plan(self, pairs: list[Pair | Failed], judge: Asked, rounds: Path, asking: Asking) -> None:
-        from pixdec.evaluate.judge.run import plan
+        from pixdec.evaluate.judge.asking import plan
 
         found = plan(pairs, judge, rounds, asking)
         if self.json:
@@ -147,8 +147,8 @@ class Judge:
         print(f"{found.calls} calls, {found.earlier} made earlier; {tokens}; {cost}")
 
     def _ask(self, pairs: list[Pair | Failed], judge: Asked, rounds: Path, asking: Asking, report: Report) -> None:
+        from pixdec.evaluate.judge.asking import judge_pairs
         from pixdec.evaluate.judge.pairs import Failed
-        from pixdec.evaluate.judge.run import judge_pairs
 
         with progress(len(pairs), "pair") as bar:
             for outcomes in judge_pairs(pairs, judge, rounds, asking):

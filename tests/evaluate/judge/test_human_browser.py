@@ -12,7 +12,7 @@ from judge_stub import picture
 
 from pixdec.evaluate.judge.human import Session, serve
 from pixdec.evaluate.judge.pairs import Views, find_pairs
-from pixdec.evaluate.judge.records import read_rounds
+from pixdec.evaluate.judge.rounds import read_rounds
 from pixdec.evaluate.judge.table import summarize
 
 playwright: Any = pytest.importorskip("playwright.sync_api")

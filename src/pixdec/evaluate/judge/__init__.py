@@ -5,6 +5,6 @@
     outcomes = list(judge_pairs(pairs, judge, "out/judge.jsonl"))
     print(*table(summarize("out/judge.jsonl")), sep="\n")
 
-`pairs` says what is shown, `prompt` what is asked, `client` who answers, `run` asks and keeps every answer, `human`
+`pairs` says what is shown, `prompt` what is asked, `client` who answers, `asking` asks and keeps every answer (`rounds`), `human`
 asks a person, and `table` counts.
 """

@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from pixdec.evaluate.judge.asking import Asking, Question, answered, keep_settings, questions_of, shown
 from pixdec.evaluate.judge.pairs import Failed, Pair, Views
-from pixdec.evaluate.judge.records import append_round, read_rounds
-from pixdec.evaluate.judge.run import Asking, Question, answered, keep_settings, questions_of, shown
+from pixdec.evaluate.judge.rounds import append_round, read_rounds
 from pixdec.io.files import reason_of
 
 VIEWS = Views(max_side=0, crops=1, crop_side=640)  # two of them fit a screen at 100 %

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pixdec.evaluate.judge.asking import ROUNDS
 from pixdec.evaluate.judge.pairs import BLURRED, SAME
-from pixdec.evaluate.judge.records import Round, read_rounds
-from pixdec.evaluate.judge.run import ROUNDS
+from pixdec.evaluate.judge.rounds import Round, read_rounds
 
 RESAMPLES = 2000
 Key = TypeVar("Key", bound=tuple[Any, ...])

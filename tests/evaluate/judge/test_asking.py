@@ -13,11 +13,11 @@ import pytest
 from judge_stub import Stub, picture, said
 from PIL import Image
 
+from pixdec.evaluate.judge.asking import GIVE_UP, Asking, Price, judge_pairs, plan
 from pixdec.evaluate.judge.client import Endpoint, FakeJudge, Judge
 from pixdec.evaluate.judge.pairs import BLURRED, SAME, Failed, Pair, View, Views, find_pairs
 from pixdec.evaluate.judge.prompt import PROMPT
-from pixdec.evaluate.judge.records import Round, read_rounds
-from pixdec.evaluate.judge.run import GIVE_UP, Asking, Price, judge_pairs, plan
+from pixdec.evaluate.judge.rounds import Round, read_rounds
 from pixdec.evaluate.judge.table import summarize
 
 Folders = tuple[Path, Path]
@@ -262,7 +262,7 @@ def test_a_better_parser_needs_no_new_calls(
     pairs = find_pairs(folders[0], [folders[1]])
     run(pairs, endpoint(stub), tmp_path)
     assert summarize(tmp_path)["rows"][0]["valid"] == 0
-    monkeypatch.setattr("pixdec.evaluate.judge.records.verdict_of", lambda text: text.rstrip(".")[-1])
+    monkeypatch.setattr("pixdec.evaluate.judge.rounds.verdict_of", lambda text: text.rstrip(".")[-1])
     assert summarize(tmp_path)["rows"][0]["valid"] == 8
     run(pairs, endpoint(stub), tmp_path)
     assert len(stub.calls) == 8

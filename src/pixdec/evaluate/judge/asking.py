@@ -16,7 +16,7 @@ from PIL import Image
 from pixdec.evaluate.judge.client import Answer, Judge, Named
 from pixdec.evaluate.judge.pairs import Failed, Pair, View, Views
 from pixdec.evaluate.judge.prompt import PROMPT
-from pixdec.evaluate.judge.records import Round, append_round, digest, read_rounds
+from pixdec.evaluate.judge.rounds import Round, append_round, digest, read_rounds
 from pixdec.io.files import reason_of, replacing
 
 ROUNDS = "judge.jsonl"  # in the output folder
