@@ -1,32 +1,33 @@
 """Blind pairs: which of two enlargements do people prefer, who do not know which is which?
 
-    python -m scripts.pairs make --kodak FOLDER --photos FOLDER --taef2 FOLDER --cache FOLDER --out FOLDER
-    python -m scripts.pairs merge --folder FOLDER --verdicts VERDICTS [VERDICTS …]
+    python -m scripts.pairs make --kodak FOLDER --photos FOLDER --taef2 FOLDER --cache FOLDER --out OUT
+    pixdec judge OUT/ours OUT/real-esrgan OUT/lanczos -o OUT --human NAME --crop-side 256
+    python -m scripts.pairs merge --out OUT --judge NAME --verdicts VERDICTS
 
-`make` writes 40 pictures 01.png … (A left, B right, 256 x 256 of the output each at 100 %) and key.json, which says
-what A and B are: keep it from the judges. Each is ours in four steps and either Real-ESRGAN x4plus or Lanczos. VERDICTS
-has a line for each picture, `01 A`; a tie is `01 =`. Several files, or several verdicts on one picture, are counted
-together.
+`make` writes 40 pieces, 256 x 256 of the output at 100 %, of ours in four steps and of both rivals, for `pixdec judge`.
+For judges without a browser it also writes each pair as one picture, such as OUT/lanczos-07.png, A left and B right;
+`merge` reads what they say, a line for each picture, `lanczos-07 A`, into the same records, and prints the table.
 """
 
-import json
-import random
+import io
 import re
-from collections import Counter
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from pixdec.io.files import replacing
+from pixdec.evaluate.judge.asking import ROUNDS
+from pixdec.evaluate.judge.human import Session
+from pixdec.evaluate.judge.pairs import Views, find_pairs
+from pixdec.evaluate.judge.table import summarize, table
 from pixdec.io.images import read_image, to_pil, to_tensor
 from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.train.data.degrade import degrade
 from scripts.compare import ESRGAN, LANCZOS, SCALE, Methods, Photo
 
+RIVALS = {"real-esrgan": ESRGAN, "lanczos": LANCZOS}  # folder → method
 SIDE, AROUND = 256, 64  # pixels of a piece, and of what the methods see beyond it
-# By category: beginnings of file names, and the left upper corner of the piece. The first three of each meet
-# Real-ESRGAN, the others Lanczos.
+# By category: beginnings of file names, and the left upper corner of the piece.
 PLACES: dict[str, list[tuple[str, int, int]]] = {
     "faces": [
         ("kodim04", 144, 160),
@@ -95,36 +96,29 @@ def make(
     out: Path,
     model: str = "pixdec-nano",
     real_esrgan: Path | None = None,
-    seed: int = 0,
-    only_real_esrgan: bool = False,
 ) -> None:
-    """Writes the pictures and key.json. `only_real_esrgan`: all forty against it, none against Lanczos."""
+    """Writes the pieces, and the pairs as pictures."""
     methods, network = Methods(cache, model, steps=(4,), real_esrgan=real_esrgan), load_taef2(taef2)
-    ours = methods.names[-1]
-    places = [
-        (category, *place, ESRGAN if index < 3 or only_real_esrgan else LANCZOS)
-        for category, found in PLACES.items()
-        for index, place in enumerate(found)
-    ]
-    draw = random.Random(seed)
-    draw.shuffle(places)
-    out.mkdir(parents=True, exist_ok=True)
-    key = dict[str, dict[str, str]]()
-    for number, (category, name, left, top, rival) in enumerate(places, 1):
-        path = next(
-            path for folder in (kodak, photos) for path in sorted(folder.iterdir()) if path.stem.startswith(name)
-        )
-        photo, inner = piece(path, left, top, network)
-        order = [ours, rival]
-        draw.shuffle(order)
-        picture = Image.new("RGB", (2 * SIDE + 16, SIDE), "white")
-        for side, method in enumerate(order):
-            picture.paste(methods.make(method, photo)[0].crop(inner), (side * (SIDE + 16), 0))
-        picture.save(out / f"{number:02}.png")
-        about = {"photograph": path.stem, "left": str(left), "top": str(top), "category": category}
-        key[f"{number:02}"] = {**about, "A": order[0], "B": order[1]}
-    with replacing(out / "key.json") as temporary:
-        temporary.write_text(json.dumps({"ours": ours, "weights": methods.slug(ours), "pairs": key}, indent=1))
+    for category, found in PLACES.items():
+        for index, (name, left, top) in enumerate(found):
+            files = (path for folder in (kodak, photos) for path in sorted(folder.iterdir()))
+            photo, inner = piece(next(path for path in files if path.stem.startswith(name)), left, top, network)
+            for folder, method in {"ours": methods.names[-1], **RIVALS}.items():
+                file = out / folder / category / f"{index}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                methods.make(method, photo)[0].crop(inner).save(file)
+    for rival in RIVALS:
+        session = _session(out, rival, "pictures")
+        for index in range(len(session.questions)):
+            picture = Image.new("RGB", (2 * SIDE + 16, SIDE), "white")
+            for side, data in enumerate(session.images(index)):
+                picture.paste(Image.open(io.BytesIO(data)), (side * (SIDE + 16), 0))
+            picture.save(out / f"{rival}-{index:02}.png")
+
+
+def _session(out: Path, rival: str, judge: str) -> Session:
+    """The same order for every judge who has not begun."""
+    return Session(find_pairs(out / "ours", [out / rival]), judge, out / ROUNDS, Views(0, 1, SIDE))
 
 
 @torch.inference_mode()
@@ -139,29 +133,16 @@ def piece(path: Path, left: int, top: int, taef2: TAEF2) -> tuple[Photo, tuple[i
     return Photo(path.stem, original, low), (left - x, top - y, left - x + SIDE, top - y + SIDE)
 
 
-def merge(folder: Path, verdicts: list[Path]) -> None:
-    """Prints how often ours was preferred, with the 95 % interval (Clopper-Pearson); ties count half."""
-    from scipy import stats
-
-    document = json.loads((folder / "key.json").read_text())
-    wins, seen = Counter[str](), Counter[str]()
-    for path in verdicts:
-        for line in path.read_text().splitlines():
-            if not line.strip():
-                continue
-            found = re.fullmatch(r"\s*(\d+)(?:\.png)?\W*([ABab=])\s*", line)
-            if not found or found[1].zfill(2) not in document["pairs"]:
-                raise ValueError(f"{path}: {line!r}; expected a picture's number and A, B or =")
-            pair = document["pairs"][found[1].zfill(2)]
-            rival = pair["B"] if pair["A"] == document["ours"] else pair["A"]
-            won = 0.5 if found[2] == "=" else float(pair[found[2].upper()] == document["ours"])
-            for group in (f"over {rival}", f"over {rival}, {pair['category']}"):
-                wins[group] += won  # pyright: ignore[reportArgumentType]
-                seen[group] += 1
-    for group in sorted(seen):
-        count, total = wins[group], seen[group]
-        span = stats.binomtest(int(count), total).proportion_ci()
-        print(f"{count / total:4.0%}  [{span.low:.0%}, {span.high:.0%}]  {count:g} of {total}  {group}")
+def merge(out: Path, judge: str, verdicts: Path) -> None:
+    """Keeps the verdicts of one judge, and prints the table of all."""
+    sessions = {rival: _session(out, rival, judge) for rival in RIVALS}
+    for line in verdicts.read_text().splitlines():
+        found = re.fullmatch(rf"\s*({'|'.join(RIVALS)})-(\d+)(?:\.png)?\W*([ABab])\s*", line)
+        if found and int(found[2]) < len(sessions[found[1]].questions):
+            sessions[found[1]].choose(int(found[2]), found[3].upper())
+        elif line.strip():
+            raise ValueError(f"{verdicts}: {line!r}; expected a picture's name and A or B")
+    print(*table(summarize(out)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -85,22 +85,25 @@ def test_pairs_are_blind_and_merged(
 ) -> None:
     monkeypatch.setattr(pairs, "SIDE", 32)
     monkeypatch.setattr(pairs, "AROUND", 16)
-    monkeypatch.setattr(pairs, "PLACES", {"sky": [("1", 16, 8)] * 3 + [("2", 60, 64)] * 2})
-    model, out = str(folder / "small.safetensors"), folder / "pairs"
-    pairs.make(folder / "kodak", folder / "photos", folder, folder / "cache", out, model, seed=3)
-    assert [Image.open(path).size for path in sorted(out.glob("*.png"))] == [(80, 32)] * 5
-    key = json.loads((out / "key.json").read_text())
-    rivals = [pair["B"] if pair["A"] == STEPS else pair["A"] for pair in key["pairs"].values()]
-    assert sorted(rivals) == [compare.LANCZOS] * 2 + [compare.ESRGAN] * 3
-    assert {pair["A"] == STEPS for pair in key["pairs"].values()} == {True, False}
-    verdicts = folder / "verdicts.txt"
-    ours = {number: "A" if pair["A"] == STEPS else "B" for number, pair in key["pairs"].items()}
-    verdicts.write_text("".join(f"{number} {side}\n" for number, side in ours.items()))
-    pairs.merge(out, [verdicts])
-    assert "100%  [29%, 100%]  3 of 3  over TAEF2 + Real-ESRGAN x4plus\n" in capsys.readouterr().out
-    verdicts.write_text("06 A\n")
-    with pytest.raises(ValueError, match="06 A"):
-        pairs.merge(out, [verdicts])
+    monkeypatch.setattr(pairs, "PLACES", {"sky": [("1", 16, 8)] * 2, "water": [("2", 60, 64)] * 2})
+    out, verdicts = folder / "pairs", folder / "verdicts.txt"
+    small = str(folder / "small.safetensors")
+    pairs.make(folder / "kodak", folder / "photos", folder, folder / "cache", out, small)
+    pictures = [Image.open(path) for path in sorted(out.glob("*.png"))]
+    assert [picture.size for picture in pictures] == [(80, 32)] * 8
+    ours = [Image.open(path).tobytes() for path in sorted((out / "ours").rglob("*.png"))]
+    first = [picture.crop((0, 0, 32, 32)).tobytes() in ours for picture in pictures]
+    assert (sum(first[:4]), sum(first[4:])) == (2, 2)  # of each rival
+    for part in (slice(0, 3), slice(3, 8)):  # in two sittings
+        names = [f"{rival}-{index:02}" for rival in ("lanczos", "real-esrgan") for index in range(4)]
+        chosen = zip(names[part], first[part], strict=True)
+        verdicts.write_text("".join(f"{name} {'A' if is_ours else 'b'}\n" for name, is_ours in chosen))
+        pairs.merge(out, "anna", verdicts)
+    assert capsys.readouterr().out.count("| 4 | 4 | 0 | 100% [100%, 100%] |") == 2
+    for line in ("lanczos-04 A", "06 A", "lanczos-01 ="):
+        verdicts.write_text(line)
+        with pytest.raises(ValueError, match=line):
+            pairs.merge(out, "anna", verdicts)
 
 
 def test_legibility_counts_whole_words() -> None:

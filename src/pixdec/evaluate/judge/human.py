@@ -90,13 +90,12 @@ class Session:
                 orders += zip(found[::2], found[1::2], strict=True)
         draw = random.Random(seed)
         draw.shuffle(orders)
-        earlier = [next((each for each in both if (*each.round.slot, each.round.key) in made), None) for both in orders]
-        first = len(orders) // 2 - sum(each is not None and each.round.ours_first for each in earlier)
-        missing = earlier.count(None)
-        sides = [True] * min(max(first, 0), missing)
-        sides += [False] * (missing - len(sides))
+        sides = [index < len(orders) // 2 for index in range(len(orders))]
         draw.shuffle(sides)
-        self.questions = [each or both[not sides.pop()] for each, both in zip(earlier, orders, strict=True)]
+        earlier = [next((each for each in both if (*each.round.slot, each.round.key) in made), None) for both in orders]
+        self.questions = [
+            each or both[0 if first else 1] for each, both, first in zip(earlier, orders, sides, strict=True)
+        ]
         self.done = {index for index, each in enumerate(earlier) if each is not None}
         keep_settings(judge, asking, self.path)
         self.images = lru_cache(8)(self._images)
