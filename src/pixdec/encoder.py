@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.devices import device_named
-from pixdec.io.hub import loading_reason
+from pixdec.io.hub import HUB_ID, loading_reason
+from pixdec.io.quiet import quiet
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 from pixdec.models.tiny_vae import TinyVAE
 from pixdec.weights.load import load_autoencoder
@@ -144,18 +145,23 @@ def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype |
         import diffusers
     except ImportError as error:
         raise ValueError(f"encoding into {space.name} needs diffusers: pip install 'pixdec[pipelines]'") from error
-    subfolder = None if Path(name_or_path).is_dir() and not (Path(name_or_path) / "vae").is_dir() else "vae"
-    load: Any = getattr(diffusers, space.vae_class)
-    tiny = cast("Any", diffusers).AutoencoderTiny
+    folder = Path(name_or_path).expanduser()
+    if not folder.exists() and not HUB_ID.fullmatch(str(name_or_path)):
+        raise ValueError(f"{name_or_path}: there is no such folder, and a hub id has the form owner/name")
+    subfolder = None if folder.is_dir() and not (folder / "vae").is_dir() else "vae"
     try:
-        if tiny.load_config(str(name_or_path), subfolder=subfolder).get("_class_name") == tiny.__name__:
-            load = tiny
-        vae: nn.Module = load.from_pretrained(
-            str(name_or_path), subfolder=subfolder, torch_dtype=dtype or torch.float32
-        )
+        with quiet("diffusers"):
+            load: Any = getattr(diffusers, space.vae_class)
+            tiny = cast("Any", diffusers).AutoencoderTiny
+            if tiny.load_config(str(name_or_path), subfolder=subfolder).get("_class_name") == tiny.__name__:
+                load = tiny
+            vae: nn.Module = load.from_pretrained(
+                str(name_or_path), subfolder=subfolder, torch_dtype=dtype or torch.float32
+            )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name_or_path}: cannot load a {load.__name__} from here ({loading_reason(error, name_or_path)})"
+            f"{name_or_path}: no {space.vae_class} or AutoencoderTiny can be loaded from here "
+            f"({loading_reason(error, name_or_path)})"
         ) from error
     config: Any = vae.config
     channels = config.get("latent_channels", config.get("z_dim"))

@@ -98,7 +98,7 @@ def test_loras_that_cannot_be(run: Run, latent: Path, lora: Path, tmp_path: Path
     run("decode", latent, *out, "--lora", lora, "--lora-strength", "nan").refused("strength nan", "finite")
     run("decode", latent, *out, "--lora", tmp_path / "no").refused("no: there is no such file")
     run("decode", latent, *out, "--lora", bundled / "pixdec-nano.safetensors").refused("no LoRA but 'decoder'")
-    run("decode", latent, *out, "--model", lora).refused("no decoder but 'lora'", "load_lora")
+    run("decode", latent, *out, "--model", lora).refused("no decoder but a LoRA", "--lora")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(lora.read_bytes()[:-1])
     run("upscale", latent, *out, "--lora", cut).refused("z.safetensors")  # no image; the LoRA is not reached

@@ -199,7 +199,7 @@ def of(settings: PiDSettings) -> Callable[[Path], Path]:
         (changed(WORDY, "adapter", padding="replicate"), of(WORDY), r"adapter\.padding='zeros'.*'replicate'"),
         (dataclasses.replace(WORDY, prediction="x0"), of(WORDY), r"prediction='velocity'.*'x0'"),
         (dataclasses.replace(WORDY, prediction="x0"), of(PRIOR), r"prediction='velocity'.*'x0'"),
-        (WORDY, lora_file, "no decoder but 'lora'"),
+        (WORDY, lora_file, "no decoder but a LoRA"),
         (WORDY, lora_run, "trains a LoRA; begin with what it began with"),
         (WORDY, damaged_run, "not a checkpoint that can be read"),
         (WORDY, lambda folder: folder, "expected one file of weights in this folder, found none"),

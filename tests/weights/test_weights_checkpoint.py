@@ -226,3 +226,9 @@ def test_written_files_are_what_the_library_reads(tmp_path: Path) -> None:
     assert open_checkpoint(path).metadata == {"key": "välue"}
     assert all(tensor.data_ptr() % tensor.element_size() == 0 for tensor in loaded.values())
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_pipelines_folder_is_named_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="a diffusers pipeline, for `pixdec generate --pipeline`"):
+        open_checkpoint(tmp_path)

@@ -140,7 +140,7 @@ SETTINGS = json.loads(settings_to_json(NANO))
         ({"times": "[0.9, null]"}, "times '[0.9, null]'; expected a JSON list"),
         ({"times": "0.9"}, "expected a JSON list"),
         ({"space": "sdxl"}, "but sdxl latents have 4 at 1/8"),
-        ({"pixdec": "upscaler"}, "no decoder but 'upscaler'"),
+        ({"pixdec": "upscaler"}, "no decoder but upscaler"),
         ({"settings": "{"}, "its settings are not JSON"),
         ({"settings": "[]"}, "settings=[]: expected PiDSettings"),
         ({"settings": json.dumps({**SETTINGS, "extra": 1})}, "unknown field 'extra'; was the file written by a newer"),
@@ -193,7 +193,7 @@ def test_an_autoencoder_comes_back_as_it_was_saved(tmp_path: Path, monkeypatch: 
     found = describe(path)
     assert (found.kind, found.name, found.space, found.problem) == ("autoencoder", "pixdec-tiny", "flux2", None)
     assert found.settings == TINY
-    assert "no decoder but 'autoencoder'; open it with load_autoencoder" in refusal(path)
+    assert "no decoder but an autoencoder, which ImageEncoder" in refusal(path)
     rewrite(path, settings=settings_to_json(replace(TINY, decoder_depths=(0, 0, 0))))
     assert "unexpected: decoder.level2.0.conv1.bias" in refusal(path, load_autoencoder)
     assert "unexpected: decoder.level2.0.conv1.bias" in (describe(path).problem or "")
@@ -268,7 +268,7 @@ def test_describe_other_files(tmp_path: Path) -> None:
     Latent(torch.randn(1, 16, 4, 4), get_space("sd3")).save(tmp_path / "latent.safetensors")
     found = describe(tmp_path / "latent.safetensors")
     assert (found.kind, found.space, found.tensors, found.parameters) == ("latent", "sd3", 1, 256)
-    assert "no decoder but 'latent'" in refusal(tmp_path / "latent.safetensors")
+    assert "no decoder but a latent" in refusal(tmp_path / "latent.safetensors")
     save_file({"unet.weight": torch.zeros(3, dtype=torch.int8)}, tmp_path / "other.safetensors")
     found = describe(tmp_path / "other.safetensors")
     assert (found.kind, found.tensors, found.dtypes) == ("unknown", 1, ("int8",))

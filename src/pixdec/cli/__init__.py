@@ -173,6 +173,7 @@ def _notes() -> Generator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
+        warnings.filterwarnings("ignore", module=r"(huggingface_hub|torchao)\b")
         warnings.showwarning = _show_warning
         yield
 

@@ -13,6 +13,8 @@ from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
 from pixdec.cli.report import Report, in_steps, progress
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
     from pixdec.decoder import PixelDecoder
     from pixdec.latents import Latent
 
@@ -105,7 +107,8 @@ class Decode:
     def _make(self, images: Sequence[_Image], decoder: PixelDecoder, report: Report) -> None:
         from pixdec.encoder import first_decode
         from pixdec.generation.decoding import embed_prompts
-        from pixdec.generation.records import is_made
+        from pixdec.generation.records import is_made, record_of
+        from pixdec.io.images import save_image
         from pixdec.latents import Latent
         from pixdec.text import EncoderUnavailableError
 
@@ -124,7 +127,11 @@ class Decode:
                         read = Latent.load(image.job.source, space=image.space, statistics=False)
                         as_it_is = read.space.is_image or not decoder.space.is_image
                         source, file = image.job.source, read if as_it_is else first_decode(read, image.vae)
-                    self._decode(image, image.latent(file), decoder, asked[image], report, tick)
+                    started = time.perf_counter()
+                    picture, done = self._decode(image, image.latent(file), decoder, tick)
+                    recorded = record_of("decode", asked[image], done)
+                    save_image(picture, image.job.target, settings=recorded)
+                    report.made(image.job, (picture.height, picture.width), recorded, started)
 
     def _images(self, job: Job, latent: Latent) -> list[_Image]:
         """The images of a file of latents: prompt and seed as the options say, else as its settings say."""
@@ -168,36 +175,27 @@ class Decode:
         }
 
     def _decode(
-        self,
-        image: _Image,
-        latent: Latent,
-        decoder: PixelDecoder,
-        asked: dict[str, object],
-        report: Report,
-        tick: Callable[[int], None],
-    ) -> None:
+        self, image: _Image, latent: Latent, decoder: PixelDecoder, tick: Callable[[int], None]
+    ) -> tuple[PILImage, dict[str, object]]:
+        """The image of a latent, and what was done."""
         from pixdec.generation.decoding import check_output, check_shape
-        from pixdec.generation.records import done_by, record_of
-        from pixdec.io.images import save_image, to_pil
+        from pixdec.generation.records import done_by
+        from pixdec.io.images import to_pil
 
-        started, job = time.perf_counter(), image.job
         each, size = latent.space.factor * decoder.scale, None if self.size is None else parse_size(self.size)
         own = (image.rows * each, image.columns * each)
-        check_output(job.target, *(size or own))
+        check_output(image.job.target, *(size or own))
         if size is not None:
             check_shape(size, own)
-        step = None
-        for step in decoder.stream(latent, str(asked["prompt"]), seed=image.seed, steps=self.by.steps, size=size):
+        prompt, step = image.prompt if decoder.model.needs_text else "", None
+        for step in decoder.stream(latent, prompt, seed=image.seed, steps=self.by.steps, size=size):
             tick(step.total)
         assert step is not None, "a decoder takes at least one step"
         picture = to_pil(step.x0)[0]
-        done: dict[str, object] = {
+        return picture, {
             "steps": step.total,
             "sigma": round(float(latent.sigma[0]), 6),
             **done_by(step.how, self.by.how.config()),
             "width": picture.width,
             "height": picture.height,
         }
-        recorded = record_of("decode", asked, done)
-        save_image(picture, job.target, settings=recorded)
-        report.made(job, (picture.height, picture.width), recorded, started)

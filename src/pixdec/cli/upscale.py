@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pixdec.cli.jobs import Job, Kinds, plan
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pixdec.decoder import PixelDecoder
     from pixdec.encoder import ImageEncoder
     from pixdec.generation.enlarge import UpscaleSettings
+    from pixdec.io.images import Picture
 
 
 @dataclass(frozen=True)
@@ -94,24 +95,25 @@ class Upscale:
     def _make(
         self, sizes: dict[Job, tuple[int, int]], decoder: PixelDecoder, settings: UpscaleSettings, report: Report
     ) -> None:
-        from pixdec.generation.records import is_made
+        from pixdec.generation.enlarge import encoder_for
+        from pixdec.generation.records import is_made, record_of
+        from pixdec.io.images import save_picture
 
         asked = {job: self._asked(job, decoder, settings) for job in sizes}
         todo = [job for job in sizes if self.by.again or not is_made(job.target, "upscale", asked[job])]
         report.skip([job for job in sizes if job not in todo], len(sizes))
         if not todo:
             return
-        encoder = self._encoder(decoder)
+        encoder = encoder_for(decoder, self.vae)
         with progress(len(todo), "step") as bar:
             tick = in_steps(bar)
             for job in todo:
                 with report.attempt(job.source):
-                    self._upscale(job, decoder, encoder, settings, asked[job], report, tick)
-
-    def _encoder(self, decoder: PixelDecoder) -> ImageEncoder | None:
-        from pixdec.generation.enlarge import encoder_for
-
-        return encoder_for(decoder, self.vae)
+                    started = time.perf_counter()
+                    large, done = self._upscale(job, decoder, encoder, settings, tick)
+                    recorded = record_of("upscale", asked[job], done)
+                    save_picture(large, job.target, settings=recorded, bits=self.bits)
+                    report.made(job, large.size, recorded, started)
 
     def _asked(self, job: Job, decoder: PixelDecoder, settings: UpscaleSettings) -> dict[str, object]:
         from pixdec.generation.records import fingerprint
@@ -136,19 +138,15 @@ class Upscale:
         decoder: PixelDecoder,
         encoder: ImageEncoder | None,
         settings: UpscaleSettings,
-        asked: dict[str, object],
-        report: Report,
         tick: Callable[[int], None],
-    ) -> None:
-        from dataclasses import replace
-
+    ) -> tuple[Picture, dict[str, object]]:
+        """The large picture, and what was done."""
         from pixdec.generation.enlarge import upscale
-        from pixdec.generation.records import done_by, record_of
+        from pixdec.generation.records import done_by
         from pixdec.inference.engine import DecodeStep
-        from pixdec.io.images import read_picture, save_picture
+        from pixdec.io.images import read_picture
         from pixdec.io.metadata import NOTHING
 
-        started = time.perf_counter()
         picture = read_picture(job.source)
         if picture.bits == 16 and self.bits == 8:
             text = f"{job.source}: 16 bits a channel; the output has 8, --bits 16 keeps them in a .png"
@@ -163,16 +161,13 @@ class Upscale:
             tick(step.total)
 
         large = upscale(picture, decoder, encoder, settings, seen)
-        done: dict[str, object] = {
+        return large, {
             "steps": steps[0].total,
             **done_by(steps[0].how, self.by.how.config()),
             "encoder": None if encoder is None else encoder.name,
             "width": large.size[1],
             "height": large.size[0],
         }
-        recorded = record_of("upscale", asked, done)
-        save_picture(large, job.target, settings=recorded, bits=self.bits)
-        report.made(job, large.size, recorded, started)
 
 
 def _check_limits(job: Job, image: tuple[int, int], decoder: PixelDecoder, settings: UpscaleSettings) -> None:

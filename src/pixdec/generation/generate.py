@@ -26,10 +26,10 @@ from pixdec.generation.items import VERB, Item, Todo, Want, check_earlier, plan_
 from pixdec.generation.pipeline import (
     call_arguments,
     check_call,
+    diffusers,
     find_pipeline,
     load_pipeline,
     pipeline_errors,
-    quiet_libraries,
     short_of_memory,
 )
 from pixdec.generation.prompts import Prompt, prompts_of
@@ -39,6 +39,7 @@ from pixdec.inference.config import InferenceConfig
 from pixdec.io.files import prepare
 from pixdec.io.hub import Access
 from pixdec.io.images import save_image, to_pil
+from pixdec.io.quiet import quiet
 from pixdec.latents import SPACES, Latent, check_latent
 from pixdec.weights.load import describe, find_weights
 
@@ -118,7 +119,8 @@ class Generation:
         single = not isinstance(prompts, str | Path) and len(read) == 1
         self.items = plan_items(read, str(output), settings, single=single)
         self._decoder = None if settings.latents_only else self._open_decoder("meta")
-        with quiet_libraries():
+        diffusers()
+        with quiet("diffusers", "transformers"):
             self.blueprint = find_pipeline(settings.pipeline)
         self._check_pipeline(read)
         if not settings.again:
@@ -137,7 +139,7 @@ class Generation:
         """
         if not todo:
             return
-        with quiet_libraries():
+        with quiet("diffusers", "transformers"):
             if any(each.image for each in todo):
                 assert self._decoder is not None, "without a decoder there are no images"
                 with short_of_memory(self.device):  # before anything is loaded: no weights are needed for it

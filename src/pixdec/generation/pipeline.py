@@ -7,7 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -64,7 +64,7 @@ def find_pipeline(name: str) -> Blueprint:
         ValueError: diffusers is missing; no such folder or repository, no pipeline in it, or of a class or with
             components that this diffusers does not know.
     """
-    library = _diffusers()
+    library = diffusers()
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / _INDEX).is_file():
@@ -107,7 +107,7 @@ def load_pipeline(blueprint: Blueprint, device: str, dtype: torch.dtype | None, 
     if dtype is None:
         dtype = torch.bfloat16 if computes_in_bfloat16(torch.device(device)) else torch.float32
     with _naming(blueprint.name, "cannot be loaded"), short_of_memory(device):
-        pipe = _diffusers().DiffusionPipeline.from_pretrained(blueprint.name, torch_dtype=dtype)
+        pipe = diffusers().DiffusionPipeline.from_pretrained(blueprint.name, torch_dtype=dtype)
         if offload and device.startswith("cuda"):
             pipe.enable_model_cpu_offload(device=device)
         else:
@@ -178,25 +178,6 @@ def short_of_memory(device: str) -> Generator[None]:
         raise ValueError(f"out of memory on {device}; try --offload, or smaller images") from None
 
 
-@contextmanager
-def quiet_libraries() -> Generator[None]:
-    """diffusers, transformers and the hub's client say errors only, and show loading bars on a terminal only."""
-    import huggingface_hub
-    import transformers
-
-    barred: list[Any] = [_diffusers().utils.logging, transformers.utils.logging]
-    with ExitStack() as restore:
-        for switch in (*barred, cast("Any", huggingface_hub.logging)):
-            restore.callback(switch.set_verbosity, switch.get_verbosity())
-            switch.set_verbosity_error()
-        for switch in barred:
-            restore.callback(
-                switch.enable_progress_bar if switch.is_progress_bar_enabled() else switch.disable_progress_bar
-            )
-            (switch.enable_progress_bar if sys.stderr.isatty() else switch.disable_progress_bar)()
-        yield
-
-
 def _index(name: str) -> dict[str, Any]:
     """The components of a pipeline, by name: (library, class)."""
     try:
@@ -210,7 +191,12 @@ def _index(name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", index)
 
 
-def _diffusers() -> Any:  # Any: it exports its classes lazily, where type checkers do not see them
+def diffusers() -> Any:  # Any: it exports its classes lazily, where type checkers do not see them
+    """The library.
+
+    Raises:
+        ValueError: it is not there.
+    """
     try:
         import diffusers
     except ImportError as error:

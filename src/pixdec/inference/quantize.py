@@ -11,15 +11,14 @@ what the products gain, so that a narrow network gains time only where it is com
 docs/benchmarks/fidelity.md.
 """
 
-import logging
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pixdec.inference.config import Quantize
+from pixdec.io.quiet import quiet
 from pixdec.models.network import Network
 
 # Where the work of a block is, by the names of its Linears: all but modulations, which the blocks read part by part.
@@ -45,7 +44,7 @@ def quantize_blocks(network: Network, kind: Quantize) -> None:
         )
     weight = next(iter(chosen.values())).weight
     _check(kind, weight.device, weight.dtype)
-    with _quiet("torchao", "torch.utils._pytree"):  # libraries for devices that are not there
+    with quiet():
         try:
             from torchao.quantization import quantize_
 
@@ -121,16 +120,3 @@ def _config(kind: Quantize, device: torch.device) -> Any:
             return Int8WeightOnlyConfig(set_inductor_config=False)
         case "fp8":
             return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
-
-
-@contextmanager
-def _quiet(*loggers: str) -> Generator[None]:
-    """Inside, these loggers tell of errors only."""
-    levels = {name: logging.getLogger(name).level for name in loggers}
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

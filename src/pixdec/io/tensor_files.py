@@ -30,8 +30,8 @@ _OTHERS = {  # first bytes: what the file is, and what to do
     b"GGUF": "GGUF, quantized weights for other programs; take the safetensors that it was made from",
     b"\x80": "a bare pickle, which can run code when it is opened; load it where you trust it and save it as "
     "safetensors, or by torch.save as PyTorch does since 1.6",
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image; `pixdec upscale` takes images, here a file of tensors is expected",
+    b"\xff\xd8\xff": "a JPEG image; `pixdec upscale` takes images, here a file of tensors is expected",
     b"\x89HDF": "HDF5, as Keras saves weights; save the tensors as safetensors",
     b"\x1f\x8b": "compressed by gzip; unpack it first",
     b"{": "JSON, no tensors",

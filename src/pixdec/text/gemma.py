@@ -5,10 +5,8 @@ Legend: B captions, L tokens of the padded prompt, T tokens kept (300), E their 
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pixdec.io.files import first_line_of
+from pixdec.io.quiet import quiet
 from pixdec.text.instructions import CHI_PROMPT
 from pixdec.text.source import GEMMA, EncoderUnavailableError, fetch
 
@@ -167,24 +166,10 @@ def _transformers() -> Any:  # Any: its auto classes are hardly typed
     return transformers
 
 
-@contextmanager
-def _no_bar_in_a_pipe(library: Any) -> Generator[None]:
-    """Hide transformers' progress bar unless a person can watch it."""
-    switch = library.utils.logging
-    hide = switch.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if hide:
-        switch.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hide:
-            switch.enable_progress_bar()
-
-
 def _load(library: Any, folder: Path) -> tuple[Tokenizer, Any]:
     """Tokenizer and model out of a folder, all of it or an error."""
     try:
-        with _no_bar_in_a_pipe(library):
+        with quiet("transformers"):
             tokenizer = library.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             model, report = library.AutoModel.from_pretrained(
                 str(folder),

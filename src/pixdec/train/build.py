@@ -14,7 +14,7 @@ import tyro
 from torch import Tensor
 
 from pixdec.encoder import TINY_SPACE, ImageEncoder
-from pixdec.io.files import first_line_of
+from pixdec.io import files
 from pixdec.latents import get_space
 from pixdec.models.pid import PiD
 from pixdec.models.taef2 import load_taef2
@@ -85,6 +85,7 @@ def build(recipe: Recipe, data: str | Path, output: str | Path, options: RunOpti
         OSError: weights that are not on disk and cannot be fetched.
     """
     world = join(options.device, recipe.machine.context)
+    files.prepare([Path(output) / "settings.json"])  # before anything is loaded
     source = open_source(data, recipe, world.share)
     with torch.random.fork_rng(devices=[]):  # biases are drawn as the network is made
         torch.manual_seed(recipe.loop.seed)
@@ -168,7 +169,9 @@ def _encoder(name: str, space: str, device: torch.device) -> Encode:
         try:
             taef2 = load_taef2(name.removeprefix("taef2:")).to(device)
         except (RuntimeError, EOFError) as error:
-            raise ValueError(f"--encoder {name}: not TAEF2's files, or damaged ({first_line_of(error)})") from error
+            raise ValueError(
+                f"--encoder {name}: not TAEF2's files, or damaged ({files.first_line_of(error)})"
+            ) from error
         return lambda images: target.patchify(taef2.encode(images))
     own = None if name == "tiny" else name
     if target.vision:

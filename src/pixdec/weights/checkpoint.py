@@ -29,6 +29,10 @@ def find_file(path: str | Path) -> Path:
         return _index_of(path) or path
     if not path.is_dir():
         raise ValueError(f"{path}: there is no such file or folder")
+    if (path / "model_index.json").is_file():
+        raise ValueError(
+            f"{path}: a diffusers pipeline, for `pixdec generate --pipeline`; expected a decoder's weights"
+        )
     if (path / RELEASED_FILE).is_file():
         return path / RELEASED_FILE
     indices = sorted(path.glob(f"*{_INDEX}"))

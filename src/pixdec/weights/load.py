@@ -41,6 +41,11 @@ from pixdec.weights.state import FLOAT8, NetworkTensors, network_tensors
 
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S")
+_TAKEN_BY = {
+    "autoencoder": "an autoencoder, which ImageEncoder and --vae take",
+    "lora": "a LoRA, which load_lora and --lora take",
+    "latent": "a latent, which `pixdec decode` takes",
+}
 _STORED = (*DTYPE_NAMES, *FLOAT8)
 
 
@@ -313,9 +318,7 @@ def _about(path: Path) -> Generator[None]:
 def _read(checkpoint: TensorFile, space: str | None) -> tuple[NetworkTensors, Identity]:
     what = checkpoint.metadata.get("pixdec", "decoder")
     if what != "decoder":
-        raise ValueError(
-            f"no decoder but {what!r}; open it with load_autoencoder, PixelDecoder.load_lora or Latent.load"
-        )
+        raise ValueError(f"no decoder but {_TAKEN_BY.get(what, what)}; see `pixdec models`")
     tensors = _named(checkpoint)
     return tensors.dequantized(), identify(checkpoint, tensors, space)
 
