@@ -116,7 +116,7 @@ class Judge:
             body = None
         if not isinstance(body, dict):
             raise ValueError(f"body={self.body}: expected a JSON object")
-        key = os.environ.get(self.key)
+        key = os.environ.get(self.key, "").strip() or None
         return Endpoint(self.endpoint, self.model or "", key, body, structured=self.structured, timeout=self.timeout)
 
     def _asking(self, views: Views) -> Asking:

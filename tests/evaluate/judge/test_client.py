@@ -185,6 +185,12 @@ def test_addresses(stub: Stub) -> None:
             Endpoint(url, "m")
 
 
+def test_a_key_that_no_header_takes_is_refused_and_not_shown() -> None:
+    with pytest.raises(ValueError, match="line break") as caught:
+        Endpoint("http://127.0.0.1:1/v1", "m", "secret-key\nmore")
+    assert "secret" not in str(caught.value)
+
+
 def test_the_fake_judge_prefers_the_richer_spectrum() -> None:
     soft = IMAGES[0].resize((12, 8)).resize(IMAGES[0].size)
     for seed in range(5):

@@ -112,6 +112,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
             raise ValueError(f"endpoint={self.url}: expected a URL such as http://127.0.0.1:8000/v1")
+        if self.key is not None and not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError("key: expected printable ASCII characters; is a line break in it?")
         for name in ("timeout", "tries"):
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"{name}={value}: expected more than 0")
@@ -167,10 +169,11 @@ class Endpoint:
         except urllib.error.HTTPError as error:
             raise self._refused(error) from error
         except (OSError, http.client.HTTPException) as error:
+            unsent = isinstance(error, urllib.error.URLError)  # what goes wrong later is not wrapped in it
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             late = isinstance(cause, TimeoutError)
             what = f"no answer within {self.timeout:g} s" if late else f"no connection ({reason_of(cause)})"
-            raise _FailedError(what, again=True, charged=not isinstance(cause, ConnectionRefusedError)) from error
+            raise _FailedError(what, again=True, charged=not unsent) from error
         return _answer_in(data)
 
     def _refused(self, error: urllib.error.HTTPError) -> _FailedError:
