@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from pixdec.evaluate.judge.client import Answer
+
 Run = Callable[..., Any]
 Photo = Callable[..., Path]
 Names = Callable[[Path], list[str]]
@@ -50,6 +52,24 @@ def test_a_dry_run_calls_nobody(run: Run, folders: tuple[Path, Path], names: Nam
     assert not (tmp_path / "out").exists()
     plan = run(*arguments, "--dry-run", "--json").records[0]
     assert (plan["calls"], plan["cost"]) == (4, None)
+
+
+def test_the_key_comes_out_of_the_environment(
+    run: Run, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[Any]()
+
+    def call(self: Any, request: Any) -> Any:
+        seen.append(request.get_header("Authorization"))
+        return Answer("VERDICT: A")
+
+    monkeypatch.setattr("pixdec.evaluate.judge.client.Endpoint._call", call)
+    monkeypatch.setenv("MY_KEY", "secret-key\n")
+    arguments = ("judge", *folders, "-o", tmp_path / "out", "--endpoint", "http://127.0.0.1:1/v1", "--model", "m")
+    outcome = run(*arguments, "--key-env", "MY_KEY", "--json")
+    assert seen == ["Bearer secret-key"] * 4
+    written = "".join(file.read_text() for file in (tmp_path / "out").iterdir())
+    assert "secret-key" not in outcome.out + outcome.err + written
 
 
 @pytest.mark.parametrize(

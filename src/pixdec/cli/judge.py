@@ -60,7 +60,7 @@ class Judge:
     """Ask for the verdict as JSON by a schema, where the model can do that."""
     body: str = "{}"
     """JSON: further fields of the request; null removes one: '{"temperature": null, "reasoning_effort": "low"}'."""
-    key: str = "PIXDEC_JUDGE_KEY"
+    key_env: str = "PIXDEC_JUDGE_KEY"
     """The environment variable that holds the endpoint's key."""
     price: tuple[float, float] | None = None
     """USD for a million tokens of input and of output."""
@@ -116,7 +116,7 @@ class Judge:
             body = None
         if not isinstance(body, dict):
             raise ValueError(f"body={self.body}: expected a JSON object")
-        key = os.environ.get(self.key, "").strip() or None
+        key = os.environ.get(self.key_env, "").strip() or None
         return Endpoint(self.endpoint, self.model or "", key, body, structured=self.structured, timeout=self.timeout)
 
     def _asking(self, views: Views) -> Asking:
