@@ -1,0 +1,80 @@
+// Filling the form and the groups of choices, and reading them.
+import { words } from "./words.js";
+
+/** A group of radio buttons in `place`; `choose(name)` on a change. */
+export function choices(place, options, chosen, choose) {
+  place.replaceChildren(
+    ...Object.entries(options).map(([value, text]) => {
+      const label = document.createElement("label");
+      const input = Object.assign(document.createElement("input"), { type: "radio", name: place.id, value, checked: value === String(chosen) });
+      input.addEventListener("change", () => choose(value));
+      label.append(input, text);
+      return label;
+    }),
+  );
+}
+
+/** The models that take this source, by latent space. */
+export function fillModels(select, models, source) {
+  const fits = models.filter(({ space }) => source.kind === "image" || space === "rgb" || !source.space || space === source.space);
+  const spaces = [...new Set(fits.map(({ space }) => space))];
+  select.replaceChildren(
+    ...spaces.map((space) => {
+      const group = Object.assign(document.createElement("optgroup"), { label: space });
+      group.append(...fits.filter((model) => model.space === space).map(({ id }) => new Option(id)));
+      return group;
+    }),
+  );
+  return fits;
+}
+
+export const stepsOf = ({ steps, default_steps: usual }) =>
+  Array.isArray(steps) ? [Math.min(...steps), Math.max(...steps), usual] : [1, Math.max(steps, usual), usual];
+
+/** Show the state in the form; what does not apply to the source is hidden. */
+export function fillForm(form, state, model, source) {
+  const { steps, strength, seed, stop } = form.elements;
+  form.elements.model.value = model.id;
+  [steps.min, steps.max] = stepsOf(model);
+  steps.max = Math.min(steps.max, Math.max(4, model.default_steps)); // dials end where a person would
+  [steps.value, strength.value, seed.value] = [state.steps || model.default_steps, state.strength, state.seed];
+  steps.parentElement.hidden = steps.min === steps.max;
+  const stops = source.stops ?? [];
+  stop.max = Math.max(0, stops.length - 1);
+  stop.value = state.stop;
+  for (const field of form.querySelectorAll("[data-for]")) field.hidden = field.dataset.for !== source.kind || (field.contains(stop) && !stops.length);
+  tell(form, steps, words.steps(steps.valueAsNumber));
+  tell(form, strength, words.strength(strength.valueAsNumber));
+  if (stops.length) tell(form, stop, words.sigma(stops[state.stop].sigma));
+}
+
+function tell(form, input, text) {
+  form.querySelector(`output[for=${input.id}]`).value = text;
+  input.setAttribute("aria-valuetext", text);
+}
+
+export function readForm(form) {
+  const { model, steps, strength, seed, stop } = form.elements;
+  const number = (input) => (Number.isFinite(input.valueAsNumber) ? input.valueAsNumber : 0);
+  return { model: model.value, steps: number(steps), strength: number(strength), seed: Math.trunc(number(seed)), stop: number(stop) };
+}
+
+export function fillGallery(list, examples, choose) {
+  list.replaceChildren(
+    ...examples.map((example) => {
+      const item = document.createElement("li"), button = document.createElement("button");
+      Object.assign(button, { type: "button", title: words.credit(example) });
+      button.dataset.id = example.id;
+      button.append(Object.assign(new Image(), { src: example.url, alt: "" }), words.example(example));
+      button.addEventListener("click", () => choose(example.id));
+      item.append(button);
+      return item;
+    }),
+  );
+}
+
+/** A decode in the lens, told from the others. */
+export function nameOf({ model, steps, strength, stop, seed }, source) {
+  const more = [strength ? `strength ${strength}` : "", stop ? words.sigma(source.stops[stop].sigma) : "", seed ? `seed ${seed}` : ""];
+  return [words.result(model, steps), ...more].filter(Boolean).join(", ");
+}

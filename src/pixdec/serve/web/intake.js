@@ -1,0 +1,86 @@
+// Images from a person: dropped, pasted or chosen. What is given back can be shown and sent.
+import { Failure } from "./api.js";
+import { words } from "./words.js";
+
+const isLatent = (file) => /\.(safetensors|latent)$/i.test(file.name);
+
+/** A file → { kind, file, name, width, height, bitmap, note }; refuses what cannot be read, in words. */
+export async function read(file, limits, scale) {
+  if (limits?.bytes && file.size > limits.bytes) throw new Failure(words.errors.tooHeavy(file.size, limits.bytes));
+  const source = { file, name: file.name || "pasted.png", note: "" };
+  if (isLatent(source)) return { ...source, kind: "latent" };
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
+  } catch {
+    throw new Failure(words.errors.noImage(source.name));
+  }
+  const { width, height } = bitmap;
+  const pixels = width * height * scale ** 2;
+  if (limits?.pixels && pixels > limits.pixels) {
+    bitmap.close();
+    throw new Failure(words.errors.tooLarge(pixels, limits.pixels));
+  }
+  if (await isAnimated(file)) {
+    source.file = await firstFrame(bitmap);
+    source.note = words.firstFrame;
+  } else if (await isTurned(file)) source.note = words.turned;
+  return { ...source, kind: "image", width, height, bitmap };
+}
+
+async function firstFrame(bitmap) {
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  return canvas.convertToBlob({ type: "image/png" });
+}
+
+async function isAnimated(file) {
+  if (!globalThis.ImageDecoder || !/gif|webp|png|avif/.test(file.type)) return false; // such a browser sends all frames
+  const decoder = new ImageDecoder({ data: file.stream(), type: file.type });
+  try {
+    await decoder.tracks.ready;
+    return decoder.tracks.selectedTrack?.animated ?? false;
+  } catch {
+    return false;
+  } finally {
+    decoder.close();
+  }
+}
+
+async function isTurned(file) {
+  if (file.type !== "image/jpeg") return false;
+  const head = new DataView(await file.slice(0, 1 << 16).arrayBuffer());
+  for (let at = 2; at + 10 < head.byteLength && head.getUint8(at) === 0xff; at += 2 + head.getUint16(at + 2)) {
+    if (head.getUint16(at) !== 0xffe1 || head.getUint32(at + 4) !== 0x45786966) continue;
+    const start = at + 10, little = head.getUint16(start) === 0x4949;
+    const first = start + head.getUint32(start + 4, little);
+    for (let entry = 0; entry < head.getUint16(first, little); entry++) {
+      const place = first + 2 + 12 * entry;
+      if (head.getUint16(place, little) === 0x112) return head.getUint16(place + 8, little) > 1;
+    }
+  }
+  return false;
+}
+
+/** Call `take(file)` for whatever a person drops on the page, pastes, or chooses with the input. */
+export function listen(input, curtain, take) {
+  const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  let depth = 0;
+  const show = (change) => (curtain.hidden = (depth = Math.max(0, depth + change)) === 0);
+  addEventListener("dragenter", (event) => hasFiles(event) && show(1));
+  addEventListener("dragleave", (event) => hasFiles(event) && show(-1));
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    show(-depth);
+    if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+  });
+  addEventListener("paste", (event) => {
+    const file = [...event.clipboardData.files][0];
+    if (file) take(file);
+  });
+  input.addEventListener("change", () => {
+    if (input.files[0]) take(input.files[0]);
+    input.value = "";
+  });
+}

@@ -1,0 +1,32 @@
+// The settings of a decode, as a command and as Python.
+
+const quoted = (text) => (/^[\w.,/-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
+const stem = (name) => name.replace(/\.[^.]+$/, "");
+
+export function command({ kind, name, model, steps, strength, seed }) {
+  const verb = kind === "latent" ? "decode" : "upscale";
+  const noise = kind === "image" && strength ? ` --strength ${strength}` : "";
+  return `pixdec ${verb} ${quoted(name)} -o ${quoted(`${stem(name)}-large.png`)} --model ${quoted(model)} --steps ${steps}${noise} --seed ${seed}`;
+}
+
+export function python({ kind, name, model, space, steps, strength, seed }) {
+  const file = JSON.stringify(name), decodesImages = space === "rgb";
+  const noised = strength ? `.noised(${strength}, seed=${seed})` : "";
+  const [imports, latent] =
+    kind === "latent"
+      ? [["from pixdec import Latent, PixelDecoder"], `Latent.load(${file})`]
+      : decodesImages
+        ? [["from pixdec import Latent, PixelDecoder", "from pixdec.io.images import read_image, to_tensor"], `Latent(to_tensor(read_image(${file})), "rgb")${noised}`]
+        : [["from pixdec import ImageEncoder, PixelDecoder", "from pixdec.io.images import read_image, to_tensor"],
+          `ImageEncoder.from_pretrained(${JSON.stringify(space)}).encode(to_tensor(read_image(${file})))${noised}`];
+  const first = kind === "latent" && decodesImages;
+  return [
+    ...imports,
+    ...(first ? ["from pixdec.encoder import first_decode"] : []),
+    "",
+    `decoder = PixelDecoder.from_pretrained(${JSON.stringify(model)})`,
+    `latent = ${first ? `first_decode(${latent}, "pixdec-tiny")` : latent}`,
+    `image = decoder.decode(latent, seed=${seed}, steps=${steps})[0]`,
+    `image.save(${JSON.stringify(`${stem(name)}-large.png`)})`,
+  ].join("\n");
+}

@@ -1,0 +1,93 @@
+"""What the page says when something is wrong, and that it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.serve.web.stub import Stub
+from tests.serve.web.test_page import Visit, choose, say, settled
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
+def offer(page: Page, path: Path) -> None:
+    page.locator("#file").set_input_files(path)
+
+
+def test_no_image_too_large_and_too_heavy(
+    visit: Visit, stub: Stub, photograph: Callable[..., Path], tmp_path: Path
+) -> None:
+    stub.limits = {"pixels": 1_000_000, "bytes": 100_000}
+    page = visit()
+    (tmp_path / "notes.txt").write_text("no image")
+    offer(page, tmp_path / "notes.txt")
+    say(page, "notes.txt is not an image")
+    offer(page, photograph("large.png", (400, 400)))
+    say(page, "2.6 megapixels, more than the 1.0 megapixels")
+    (tmp_path / "heavy.bin").write_bytes(bytes(200_000))
+    offer(page, tmp_path / "heavy.bin")
+    say(page, "200 kB; this server takes 100 kB")
+    assert stub.asked == []
+    choose(page, photograph())  # nothing hangs
+    settled(page)
+
+
+def test_a_full_queue_is_asked_again(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
+    stub.refuse = [(429, "full")]
+    page = visit(quiet=True)
+    choose(page, photograph())
+    say(page, "Trying again in 1 s")
+    settled(page)
+
+
+def test_a_server_that_is_gone_and_comes_back(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
+    page = visit(quiet=True)
+    page.route("**/v1/upscale", lambda route: route.abort())
+    choose(page, photograph())
+    say(page, "The server does not answer.")
+    page.unroute("**/v1/upscale")
+    page.get_by_role("button", name="Try again").click()
+    settled(page)
+
+
+def test_a_stream_that_breaks_is_opened_again(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
+    stub.break_streams = 2
+    page = visit(quiet=True)
+    choose(page, photograph())
+    settled(page)
+    assert len(stub.asked) == 1
+
+
+def test_a_decode_that_fails_and_a_result_that_is_gone(
+    visit: Visit, stub: Stub, photograph: Callable[..., Path]
+) -> None:
+    stub.fail = "not enough memory for 384 x 256"
+    page = visit(quiet=True)
+    choose(page, photograph())
+    say(page, "not enough memory for 384 x 256. Try again, or choose a smaller image.")
+    stub.fail, stub.expired = "", True
+    page.get_by_role("button", name="Try again").click()
+    say(page, "no longer has this result")
+    stub.expired = False
+    page.get_by_role("button", name="Try again").click()
+    settled(page)
+
+
+def test_an_error_of_the_server_is_shown_in_its_words(
+    visit: Visit, stub: Stub, photograph: Callable[..., Path]
+) -> None:
+    stub.refuse = [(400, "seed=-1: expected 0 or more")]
+    page = visit(quiet=True)
+    choose(page, photograph())
+    say(page, "seed=-1: expected 0 or more")
+
+
+def test_a_server_with_a_key_asks_for_it(visit: Visit, stub: Stub) -> None:
+    stub.key = "secret"
+    page = visit(ready=False, quiet=True)
+    page.get_by_label("Key", exact=True).fill("secret")
+    page.get_by_role("button", name="Use it").click()
+    page.locator("#download").wait_for()
