@@ -75,7 +75,7 @@ def _tensors(path: Path) -> Facts:
     }
     if found.kind == "latent":
         return _latent(found.path, facts)
-    if found.problem is None and found.kind in ("decoder", "autoencoder", "lora"):
+    if found.problem is None and found.kind in ("decoder", "autoencoder", "lora", "pixel"):
         facts["settings"] = asdict(found.settings) if is_dataclass(found.settings) else found.settings
     return facts
 

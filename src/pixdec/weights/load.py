@@ -36,6 +36,7 @@ from pixdec.weights.identify import (
 )
 from pixdec.weights.keymap import settings_from_original
 from pixdec.weights.lora import lora_in
+from pixdec.weights.pixels import PIXEL, Z_IMAGE, card_of_tensors, is_pixel, pixel_tensors
 from pixdec.weights.settings import settings_from_json, settings_to_json
 from pixdec.weights.state import FLOAT8, NetworkTensors, network_tensors
 
@@ -100,7 +101,7 @@ def load_decoder(
     checkpoint = open_checkpoint(find_weights(name_or_path, access))
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
-        network = _filled(_decoder_on_meta(identity.settings), tensors, torch.device(device), dtype, half)
+        network = fill(_decoder_on_meta(identity.settings), tensors, torch.device(device), dtype, half)
     return LoadedDecoder(**vars(identity), network=network)
 
 
@@ -115,7 +116,7 @@ def load_autoencoder(
     """
     checkpoint = open_checkpoint(fetch(get_card("pixdec-tiny")) if path is None else path)
     with _about(checkpoint.path):
-        return _filled(
+        return fill(
             _autoencoder_on_meta(checkpoint),
             NetworkTensors.as_they_are(checkpoint.tensors),
             torch.device(device),
@@ -131,7 +132,7 @@ def network_from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str
     """
     network = _on_meta(PiD, settings_from_original(config))
     tensors = network_tensors(state_dict).dequantized()
-    _check(network, tensors)
+    check_tensors(network, tensors)
     network.load_state_dict(
         {key: tensor.detach().to(torch.float32, copy=True) for key, tensor in tensors.tensors.items()}, assign=True
     )
@@ -168,7 +169,7 @@ def save_decoder(
         times=tuple(times),
         licence=licence,
     )
-    _write(network.state_dict(), path, to_metadata(identity), dtype)
+    write_weights(network.state_dict(), path, to_metadata(identity), dtype)
 
 
 def save_autoencoder(
@@ -186,7 +187,7 @@ def save_autoencoder(
         "licence": licence,
         "settings": settings_to_json(network.settings),
     }
-    _write(network.state_dict(), path, metadata, dtype)
+    write_weights(network.state_dict(), path, metadata, dtype)
 
 
 def convert(source: str | Path, target: str | Path, *, space: str | None = None) -> Identity:
@@ -204,8 +205,8 @@ def convert(source: str | Path, target: str | Path, *, space: str | None = None)
     checkpoint = open_checkpoint(source)
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
-        _check(_decoder_on_meta(identity.settings), tensors)
-    _write(tensors.tensors, target, to_metadata(identity), None)
+        check_tensors(_decoder_on_meta(identity.settings), tensors)
+    write_weights(tensors.tensors, target, to_metadata(identity), None)
     return identity
 
 
@@ -220,7 +221,7 @@ class Description:
     """
 
     path: Path
-    kind: Literal["decoder", "autoencoder", "latent", "lora", "unknown"]
+    kind: Literal["decoder", "autoencoder", "latent", "lora", "pixel", "unknown"]
     size: int
     tensors: int
     parameters: int
@@ -237,7 +238,7 @@ class Description:
 
 
 def describe(path: str | Path) -> Description:
-    """What a checkpoint, LoRA, latent or autoencoder is. Reads no weights but a LoRA's.
+    """What a checkpoint, LoRA, latent, autoencoder or pixel generator is. Reads no weights but a LoRA's.
 
     Raises:
         ValueError: the file is missing, empty, damaged, no file of tensors, or would run code.
@@ -252,13 +253,16 @@ def describe(path: str | Path) -> Description:
             file = replace(stated, kind="autoencoder")
             network = _autoencoder_on_meta(checkpoint)
             file = replace(file, settings=network.settings)
-            _check(network, NetworkTensors.as_they_are(checkpoint.tensors))
+            check_tensors(network, NetworkTensors.as_they_are(checkpoint.tensors))
         elif what == "latent":
             file = replace(stated, kind="latent")
         elif what == "lora":
             file = replace(stated, kind="lora", base=metadata.get("base"))
             lora_in(checkpoint)
             file = replace(file, settings=json.loads(metadata["settings"]))
+        elif what == PIXEL or (what == "decoder" and is_pixel(checkpoint.tensors)):
+            file = replace(stated, kind="pixel")
+            return _described_pixel(file, checkpoint)
         elif what == "decoder":
             return _described_decoder(checkpoint)
     except ValueError as error:
@@ -277,6 +281,18 @@ def _described(
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
     )
+
+
+def _described_pixel(file: Description, checkpoint: TensorFile) -> Description:
+    """A pixel generator: ours by its metadata, a released one by its inventory."""
+    stated = checkpoint.metadata
+    if stated.get("pixdec") == PIXEL:
+        settings = {key: stated.get(key) for key in ("source", "patch", "repository", "part", "base")}
+        return replace(file, settings={**settings, "config": json.loads(stated.get("config", "{}"))})
+    if (card := card_of_tensors(pixel_tensors(checkpoint.tensors))) is None:
+        raise ValueError("a pixel generator's head, but not the tensors of a released one; expected a merged file")
+    settings = {"source": "z-image", "patch": card.patch, "config": dict(Z_IMAGE)}
+    return replace(file, name=card.name, licence=card.licence.name, settings=settings)
 
 
 def _described_decoder(checkpoint: TensorFile) -> Description:
@@ -300,7 +316,7 @@ def _described_decoder(checkpoint: TensorFile) -> Description:
             licence=identity.licence,
             settings=None if ambiguous else identity.settings,
         )
-        _check(_decoder_on_meta(identity.settings), tensors)
+        check_tensors(_decoder_on_meta(identity.settings), tensors)
     except ValueError as error:
         return replace(decoder, problem=str(error))
     return decoder
@@ -349,7 +365,7 @@ def _autoencoder_on_meta(checkpoint: TensorFile) -> TinyVAE:
     return _on_meta(TinyVAE, settings_from_json(checkpoint.metadata["settings"], TinyVAESettings))
 
 
-def _check(network: nn.Module, tensors: NetworkTensors) -> None:
+def check_tensors(network: nn.Module, tensors: NetworkTensors) -> None:
     """Raises ValueError unless the tensors are exactly the network's: names, shapes, floating-point numbers."""
     expected = {key: tensor.shape for key, tensor in network.state_dict().items()}
     given = tensors.tensors
@@ -367,7 +383,7 @@ def _check(network: nn.Module, tensors: NetworkTensors) -> None:
         raise ValueError(f"its tensors do not fit the network: {found}")
 
 
-def _filled(
+def fill(
     network: M,
     tensors: NetworkTensors,
     device: torch.device,
@@ -375,7 +391,7 @@ def _filled(
     half: torch.dtype = torch.float32,
 ) -> M:
     """Puts the tensors into a network on the meta device, converting one at a time."""
-    _check(network, tensors)
+    check_tensors(network, tensors)
     if dtype is None:
         counts = Counter[torch.dtype]()
         for tensor in tensors.tensors.values():
@@ -404,7 +420,7 @@ def _dtype_of(key: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if key.endswith("log_alpha") else dtype
 
 
-def _write(
+def write_weights(
     tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str], dtype: torch.dtype | None
 ) -> None:
     dtypes = {key: _dtype_of(key, dtype or tensor.dtype) for key, tensor in tensors.items()}
