@@ -2,14 +2,18 @@
 defaults."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pixdec import Latent, PixelDecoder
+from pixdec.generation import UpscaleSettings, upscale
 from pixdec.io.arguments import items, seed_of, whole
+from pixdec.io.images import read_picture, to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,8 @@ def test_every_kind_of_integer_gives_the_same_image(decoder: PixelDecoder, laten
         {"sigma": [None]},
         {"batch_size": 1.0},
         {"output": 3},
+        {"config": {"tile": 64}},
+        {"callback_on_step_end": 3},
     ],
     ids=str,
 )
@@ -96,10 +102,14 @@ def test_a_trusted_latent_takes_another_noise_level(decoder: PixelDecoder) -> No
         decoder.decode(raw, sigma=0.5, steps=1)
 
 
-@pytest.fixture(params=[torch.float64, torch.bfloat16, torch.float16, "meta"], ids=str)
+@pytest.fixture(params=[torch.float64, torch.bfloat16, torch.float16, "meta", "autocast"], ids=str)
 def defaults(request: pytest.FixtureRequest) -> Iterator[object]:
-    """Torch's default dtype or device, as another program in the same process may have set it."""
+    """Torch's defaults, as another program in the same process may have set them."""
     asked = request.param
+    if asked == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            yield asked
+        return
     (torch.set_default_device if asked == "meta" else torch.set_default_dtype)(asked)
     yield asked
     torch.set_default_dtype(torch.float32)
@@ -123,3 +133,10 @@ def test_loading_does_not_depend_on_the_defaults(
 ) -> None:
     loaded = PixelDecoder.from_pretrained(device="cpu", dtype=torch.float32)
     assert torch.equal(loaded.decode(latent, output="pt"), expected[0])
+
+
+def test_a_picture_is_enlarged_whatever_the_defaults(decoder: PixelDecoder, tmp_path: Path, defaults: object) -> None:
+    Image.radial_gradient("L").resize((24, 16)).convert("RGB").save(tmp_path / "a.png")
+    large = upscale(read_picture(tmp_path / "a.png"), decoder, settings=UpscaleSettings(size=(40, 60), steps=1))
+    assert large.color.shape == (1, 3, 40, 60)
+    assert to_tensor(large.pil()).dtype == torch.float32

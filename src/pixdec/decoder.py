@@ -17,7 +17,7 @@ from torch import Tensor
 from pixdec.devices import best_device, computes_in_bfloat16, device_named
 from pixdec.encoder import TINY, TINY_SPACE, first_decode
 from pixdec.inference.budget import DecodePlan
-from pixdec.inference.config import InferenceConfig
+from pixdec.inference.config import InferenceConfig, config_of
 from pixdec.inference.engine import (
     TEACHER_STEPS,
     Batch,
@@ -94,7 +94,7 @@ class PixelDecoder:
         self.model = model
         model.network.eval()
         self.space: LatentSpace = get_space(model.spaces[0])
-        self.config = config or InferenceConfig()
+        self.config = config_of(config, InferenceConfig())
         self._engine = Engine(model, model.network.device if device is None else torch.device(device), captions)
         self._merged: MergedLora | None = None
         self.config.check(self.device)
@@ -134,7 +134,7 @@ class PixelDecoder:
             ValueError: an unknown name, a damaged or foreign file, an ambiguous space, or what this device cannot do.
             OSError: a download failed.
         """
-        config = (config or InferenceConfig()).with_old_names(old)
+        config = (config_of(config, InferenceConfig())).with_old_names(old)
         place = device_named(device) if device is not None else best_device()
         config.check(place)
         copied = config.memory is not None or config.quantize is not None or config.offload
@@ -212,7 +212,7 @@ class PixelDecoder:
         Raises:
             ValueError: the device cannot do it.
         """
-        return self._engine.prepare(config or self.config)
+        return self._engine.prepare(config_of(config, self.config))
 
     def plan(self, height: int, width: int, batch: int = 1, config: InferenceConfig | None = None) -> DecodePlan:
         """How a batch of outputs of height x width pixels fits in the memory that was allowed, or in what the device
@@ -221,7 +221,7 @@ class PixelDecoder:
         Raises:
             ValueError: it does not fit.
         """
-        return self._engine.plan((height, width), batch, config or self.config)
+        return self._engine.plan((height, width), batch, config_of(config, self.config))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -328,11 +328,13 @@ class PixelDecoder:
         """
         if output not in ("pil", "pt", "np"):
             raise ValueError(f"output={output!r}: expected 'pil', 'pt' or 'np'")
+        if not (callback_on_step_end is None or callable(callback_on_step_end)):
+            raise ValueError(f"callback_on_step_end={callback_on_step_end!r}: expected a function")
         batch_size = None if batch_size is None else whole("batch_size", batch_size)
         given = [self._first(each) for each in (latent if isinstance(latent, Sequence) else [latent])]
         if not given:
             raise ValueError("latent=[]: expected one or more latents")
-        requests, config = requests_for(self.model, given, prompt, sigma, seed, size), config or self.config
+        requests, config = requests_for(self.model, given, prompt, sigma, seed, size), config_of(config, self.config)
 
         images: list[Any] = [None] * len(requests)
 
@@ -379,7 +381,7 @@ class PixelDecoder:
             ValueError: as `decode`.
         """
         requests = requests_for(self.model, [self._first(latent)], prompt, sigma, seed, size)
-        return self._engine.steps(Batch(range(len(requests)), requests), steps, config or self.config)
+        return self._engine.steps(Batch(range(len(requests)), requests), steps, config_of(config, self.config))
 
     def _first(self, latent: Latent | Tensor) -> Latent | Tensor:
         """For a decoder of images, the image of a latent of another space; for others the latent as it is. A bare

@@ -90,6 +90,17 @@ class InferenceConfig:
         return replace(self, **{names[name]: value for name, value in old.items()})
 
 
+def config_of(config: InferenceConfig | None, usual: InferenceConfig) -> InferenceConfig:
+    """The config that is given, or the usual one.
+
+    Raises:
+        ValueError: something else was given.
+    """
+    if config is not None and not isinstance(config, InferenceConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"config={config!r}: expected an InferenceConfig, such as InferenceConfig(memory='8GB')")
+    return usual if config is None else config
+
+
 def parse_memory(memory: str | int) -> int:
     """Bytes of "8GB" (10⁹), "7.5 GiB" (2³⁰) or a number of bytes.
 

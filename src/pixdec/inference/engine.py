@@ -14,8 +14,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, TypeVar, cast
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ from pixdec.sampling.tiling import tiled_velocity
 from pixdec.weights.load import LoadedDecoder
 
 N = TypeVar("N", bound=nn.Module)
+P = ParamSpec("P")
 logger = logging.getLogger(__name__)
 
 Captions = Callable[[Sequence[str], torch.device, torch.dtype], Tensor]
@@ -342,12 +343,23 @@ class MemoryExhaustedError(ValueError):
     """A device has too little memory for an image, however little of it is computed at a time."""
 
 
+def _without_autocast(call: Callable[Concatenate["_Calls", P], Tensor]) -> Callable[Concatenate["_Calls", P], Tensor]:
+    """The caller's autocast is none of a decode's business: its config says what it computes in."""
+
+    @wraps(call)
+    def exact(self: "_Calls", *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return call(self, *args, **kwargs)
+
+    return exact
+
+
 class _Calls:
     """The calls of one batch: as it is `arranged`, and by a more frugal arrangement when the device has no memory left,
     which the noise and the state of the sampler do not see."""
 
     def __init__(self, engine: Engine, batch: Batch, arranged: Arrangement):
-        self._engine, self._batch = engine, batch
+        self._engine, self._batch, self.device = engine, batch, engine.device
         self._sigma = batch.sigma(engine.device)
         self._condition: NetworkCondition | None = None
         self.arranged = arranged
@@ -376,6 +388,7 @@ class _Calls:
             logger.warning("%dx%d: out of memory, goes on with less at a time", width, height)
             self.arranged = smaller
 
+    @_without_autocast
     def _called(self, text: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
         arranged, device = self.arranged, self._engine.device
         variant = self._engine.ready(arranged.weights)

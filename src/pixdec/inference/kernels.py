@@ -125,7 +125,7 @@ def error_of(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: in
     others, as trained networks have it; NaN if any value is not finite. The exact result is computed in float64 on the
     CPU."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 2, tokens, width, generator=generator).to(dtype) for _ in range(3))
+    q, k, v = (torch.randn(1, 2, tokens, width, generator=generator, device="cpu").to(dtype) for _ in range(3))
     k[..., 0] *= 10
     scores = (q.double() @ k.double().transpose(-1, -2)) * width**-0.5
     exact = scores.softmax(-1) @ v.double()

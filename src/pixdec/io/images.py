@@ -89,7 +89,7 @@ def read_picture(file: str | Path | BinaryIO, *, name: str | None = None) -> Pic
             values = np.asarray(merged)
         turn = _ORIENTATIONS.get(_orientation(image))
         most = 65535 if values.dtype == np.uint16 else 255
-        tensor = torch.as_tensor(_turned(values, turn).astype(np.float32)).permute(2, 0, 1)[None]
+        tensor = torch.from_numpy(_turned(values, turn).astype(np.float32)).permute(2, 0, 1)[None]
         color, alpha = tensor[:, :3] / (most / 2) - 1, tensor[:, 3:] / most
         is_opaque = alpha.numel() == 0 or bool((alpha == 1).all())
         return Picture(color, None if is_opaque else alpha, 16 if deep else 8, metadata)

@@ -33,7 +33,7 @@ def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:
             sizes = " and ".join(f"{width}x{height}" for width, height in (batch[0].size, image.size))
             raise ValueError(f"images of {sizes} pixels; a batch has one size")
     values = np.stack([np.asarray(image) for image in batch])  # (B,H,W,3)
-    return torch.as_tensor(values).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+    return torch.from_numpy(values).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
@@ -118,7 +118,7 @@ def resize(images: Tensor, height: int, width: int, *, how: Literal["bicubic", "
 
 def _lanczos(plane: Tensor, height: int, width: int) -> Tensor:  # (H,W) → (height,width)
     resized = Image.fromarray(plane.numpy()).resize((width, height), Image.Resampling.LANCZOS)  # mode F: float32
-    return torch.as_tensor(np.array(resized))
+    return torch.from_numpy(np.array(resized))
 
 
 def _check_images(images: Tensor) -> None:

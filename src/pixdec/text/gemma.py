@@ -139,11 +139,11 @@ class CaptionEncoder:
                     stacklevel=2,
                 )
         # By hand, not by the tokenizer: Gemma's pads on the left by default, and that setting travels with its files.
-        token_ids = torch.full((len(rows), self.length), self._padding)
+        token_ids = torch.full((len(rows), self.length), self._padding, device="cpu")
         mask = torch.zeros_like(token_ids)
         for index, row in enumerate(rows):
             kept = row[: self.length]
-            token_ids[index, : len(kept)] = torch.tensor(kept)
+            token_ids[index, : len(kept)] = torch.tensor(kept, device="cpu")
             mask[index, : len(kept)] = 1
         return token_ids, mask
 

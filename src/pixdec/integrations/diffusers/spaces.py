@@ -164,7 +164,9 @@ def _of_causal(vae: Any, kind: str) -> LatentSpace:
     assert constants is not None
     for name, ours in (("latents_mean", constants.mean), ("latents_std", constants.std)):
         theirs: Sequence[float] = config[name]
-        if len(theirs) != space.channels or not torch.allclose(torch.tensor(theirs).float(), ours, atol=1e-3):
+        if len(theirs) != space.channels or not torch.allclose(
+            torch.tensor(theirs, dtype=torch.float32, device="cpu"), ours, atol=1e-3
+        ):
             raise ValueError(
                 f"pipe.vae is a {kind} whose {name} are not those of {space.name}; it is another autoencoder"
             )

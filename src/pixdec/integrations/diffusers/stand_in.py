@@ -72,7 +72,7 @@ class DecoderVAE(nn.Module):
         self.is_idle = False  # a pipeline that runs as if it were not here
         self._vae = (vae,)  # in a tuple, so that it is no part of this module: it is the pipeline's to move and cast
         self.config = _identity(own, vae)
-        channels = torch.zeros(own.channels)
+        channels = torch.zeros(own.channels, device="cpu")
         self.bn = SimpleNamespace(running_mean=channels, running_var=channels + 1, eps=0.0)
 
     def __getattr__(self, name: str) -> Any:

@@ -113,7 +113,7 @@ def _run(
         with torch.no_grad():
             for state in states:
                 latent, sigma = _pair(state)
-                level = float(torch.as_tensor(sigma, dtype=torch.float32).max())
+                level = float(torch.as_tensor(sigma, dtype=torch.float32, device="cpu").max())
                 if step == 0 and level >= 1:
                     continue
                 step += 1

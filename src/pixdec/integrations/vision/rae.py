@@ -57,7 +57,7 @@ def latents_from_rae(latents: Tensor, rae: nn.Module, sigma: float | Sequence[fl
     noisy and scaled, where sigma would mean another noise level.
     """
     scale = _scaling_factor(rae)
-    if scale != 1 and bool((torch.as_tensor(sigma) != 0).any()):
+    if scale != 1 and bool((torch.as_tensor(sigma, device="cpu") != 0).any()):
         raise ValueError(
             f"noisy latents of an RAE with scaling_factor={scale:g}: their noise is not that of sigma in the space; "
             "run the generator to its end, or yield its latents in the space itself"
