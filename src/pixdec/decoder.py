@@ -6,7 +6,7 @@ image = decoder.decode(latent)[0]
 
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
@@ -372,10 +372,10 @@ class PixelDecoder:
         size: Size | None = None,
         *,
         config: InferenceConfig | None = None,
-    ) -> Iterator[DecodeStep]:
+    ) -> Generator[DecodeStep, Sequence[int] | None]:
         """As `decode` of one batch, all of it at once, but yields every step's estimate of the image: `x0` (B,3,H,W)
         float32 in [-1,1], at the model's own size; only that of the last step, the result, has `size`. `how` says how
-        the network was called.
+        the network was called. `send` takes the rows that are still wanted, if not all are: no others are computed.
 
         Raises:
             ValueError: as `decode`.

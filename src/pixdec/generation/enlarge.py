@@ -101,22 +101,36 @@ def upscale(
     Raises:
         ValueError: the output size has another shape than the image, or as encoder and decoder.
     """
-    settings, scale = settings or UpscaleSettings(), decoder.scale
-    size, small = settings.output_size(picture.size, scale), picture.color
-    if picture.alpha is not None:
-        small = filled(small, picture.alpha)
-    height, width = settings.encoded_size(picture.size, scale)
-    if (height, width) != picture.size:
-        # Four Kodak images, shrunk to a sixth and brought back: 1.1 dB nearer than by enlarging what was decoded, and
-        # with a fifth more gradient (nano, 4 steps).
-        small = resize(small, height, width, how="lanczos").clamp(-1, 1)
-    latent = latent_of(small, decoder, encoder, settings)
+    settings = settings or UpscaleSettings()
+    latent = latent_of(image_for(picture, decoder.scale, settings), decoder, encoder, settings)
     step = None
     for step in decoder.stream(latent, settings.prompt, seed=settings.seed, steps=settings.steps):
         if on_step is not None:
             on_step(step)
     assert step is not None, "a decoder takes at least one step"
-    large = fit(step.x0[..., : height * scale, : width * scale], size).cpu()
+    return enlarged(picture, step.x0, decoder.scale, settings)
+
+
+def image_for(picture: Picture, own_scale: int, settings: UpscaleSettings) -> Tensor:
+    """The image (1,3,H,W) that a decoder of that scale is given of a picture.
+
+    Raises:
+        ValueError: the output size has another shape than the image.
+    """
+    small = picture.color if picture.alpha is None else filled(picture.color, picture.alpha)
+    height, width = settings.encoded_size(picture.size, own_scale)
+    if (height, width) != picture.size:
+        # Four Kodak images, shrunk to a sixth and brought back: 1.1 dB nearer than by enlarging what was decoded, and
+        # with a fifth more gradient (nano, 4 steps).
+        small = resize(small, height, width, how="lanczos").clamp(-1, 1)
+    return small
+
+
+def enlarged(picture: Picture, x0: Tensor, own_scale: int, settings: UpscaleSettings) -> Picture:
+    """The picture with the pixels that were decoded (1,3,H,W) of its `image_for`, in the size that was asked for."""
+    size = settings.output_size(picture.size, own_scale)
+    height, width = settings.encoded_size(picture.size, own_scale)
+    large = fit(x0[..., : height * own_scale, : width * own_scale], size).cpu()
     alpha = None if picture.alpha is None else _enlarged(picture.alpha, size)
     return replace(picture, color=large, alpha=alpha)
 

@@ -32,6 +32,8 @@ class InferenceConfig:
         offload: keep the blocks' weights in host memory until their turn.
         quantize: "int8", "int8-weights" or "fp8": smaller or quicker, but not the same image
             (`pixdec.inference.quantize`).
+        exact: give each image the same bits in whatever batch it is decoded: images are computed together only where
+            that has been seen to change nothing, and a decode that lacks memory fails, where it would be arranged anew.
     """
 
     dtype: torch.dtype | None = None
@@ -41,6 +43,7 @@ class InferenceConfig:
     tile: int | None = None
     offload: bool = False
     quantize: Quantize | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         _one_of("attention", self.attention, get_args(KernelName))

@@ -12,7 +12,7 @@ import logging
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -184,11 +184,13 @@ class DecodeStep(Step):
 
 @dataclass
 class Variant:
-    """A network that is ready to be called, by one thread at a time: a device gains nothing from two at once."""
+    """A network that is ready to be called, by one thread at a time: a device gains nothing from two at once. `joins`:
+    whether so many images, arranged so, have the same bits together as each alone."""
 
     network: Network
     velocity: Callable[..., Tensor]
     lock: Any = field(default_factory=threading.Lock)
+    joins: dict[tuple[Arrangement, int], bool] = field(default_factory=dict[tuple[Arrangement, int], bool])
 
 
 class Engine:
@@ -280,20 +282,25 @@ class Engine:
         return self.ready(weights).network
 
     @torch.inference_mode()
-    def steps(self, batch: Batch, steps: int | None, config: InferenceConfig) -> Iterator[DecodeStep]:
+    def steps(
+        self, batch: Batch, steps: int | None, config: InferenceConfig
+    ) -> Generator[DecodeStep, Sequence[int] | None]:
         """A batch from noise to image: every step's estimate x0 (B,3,H,W), float32 in [-1,1], at the network's own
-        size; only that of the last step, the result, has the requests' `size`."""
+        size; only that of the last step, the result, has the requests' `size`. `send` takes the rows of the images that
+        are still wanted: the network computes no others from then on, and their x0 mean nothing."""
         model, device, first = self.model, self.device, batch.requests[0]
-        arranged = self.arrange(first.frame.whole, len(batch.requests), config)
+        # In an exact batch every image is decoded as it would be alone.
+        arranged = self.arrange(first.frame.whole, 1 if config.exact else len(batch.requests), config)
         if warning := model.size_warning(*arranged.seen):
             warnings.warn(warning if arranged.tiling is None else f"in tiles: {warning}", stacklevel=2)
         times = times_for(model, None if steps is None else whole("steps", steps), *arranged.seen)
         prompts, seeds = [each.prompt for each in batch.requests], [each.seed for each in batch.requests]
         text = self._embed(prompts, arranged)
-        calls = _Calls(self, batch, arranged)
+        calls = _Calls(self, batch, arranged, config.exact)
         shape = (len(seeds), 3, *first.frame.whole)
         if model.kind == "student":
-            made = student(partial(calls.velocity, text), NoiseSource(seeds, device, len(times) - 1), shape, times)
+            noise = NoiseSource(seeds, device, len(times) - 1)
+            made = student(partial(calls.velocity, text), noise, shape, times)
         else:
             away = self._embed([_negative_prompt()] * len(prompts), arranged) if model.needs_text else None
             denoise = guided(partial(calls.velocity, text), partial(calls.velocity, away), TEACHER_GUIDANCE)
@@ -302,7 +309,9 @@ class Engine:
             image = first.frame.crop(step.x0 if model.kind == "student" else step.x0.clamp(-1, 1))
             is_last = step.index + 1 == step.total
             image = fit(image, first.size) if is_last and first.size is not None else image
-            yield DecodeStep(step.index, step.total, step.t, image, calls.arranged)
+            kept = yield DecodeStep(step.index, step.total, step.t, image, calls.arranged)
+            if kept is not None:
+                calls.rows = tuple(kept)
 
     def ready(self, weights: Weights) -> Variant:
         """The network with such weights."""
@@ -356,21 +365,31 @@ def _without_autocast(call: Callable[Concatenate["_Calls", P], Tensor]) -> Calla
 
 class _Calls:
     """The calls of one batch: as it is `arranged`, and by a more frugal arrangement when the device has no memory left,
-    which the noise and the state of the sampler do not see."""
+    which the noise and the state of the sampler do not see. Only the images in `rows` are computed.
 
-    def __init__(self, engine: Engine, batch: Batch, arranged: Arrangement):
-        self._engine, self._batch, self.device = engine, batch, engine.device
-        self._sigma = batch.sigma(engine.device)
-        self._condition: NetworkCondition | None = None
+    With `exact`, every image has the bits that it has alone: images are computed together where doing so once has given
+    the same bits, as which kernels a library takes depends on shapes only; and nothing is arranged anew.
+    """
+
+    def __init__(self, engine: Engine, batch: Batch, arranged: Arrangement, exact: bool):
+        self._engine, self._exact, self.device = engine, exact, engine.device
+        self._latent, self._sigma = batch.latent(engine.device), batch.sigma(engine.device)
+        self._conditions: dict[tuple[int, ...], NetworkCondition] = {}
         self.arranged = arranged
+        self.rows = tuple(range(len(batch.requests)))
 
     def velocity(self, text: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
         """The velocity (B,3,H,W) of x_t (B,3,H,W) at t (B,) with text (B,T,E)."""
         while True:
             try:
-                return self._called(text, x_t, t)
+                found = self._called(text, x_t, t)
+                if len(self.rows) == len(x_t):
+                    return found
+                return torch.zeros_like(x_t, dtype=found.dtype).index_copy_(
+                    0, torch.tensor(self.rows, device=found.device), found
+                )
             except (RuntimeError, MemoryError) as error:
-                self._condition, reason = None, first_line_of(error)
+                self._conditions, reason = {}, first_line_of(error)
                 if not is_out_of_memory(error):
                     if self.arranged.weights.compile is None:
                         raise
@@ -379,7 +398,7 @@ class _Calls:
             # Outside of the handler, which would hold the tensors of the call that failed.
             release_memory()
             height, width = self.arranged.size
-            smaller = self.arranged.smaller(self._engine.model.network.patch)
+            smaller = None if self._exact else self.arranged.smaller(self._engine.model.network.patch)
             if smaller is None:
                 raise MemoryExhaustedError(
                     f"{width}x{height} does not fit in the memory that {self._engine.device} has left ({reason}); "
@@ -390,21 +409,40 @@ class _Calls:
 
     @_without_autocast
     def _called(self, text: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
-        arranged, device = self.arranged, self._engine.device
-        variant = self._engine.ready(arranged.weights)
-        network, dtype = variant.network, arranged.weights.dtype
-        kernel = choose(arranged.attention, device, dtype, shapes_of(network, *arranged.seen))
-        how = Execution(kernel, arranged.chunk)
+        """The velocities of the images in `rows`."""
+        variant, rows = self._engine.ready(self.arranged.weights), self.rows
+
+        def of(rows: tuple[int, ...]) -> Tensor:
+            return self._of(rows, variant, text, x_t, t)
+
         with variant.lock:
-            if self._condition is None:
-                self._condition = network.condition(self._batch.latent(device), tokens=arranged.keep_tokens)
-            if arranged.tiling is None:
-                return variant.velocity(x_t, t, text, self._condition, self._sigma, how)
+            if not self._exact or len(rows) == 1:
+                return of(rows)
+            joining = (self.arranged, len(rows))
+            if variant.joins.get(joining):
+                return of(rows)
+            alone = torch.cat([of((row,)) for row in rows])
+            if joining not in variant.joins:
+                variant.joins[joining] = torch.equal(of(rows), alone)
+            return alone
 
-            def at(tile: Tensor, cropped: NetworkCondition) -> Tensor:
-                return variant.velocity(tile, t, text, cropped, self._sigma, how)
+    def _of(self, rows: tuple[int, ...], variant: Variant, text: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
+        arranged, network, device = self.arranged, variant.network, self._engine.device
+        kernel = choose(arranged.attention, device, arranged.weights.dtype, shapes_of(network, *arranged.seen))
+        how, some = Execution(kernel, arranged.chunk), list(rows)
+        if len(rows) < len(x_t):
+            x_t, t, text = x_t[some], t[some], None if text is None else text[some]
+        if rows not in self._conditions:
+            latent = self._latent if len(rows) == len(self._latent) else self._latent[some]
+            self._conditions[rows] = network.condition(latent, tokens=arranged.keep_tokens)
+        condition, sigma = self._conditions[rows], self._sigma[some]
+        if arranged.tiling is None:
+            return variant.velocity(x_t, t, text, condition, sigma, how)
 
-            return tiled_velocity(at, x_t, self._condition, arranged.tiling)
+        def at(tile: Tensor, cropped: NetworkCondition) -> Tensor:
+            return variant.velocity(tile, t, text, cropped, sigma, how)
+
+        return tiled_velocity(at, x_t, condition, arranged.tiling)
 
 
 def times_for(model: LoadedDecoder, steps: int | None, height: int, width: int) -> list[float]:

@@ -95,13 +95,13 @@ def read_picture(file: str | Path | BinaryIO, *, name: str | None = None) -> Pic
         return Picture(color, None if is_opaque else alpha, 16 if deep else 8, metadata)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(file: str | Path | BinaryIO) -> tuple[int, int]:
     """The stored sides (width, height) of an image file, read from its header: EXIF rotation may swap them.
 
     Raises:
         ValueError: as `read_image`, as far as the header tells.
     """
-    with _open(path, str(path)) as image:
+    with _open(file, _name_of(file)) as image:
         return image.size
 
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from pixdec.io.files import first_line_of
@@ -80,6 +81,19 @@ def open_tensors(path: str | Path) -> TensorFile:
     else:
         raise ValueError(f"{file}: {_what(head)}")
     return TensorFile(file, tensors, metadata, size)
+
+
+def tensors_in(data: bytes, name: str) -> TensorFile:
+    """The tensors of safetensors in memory, which messages call `name`.
+
+    Raises:
+        ValueError: it is none, or damaged.
+    """
+    try:
+        tensors, metadata = load(data), json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return TensorFile(Path(name), tensors, metadata.get("__metadata__") or {}, len(data))
+    except Exception as error:  # as below
+        raise ValueError(f"{name}: no safetensors, or damaged or cut short ({first_line_of(error)})") from error
 
 
 def write_safetensors(

@@ -100,12 +100,32 @@ def save_image(
         OSError: `path` cannot be written.
     """
     kind = output_format(path, image.width, image.height)
+    _put(encode_image(image, kind, settings=settings, metadata=metadata, name=str(path)), path)
+
+
+def encode_image(
+    image: Image.Image,
+    kind: str,
+    *,
+    settings: Mapping[str, object],
+    metadata: Metadata = NOTHING,
+    quality: int | None = None,
+    name: str = "the image",
+) -> io.BytesIO:
+    """RGB or RGBA as the bytes of a "PNG", "WEBP" or "JPEG", as `save_image` writes them; `quality` 0 to 100 makes a
+    WebP lossy, and a JPEG smaller. `name` is what notes call it.
+
+    Raises:
+        ValueError: neither RGB nor RGBA, or RGBA for JPEG.
+    """
     if image.mode not in (("RGB",) if kind == "JPEG" else ("RGB", "RGBA")):
         raise ValueError(f"image of mode {image.mode}; expected RGB: convert it with image.convert('RGB')")
     encoded = io.BytesIO()  # whole in memory first: Pillow reports a full disk as "encoder error -2"
-    quality = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}[kind]
-    image.save(encoded, kind, **quality, **_options(path, metadata, settings, kind, image.size))
-    _put(encoded, path)
+    how = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}[kind]
+    if quality is not None and kind != "PNG":
+        how = {"quality": quality}
+    image.save(encoded, kind, **how, **_options(name, metadata, settings, kind, image.size))
+    return encoded
 
 
 def output_format(path: str | Path, width: int, height: int) -> str:

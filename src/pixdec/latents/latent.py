@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixdec.io.arguments import seed_of
 from pixdec.io.files import replacing
-from pixdec.io.tensor_files import TensorFile, open_tensors
+from pixdec.io.tensor_files import TensorFile, open_tensors, tensors_in
 from pixdec.latents.space import SPACES, LatentSpace, get_space, noise_levels
 from pixdec.latents.validation import check_form, check_statistics
 
@@ -110,7 +110,19 @@ class Latent:
             ValueError: the file is missing, cut short, no latent, names no space and none is given, or another one; or
                 what it holds fails the checks of the constructor.
         """
-        file = open_tensors(path)
+        return cls._in(open_tensors(path), space, statistics=statistics)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, space: LatentSpace | str | None = None, statistics: bool = True) -> Latent:
+        """As `load`, of the bytes of a safetensors file.
+
+        Raises:
+            ValueError: as `load`.
+        """
+        return cls._in(tensors_in(data, "the latent"), space, statistics=statistics)
+
+    @classmethod
+    def _in(cls, file: TensorFile, space: LatentSpace | str | None, *, statistics: bool) -> Latent:
         try:
             if _is_ours(file):
                 stated = get_space(file.metadata.get("space", ""))
@@ -129,7 +141,7 @@ class Latent:
             space = get_space(space)
             return cls(_normalized(file, name, space), space, statistics=statistics)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{file.path}: {error}") from error
 
 
 def latent_settings(path: str | Path) -> dict[str, object]:

@@ -1,0 +1,45 @@
+"""`pixdec serve`: decoders as a service over HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve decoders over HTTP, and a page to try them at /. See docs/serving.md."""
+
+    config: str | None = None
+    """A TOML file of settings: models, limits, keys, ..."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is all of this machine's."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    model: tuple[str, ...] = ()
+    """Decoders to serve, names of `pixdec models` or files, in place of the file's."""
+    device: str | None = None
+    """Of the models that name none, such as cuda:1; without it the fastest there is."""
+
+    def run(self) -> int:
+        try:
+            from pixdec.serve.server import serve
+            from pixdec.serve.settings import ModelSettings, ServeSettings, read_settings
+        except ImportError as error:
+            raise ValueError(f"pixdec serve needs {error.name}: pip install 'pixdec[serve]'") from error
+        from pathlib import Path
+
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port={self.port}: expected 0 to 65535")
+        settings = ServeSettings() if self.config is None else read_settings(self.config)
+        if self.model:
+            models = {
+                Path(name).stem if Path(name).exists() else name: ModelSettings(source=name) for name in self.model
+            }
+            settings = settings.model_copy(update={"models": models})
+        if self.device is not None:
+            placed = {
+                name: each if each.device is not None else each.model_copy(update={"device": self.device})
+                for name, each in settings.models.items()
+            }
+            settings = settings.model_copy(update={"models": placed})
+        return serve(settings, self.host, self.port)

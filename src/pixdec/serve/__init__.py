@@ -1,0 +1,6 @@
+"""Decoding as a service: an engine with a queue and workers (`engine`), and HTTP around it (`http`), by `pixdec serve`.
+
+    settings → jobs → worker (a process for each device) → engine (queue, batches) → schema → http → ray_app
+
+Nothing here imports torch at the top but `worker` and what reads headers of images.
+"""

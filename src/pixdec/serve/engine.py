@@ -1,0 +1,455 @@
+"""The engine: one queue, a worker process for each device, and batches of what fits together.
+
+    with Engine(ServeSettings()) as engine:
+        job = engine.submit(work)
+        job.wait()  # Pixels
+
+A job is decoded to the same bytes alone or in any batch (`InferenceConfig.exact`). A worker that dies or falls silent
+is replaced, and what it held is run once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import connection as pipes
+from typing import Any, Self
+
+from pixdec.serve.jobs import Job, Pixels, ServiceError, Work
+from pixdec.serve.settings import ServeSettings
+from pixdec.serve.worker import run_worker
+
+logger = logging.getLogger("pixdec.serve")
+
+ATTEMPTS = 2  # at a job whose worker dies
+TICK = 0.25  # seconds between looks at the time
+USUAL_SPEED = 1e6  # pixels a second, until one is measured
+
+
+class Engine:
+    """Holds the queue, the workers and the jobs.
+
+    Attributes:
+        models: what is known of each decoder (`worker`'s description), once its worker has told.
+        on_end: called with every job that ended.
+        on_batch: called with the number of jobs in every batch that starts.
+    """
+
+    def __init__(self, settings: ServeSettings | None = None):
+        self.settings = settings or ServeSettings()
+        self.models: dict[str, dict[str, Any]] = {}
+        self.jobs: dict[str, Job] = {}
+        self.on_end: Callable[[Job], object] = lambda job: None
+        self.on_batch: Callable[[int], object] = lambda size: None
+        self.speeds: dict[str, float] = {}
+        self.draining = self.failed_at_close = False
+        self.lock = threading.RLock()
+        self._queue: list[Job] = []
+        self._closed = threading.Event()
+        self._default_device = _best_device()
+        entries = [*self.settings.models.values(), *self.settings.pipelines.values()]
+        devices = dict.fromkeys(each.device or self._default_device for each in entries)
+        self.workers = [WorkerHandle(self, device) for device in devices]
+        self._watch = threading.Thread(target=self._watching, name="pixdec-watch", daemon=True)
+
+    def start(self) -> Self:
+        """Start the workers; they load while this returns."""
+        for worker in self.workers:
+            worker.thread.start()
+        self._watch.start()
+        return self
+
+    __enter__ = start
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def device_of(self, work: Work) -> str:
+        """The device that is next to work on it."""
+        entry = self.settings.models[work.model]
+        if work.kind == "generate" and work.pipeline is not None:
+            return self.settings.pipelines[work.pipeline].device or self._default_device
+        return entry.device or self._default_device
+
+    # Asking
+
+    def submit(self, work: Work, *, deadline: float | None = None, previews: bool = False) -> Job:
+        """Put a work into the queue.
+
+        Raises:
+            ServiceError: there is no worker for it now, the queue is full, or would take longer than the deadline.
+        """
+        wait = min(deadline or self.settings.deadline, self.settings.deadline)
+        with self.lock:
+            if self.draining:
+                raise ServiceError("shutting_down", "the service is shutting down", 503, retry_after=5)
+            worker = self._worker_of(work)
+            if worker.missing() is not None:
+                raise ServiceError(
+                    "not_ready", f"no worker for {work.model} now: {worker.missing()}", 503, retry_after=2
+                )
+            estimate = self.estimate(work)
+            if len(self._queue) >= self.settings.queue or estimate > wait:
+                message = f"{len(self._queue)} requests wait, for about {estimate:.0f} s; come again later"
+                raise ServiceError("queue_full", message, 429, retry_after=max(1, min(estimate, 30)))
+            job = Job(work, wait, previews=previews)
+            self.jobs[job.id] = job
+            self._queue.append(job)
+            self._number()
+        worker.wake()
+        return job
+
+    def estimate(self, work: Work) -> float:
+        """Seconds until a work would start."""
+        device = self.device_of(work)
+        with self.lock:
+            before = [job for job in self.jobs.values() if not job.ended and self.device_of(job.work) == device]
+        return sum(self.cost(job.work) for job in before)
+
+    def cost(self, work: Work) -> float:
+        """Seconds that a work takes, as far as its model's speed is known."""
+        return work.pixels / self.speeds.get(work.model, USUAL_SPEED)
+
+    def cancel(self, job: Job) -> None:
+        """End a job; if it runs, within a step."""
+        with self.lock:
+            if job in self._queue:
+                self._queue.remove(job)
+                self._number()
+            elif not job.ended:
+                self._worker_of(job.work).cancel(job)
+            self.end(job, "cancelled", ServiceError("cancelled", "the job was cancelled", 410))
+
+    def run(self, work: Work) -> Pixels:
+        """The result of a work, when it is there.
+
+        Raises:
+            ServiceError: there is none.
+        """
+        return self.submit(work).wait()
+
+    def missing(self) -> list[str]:
+        """What keeps the service from being ready; nothing if it is."""
+        if self.draining:
+            return ["shutting down"]
+        return [f"{worker.device}: {why}" for worker in self.workers if (why := worker.missing()) is not None]
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait for all workers.
+
+        Raises:
+            TimeoutError: some are still missing.
+        """
+        end = time.monotonic() + timeout
+        while missing := self.missing():
+            if time.monotonic() > end:
+                raise TimeoutError(f"not ready after {timeout:.0f} s: {'; '.join(missing)}")
+            time.sleep(0.02)
+
+    # What workers and the watch do
+
+    def take(self, worker: WorkerHandle) -> tuple[list[Job], float | None]:
+        """The next batch of a worker: jobs of one key, the first of them the oldest. Or none, and for how many seconds
+        to wait for more."""
+        with self.lock:
+            mine = [job for job in self._queue if self.device_of(job.work) == worker.device]
+            if not mine:
+                return [], None
+            batch = [job for job in mine if job.work.batch_key == mine[0].work.batch_key][: self.settings.batch]
+            left = mine[0].created + self.settings.delay - time.monotonic()
+            if len(batch) < self.settings.batch and left > 0:
+                return [], left
+            now = time.monotonic()
+            for job in batch:
+                self._queue.remove(job)
+                job.state, job.attempts = "running", job.attempts + 1
+                job.seconds["queue"] = now - job.created
+            self._number()
+        self.on_batch(len(batch))
+        for job in batch:
+            job.tell("state")
+        return batch, None
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Jobs whose worker has died: once more, or failed."""
+        with self.lock:
+            for job in jobs:
+                if job.ended:
+                    continue
+                if job.attempts >= ATTEMPTS or self.draining:
+                    self.end(
+                        job, "failed", ServiceError("worker_lost", "the worker died over this request", 503, None, 2)
+                    )
+                else:
+                    job.state = "queued"
+                    self._queue.insert(0, job)
+            self._number()
+
+    def queue_again(self, job: Job, work: Work) -> None:
+        """A job whose pipeline is done, for its decoder."""
+        with self.lock:
+            job.work, job.state, job.attempts = work, "queued", 0
+            self._queue.append(job)
+            self._number()
+        self._worker_of(work).wake()
+
+    def end(self, job: Job, state: Any, failure: ServiceError | None = None) -> None:
+        """A job has ended."""
+        if not job.ended:
+            job.end(state, failure)
+            self.on_end(job)
+
+    def measured(self, work: Work, seconds: float, images: int) -> None:
+        """How long images of a work took, for the estimates to come."""
+        speed = work.pixels * images / max(seconds, 1e-3)
+        self.speeds[work.model] = 0.8 * self.speeds.get(work.model, speed) + 0.2 * speed
+
+    def _worker_of(self, work: Work) -> WorkerHandle:
+        device = self.device_of(work)
+        return next(worker for worker in self.workers if worker.device == device)
+
+    def _number(self) -> None:
+        for place, job in enumerate(self._queue):
+            job.position = place
+
+    def _watching(self) -> None:
+        while not self._closed.wait(TICK):
+            now = time.monotonic()
+            for worker in self.workers:
+                worker.look(now)
+            with self.lock:
+                late = [job for job in self._queue if now > job.deadline]
+                self._queue = [job for job in self._queue if now <= job.deadline]
+                for job in late:
+                    failure = ServiceError("deadline_exceeded", "not started within its deadline", 503, retry_after=5)
+                    self.end(job, "expired", failure)
+                self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        """Drop results that are too old or too many: the record stays as long again, and says so."""
+        kept = 0
+        for job in reversed(list(self.jobs.values())):
+            if job.ended_at is None:
+                continue
+            kept += sum(len(each.data) for each in (job.result, job.first) if each is not None)
+            age = now - job.ended_at
+            if age > self.settings.keep or kept > self.settings.keep_bytes:
+                job.result = job.first = None
+                job.work = _without_data(job.work)
+                job.state = "expired" if job.state == "done" else job.state
+            if age > 2 * self.settings.keep:
+                del self.jobs[job.id]
+
+    # The end
+
+    def drain(self, grace: float | None = None) -> bool:
+        """Take nothing new, wait for what is there, and fail what is left after `grace` seconds. Whether all was
+        done."""
+        self.draining = True
+        end = time.monotonic() + (self.settings.grace if grace is None else grace)
+        while (left := [job for job in list(self.jobs.values()) if not job.ended]) and time.monotonic() < end:
+            time.sleep(0.05)
+        with self.lock:
+            for job in left:
+                self.end(
+                    job, "failed", ServiceError("shutting_down", "the service shut down first", 503, retry_after=5)
+                )
+            self._queue.clear()
+        self.failed_at_close = self.failed_at_close or bool(left)
+        return not left
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self.drain(0)
+        self._closed.set()
+        for worker in self.workers:
+            worker.close()
+
+
+class WorkerHandle:
+    """A worker process as the engine sees it, and the thread that feeds it and reads what it says."""
+
+    def __init__(self, engine: Engine, device: str):
+        self.engine, self.device = engine, device
+        self.thread = threading.Thread(target=self._run, name=f"pixdec-{device}", daemon=True)
+        self.process: Any = None
+        self.restarts = -1
+        self.memory = 0
+        self.loaded: list[str] = []
+        self._ready = self._closed = False
+        self._running: dict[str, Job] = {}
+        self._beat: Any = None
+        self._started = 0.0
+        self._sending = threading.Lock()
+        self._pipe: Any = None
+        self._woken, self._waking = os.pipe()
+        os.set_blocking(self._waking, False)
+
+    def wake(self) -> None:
+        """There is something to do."""
+        with contextlib.suppress(BlockingIOError):  # it has been told often enough
+            os.write(self._waking, b"!")
+
+    def missing(self) -> str | None:
+        """Why it takes no work now."""
+        if self.process is None or not self.process.is_alive():
+            return "its worker is being started"
+        if not self._ready:
+            return "its worker is loading"
+        silent = time.monotonic() - self._beat.value
+        return f"its worker has been silent for {silent:.0f} s" if silent > self.engine.settings.silence else None
+
+    def cancel(self, job: Job) -> None:
+        """Tell the process that a job is not wanted."""
+        if job.id in self._running:
+            with contextlib.suppress(OSError, ValueError):
+                self._send("cancel", job.id)
+
+    def look(self, now: float) -> None:
+        """Kill a process that has been silent for too long, or never began."""
+        if self.process is None or self._closed:
+            return
+        settings = self.engine.settings
+        silent = now - max(self._beat.value, self._started)
+        if (self._ready and silent > 3 * settings.silence) or (
+            not self._ready and now - self._started > settings.start
+        ):
+            logger.error("worker %s: silent for %.0f s, killed", self.device, silent)
+            self.process.kill()
+
+    def close(self) -> None:
+        """End the process."""
+        self._closed = True
+        self.wake()
+        if self.process is not None:
+            self.process.kill()
+            self.process.join(5)
+        self.thread.join(5)
+
+    def _run(self) -> None:
+        while not self._closed:
+            try:
+                self._start()
+                self._serve()
+            except (EOFError, OSError) as error:
+                if not self._closed:
+                    logger.error("worker %s: died (%s)", self.device, type(error).__name__)
+            finally:
+                self._ready = False
+                self.process.kill()
+                self.process.join()
+            lost, self._running = list(self._running.values()), {}
+            self.engine.put_back(lost)
+            if not lost and self.restarts > 2:
+                time.sleep(min(30, self.restarts / 2))  # it may never start: a model is missing
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._beat = context.Value("d", 0.0, lock=False)
+        settings = _settings_on(self.engine.settings, self.device)
+        self.process = context.Process(
+            target=run_worker,
+            args=(theirs, settings, self.device, self._beat),
+            name=f"pixdec-{self.device}",
+            daemon=True,
+        )
+        self._started, self.restarts, self._pipe = time.monotonic(), self.restarts + 1, ours
+        self.process.start()
+        theirs.close()
+
+    def _send(self, *message: object) -> None:
+        with self._sending:
+            self._pipe.send_bytes(pickle.dumps(message, protocol=5))
+
+    def _serve(self) -> None:
+        timeout: float | None = None
+        idle = False
+        while not self._closed:
+            for source in pipes.wait([self._pipe, self._woken], timeout):
+                if source is self._pipe:
+                    message = pickle.loads(self._pipe.recv_bytes())
+                    idle = idle or message[0] in ("ready", "idle")
+                    self._heard(*message)
+                else:
+                    os.read(self._woken, 4096)
+            timeout = None
+            if idle:
+                batch, timeout = self.engine.take(self)
+                if batch:
+                    idle = False
+                    self._running = {job.id: job for job in batch}
+                    self._send("work", [(job.id, job.work, job.previews) for job in batch])
+                    for job in batch:
+                        if job.ended:  # cancelled meanwhile
+                            self.cancel(job)
+
+    def _heard(self, what: str, *said: Any) -> None:
+        if what == "ready":
+            self.engine.models.update(said[0])
+            self._ready = True
+        elif what == "models":
+            self.loaded, self.memory = said
+        elif what == "idle":
+            self._running = {}
+        elif (job := self._running.get(said[0])) is not None and not job.ended:
+            self._heard_of(job, what, *said[1:])
+
+    def _heard_of(self, job: Job, what: str, *said: Any) -> None:
+        if what == "started":
+            seconds, job.size, job.first = said
+            job.seconds.update(seconds)
+        elif what == "step":
+            job.step, job.steps, preview = said
+            if preview is not None:
+                job.tell("preview", step=job.step, steps=job.steps, image=preview)
+            job.tell("state")
+        elif what == "latent":
+            data, shape, seconds = said
+            job.seconds["generate"] = seconds
+            self._running.pop(job.id)
+            self.engine.queue_again(job, _to_decode(job.work, data, shape))
+        elif what == "done":
+            job.result, seconds, job.peak = said
+            job.seconds.update(seconds)
+            job.step = job.steps = said[0].settings["steps"]
+            self.engine.measured(job.work, seconds["decode"], sum(not other.ended for other in self._running.values()))
+            self.engine.end(job, "done")
+        elif what == "failed":
+            self.engine.end(job, "failed", said[0])
+
+
+def _settings_on(settings: ServeSettings, device: str) -> ServeSettings:
+    """The settings of a device's worker: models without a device are those of the default one."""
+    default = _best_device()
+    models = {name: each for name, each in settings.models.items() if (each.device or default) == device}
+    return settings.model_copy(update={"models": models})
+
+
+def _to_decode(work: Work, data: bytes, shape: tuple[int, ...]) -> Work:
+    """What is to be decoded of what a pipeline has made."""
+    from dataclasses import replace
+
+    return replace(work, kind="decode", data=data, shape=shape, options={})
+
+
+def _without_data(work: Work) -> Work:
+    from dataclasses import replace
+
+    return replace(work, data=b"") if work.data else work
+
+
+def _best_device() -> str:
+    from pixdec.devices import best_device
+
+    return str(best_device())

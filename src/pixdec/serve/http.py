@@ -1,0 +1,425 @@
+"""The engine over HTTP: routes, errors and events. `serve` runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pixdec import __version__
+from pixdec.serve import schema
+from pixdec.serve.engine import Engine
+from pixdec.serve.jobs import FORMATS, Job, Pixels, ServiceError
+
+logger = logging.getLogger("pixdec.serve")
+WEB = Path(__file__).with_name("web")
+OPEN = ("/healthz", "/readyz", "/metrics", "/page", "/favicon.ico")  # without a key; and the page itself
+_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_CSP = (
+    "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+Render = Callable[[Job], Awaitable[Response]]
+
+
+def app_for(engine: Engine) -> FastAPI:
+    """The application around an engine that is started and closed by someone else."""
+    app = FastAPI(title="pixdec", version=__version__, docs_url=None, redoc_url=None)
+    app.state.engine = engine
+    _add_answers(app, engine)
+    _add_jobs(app, engine)
+    _add_state(app, engine)
+    app.add_exception_handler(ServiceError, lambda request, error: refusal(error))  # pyright: ignore[reportArgumentType]
+    app.add_exception_handler(HTTPException, _not_found)  # pyright: ignore[reportArgumentType]
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(engine.settings.origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
+    app.add_middleware(Around, engine=engine)
+    if WEB.is_dir():
+        app.mount("/page", StaticFiles(directory=WEB), name="page")
+    return app
+
+
+def refusal(failure: ServiceError) -> JSONResponse:
+    """A failure as OpenAI's clients read it."""
+    kind = "invalid_request_error" if failure.status < 500 and failure.status != 429 else "server_error"
+    error = {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}
+    after = failure.retry_after
+    return JSONResponse(
+        {"error": error}, failure.status, {} if after is None else {"Retry-After": str(round(after) or 1)}
+    )
+
+
+async def _not_found(request: Request, error: HTTPException) -> JSONResponse:
+    names = {404: "not_found", 405: "method_not_allowed"}
+    return refusal(ServiceError(names.get(error.status_code, "invalid_request"), str(error.detail), error.status_code))
+
+
+class Around:
+    """What every request gets: an id, a key that is checked, headers that tie a browser's hands, and a line in the
+    log. No error of ours shows more than its id."""
+
+    def __init__(self, app: ASGIApp, engine: Engine):
+        self.app, self.engine = app, engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get(b"x-request-id", "")
+        id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["line"] = line = {"id": id, "method": scope["method"], "path": scope["path"]}
+        started, status = time.perf_counter(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"content-security-policy", _CSP.encode()),
+                    (b"referrer-policy", b"no-referrer"),
+                ]
+            await send(message)
+
+        try:
+            if (failure := self._refused(scope, headers, line)) is not None:
+                await refusal(failure)(scope, receive, sending)
+            else:
+                await self.app(scope, receive, sending)
+        except Exception as error:
+            logger.exception("request %s", id)
+            if status == 0:
+                failure = ServiceError(
+                    "internal", f"the service failed; its log has {id} ({type(error).__name__})", 500
+                )
+                await refusal(failure)(scope, receive, sending)
+        finally:
+            line.update(status=status, seconds=round(time.perf_counter() - started, 4))
+            if scope["path"] not in ("/healthz", "/readyz", "/metrics"):
+                logger.info(json.dumps(line))
+
+    def _refused(self, scope: Scope, headers: dict[bytes, str], line: dict[str, Any]) -> ServiceError | None:
+        keys, path = self.engine.settings.keys, scope["path"]
+        if not keys or path == "/" or path.startswith(OPEN) or scope["method"] == "OPTIONS":
+            return None
+        given = headers.get(b"authorization", "").removeprefix("Bearer ").encode()
+        found = [name for name, key in keys.items() if hmac.compare_digest(key.encode(), given)]
+        if not found:
+            return ServiceError("invalid_api_key", "no valid key; send Authorization: Bearer KEY", 401)
+        line["key"] = found[0]
+        return None
+
+
+# Bodies
+
+
+async def body_of(request: Request, engine: Engine) -> bytes:
+    """The body, within the limits of bytes and time.
+
+    Raises:
+        ServiceError: too large, or too slow.
+    """
+    most = engine.settings.limits.bytes
+    too_large = ServiceError("body_too_large", f"the body has more than {most} bytes", 413)
+    if int(length) > most if (length := request.headers.get("content-length", "")).isdecimal() else False:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(engine.settings.body_seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise too_large
+    except TimeoutError:
+        raise ServiceError("body_too_slow", f"no whole body in {engine.settings.body_seconds:g} s", 408) from None
+    return bytes(body)
+
+
+async def fields_of(request: Request, kind: type[schema.Strict], engine: Engine) -> dict[str, Any]:
+    """The fields of a request, of a form or of JSON; files as bytes.
+
+    Raises:
+        ServiceError: neither, or damaged.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media not in ("application/json", "multipart/form-data"):
+        raise ServiceError("unsupported_media_type", "expected multipart/form-data or application/json", 415)
+    body = await body_of(request, engine)
+    if media == "application/json":
+        return schema.from_json(kind, body)
+
+    async def whole() -> AsyncGenerator[bytes]:
+        yield body
+
+    parser = MultiPartParser(request.headers, whole(), max_files=8, max_fields=64, max_part_size=1 << 20)
+    parser.spool_max_size = engine.settings.limits.bytes + 1  # in memory: nothing of a client's goes to the disk
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise ServiceError(
+            "invalid_form", f"a damaged form ({getattr(error, 'message', 'cannot be read')})", 400
+        ) from None
+    files, texts = dict[str, bytes](), dict[str, str]()
+    wanted = schema.files_of(kind)
+    for name, value in form.multi_items():
+        name = name.removesuffix("[]")
+        if name in files or name in texts:
+            raise ServiceError("invalid_field", f"{name}: given twice; expected one", 400, name)
+        if isinstance(value, UploadFile):
+            if name not in wanted:
+                raise ServiceError("invalid_field", f"{name}: a file where none is expected", 400, name)
+            files[name] = await value.read()
+        elif name in wanted:
+            raise ServiceError("invalid_field", f"{name}: expected a file", 400, name)
+        else:
+            texts[name] = value
+    return {**schema.from_form(kind, texts), **files}
+
+
+def submit(asked: schema.Asked, engine: Engine, *, previews: bool) -> Job:
+    """Raises ServiceError as `schema.work_of` and `Engine.submit`."""
+    return engine.submit(schema.work_of(asked, engine), deadline=asked.deadline, previews=previews)
+
+
+async def events_of(job: Job) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+    """What happens to a job from now on, its present state first, until it has ended."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[str, dict[str, Any]]]()
+
+    def heard(event: str, more: dict[str, Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(queue.put_nowait, (event, more))
+
+    stop = job.watch(heard)
+    try:
+        yield "state", {}
+        while not job.ended or not queue.empty():
+            try:
+                yield await asyncio.wait_for(queue.get(), 15)
+            except TimeoutError:
+                yield "", {}  # a sign of life
+    finally:
+        stop()
+
+
+async def ended(job: Job, request: Request, engine: Engine) -> Pixels:
+    """The result of a job, which is cancelled when its client goes.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+    def heard(event: str, more: dict[str, Any]) -> None:
+        if job.ended:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(over.set)
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    stop = job.watch(heard)
+    if job.ended:
+        over.set()
+    tasks = [asyncio.create_task(over.wait()), asyncio.create_task(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop()
+        for task in tasks:
+            task.cancel()
+        if not job.ended:
+            engine.cancel(job)
+    return job.wait(0)
+
+
+async def encoded(job: Job, pixels: Pixels, kind: str, quality: int | None = None) -> bytes:
+    """A result as a file; beside the loop, which others need."""
+    started = time.perf_counter()
+    data = await asyncio.to_thread(pixels.encoded, kind, quality)
+    job.seconds["write"] = time.perf_counter() - started
+    return data
+
+
+def note(request: Request, job: Job) -> None:
+    """Say in the request's line of the log which job it was."""
+    request.state.line.update(job=job.id, kind=job.work.kind, model=job.work.model, state=job.state, **job.seconds)
+
+
+# Routes
+
+
+def _body(kind: type[schema.Strict]) -> dict[str, Any]:
+    described = kind.model_json_schema()
+    media = {"schema": described}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": media, "application/json": media}}}
+
+
+def _add_answers(app: FastAPI, engine: Engine) -> None:
+    async def answer(request: Request, kind: type[schema.Asked]) -> Response:
+        asked = schema.read(kind, await fields_of(request, kind, engine))
+        job = await asyncio.to_thread(lambda: submit(asked, engine, previews=asked.respond == "job"))
+        if asked.respond == "job":
+            note(request, job)
+            return JSONResponse(job.record(), 202, {"Location": f"/v1/jobs/{job.id}"})
+        try:
+            data = await encoded(job, await ended(job, request, engine), asked.format)
+        finally:
+            note(request, job)
+        headers = {
+            "X-Job-Id": job.id,
+            "Server-Timing": ", ".join(f"{k};dur={v * 1e3:.1f}" for k, v in job.seconds.items()),
+        }
+        return Response(data, media_type=f"image/{asked.format}", headers=headers)
+
+    @app.post("/v1/upscale", openapi_extra=_body(schema.Upscale))
+    async def upscale(request: Request) -> Response:
+        """Enlarge an image."""
+        return await answer(request, schema.Upscale)
+
+    @app.post("/v1/decode", openapi_extra=_body(schema.Decode))
+    async def decode(request: Request) -> Response:
+        """Decode a latent."""
+        return await answer(request, schema.Decode)
+
+    @app.post("/v1/generate", openapi_extra=_body(schema.Generate))
+    async def generate(request: Request) -> Response:
+        """Run a prompt through a pipeline and decode what it makes."""
+        return await answer(request, schema.Generate)
+
+
+def _add_jobs(app: FastAPI, engine: Engine) -> None:
+    def found(id: str) -> Job:
+        job = engine.jobs.get(id)
+        if job is None:
+            raise ServiceError("job_not_found", f"job {id[:40]!r}: there is none, or it was long ago", 404, "id")
+        return job
+
+    @app.get("/v1/jobs/{id}")
+    async def job(id: str) -> dict[str, Any]:
+        """The record of a job."""
+        return found(id).record()
+
+    @app.delete("/v1/jobs/{id}")
+    async def cancel(id: str) -> dict[str, Any]:
+        """Stop a job, within a step if it runs, and forget its images."""
+        job = found(id)
+        await asyncio.to_thread(engine.cancel, job)
+        job.result = job.first = None
+        return job.record()
+
+    @app.get("/v1/jobs/{id}/result")
+    async def result(id: str, format: str = "png") -> Response:
+        """The image."""
+        return await image(found(id), format, "result")
+
+    @app.get("/v1/jobs/{id}/first")
+    async def first(id: str) -> Response:
+        """The image that the decoder was given."""
+        return await image(found(id), "png", "first")
+
+    async def image(job: Job, format: str, which: str) -> Response:
+        if format not in FORMATS:
+            raise ServiceError("invalid_field", f"format={format[:20]!r}: expected png, webp or jpeg", 400, "format")
+        pixels: Pixels | None = getattr(job, which)
+        if pixels is None and job.failure is not None and job.state != "cancelled":
+            raise job.failure
+        if pixels is None and job.ended:
+            raise ServiceError("expired", "the image is not kept any more; ask for it again", 410)
+        if pixels is None:
+            raise ServiceError("not_done", f"the job is {job.state}; there is no image yet", 404)
+        return Response(await encoded(job, pixels, format), media_type=f"image/{format}")
+
+    @app.get("/v1/jobs/{id}/events")
+    async def events(id: str) -> StreamingResponse:
+        """What happens to a job, as server-sent events."""
+        job = found(id)
+
+        async def lines() -> AsyncGenerator[str]:
+            told = False
+            async for event, more in events_of(job):
+                told = told or event in ("done", "failed", "cancelled")
+                yield sse(event, more if event == "preview" else job.record()) if event else ": alive\n\n"
+            if not told:
+                yield sse(job.state if job.state in ("done", "cancelled") else "failed", job.record())
+
+        return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def sse(event: str, data: Any) -> str:
+    """A server-sent event."""
+    return f"event: {event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+def _add_state(app: FastAPI, engine: Engine) -> None:
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """What decodes here."""
+        limits, loaded = engine.settings.limits, {name for worker in engine.workers for name in worker.loaded}
+        data = list[dict[str, Any]]()
+        for name in engine.settings.models:
+            known = engine.models.get(name, {})
+            speed = engine.speeds.get(name)
+            data.append(
+                {
+                    "id": name,
+                    "object": "model",
+                    "owned_by": "pixdec",
+                    **{key: known.get(key) for key in ("space", "scale", "default_steps", "licence", "needs_text")},
+                    "steps": [1, min(limits.steps, known.get("steps", [1, None])[1] or limits.steps)],
+                    "loaded": name in loaded,
+                    "megapixels_per_second": None if speed is None else round(speed / 1e6, 4),
+                }
+            )
+        for name in engine.settings.pipelines:
+            data.append({"id": name, "object": "model", "owned_by": "pixdec", "kind": "pipeline"})
+        return {"object": "list", "data": data, "limits": limits.model_dump(), "profiles": engine.settings.profiles}
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "alive", "version": __version__}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """Whether requests would be taken; if not, what is missing."""
+        missing = engine.missing()
+        return JSONResponse({"ready": not missing, "missing": missing}, 503 if missing else 200)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        index = WEB / "index.html"
+        if not index.is_file():
+            return JSONResponse({"service": "pixdec", "version": __version__, "openapi": "/openapi.json"})
+        return Response(index.read_bytes(), media_type="text/html")
+
+
+def data_url(data: bytes, format: str) -> str:
+    """An image inside of JSON."""
+    return f"data:image/{format};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,177 @@
+"""A job: one image that is asked for, from the queue to its result, and what those who watch it are told."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from PIL import Image
+
+from pixdec.io.metadata import NOTHING, Metadata
+from pixdec.io.writing import encode_image
+
+Kind = Literal["upscale", "decode", "generate"]
+State = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
+FORMATS = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
+ENDED: frozenset[State] = frozenset({"done", "failed", "cancelled", "expired"})
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker is given to do. `data` is the file of an image or of a latent, as it was sent.
+
+    Attributes:
+        shape: what of its size decides with which others it can be decoded together.
+        pixels: of the output, as its header promises.
+        options: of `UpscaleSettings` for an image; sigma and space for a latent; the call of a pipeline.
+    """
+
+    kind: Kind
+    model: str
+    data: bytes
+    shape: tuple[object, ...]
+    pixels: int
+    prompt: str = ""
+    seed: int = 0
+    steps: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    pipeline: str | None = None
+
+    @property
+    def batch_key(self) -> tuple[object, ...]:
+        """Works of one key may be decoded together."""
+        return (self.kind, self.model, self.pipeline, self.shape, self.steps)
+
+
+@dataclass(eq=False)
+class ServiceError(Exception):
+    """Why there is no image: a code for programs, a line for people, the HTTP status, and when to come again."""
+
+    code: str
+    message: str
+    status: int = 500
+    param: str | None = None
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image as bytes: mode RGB or RGBA, (width, height), what its file said else, and how it was made."""
+
+    mode: str
+    size: tuple[int, int]
+    data: bytes
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    metadata: Metadata = NOTHING
+
+    @classmethod
+    def of(cls, image: Image.Image, settings: Mapping[str, object], metadata: Metadata = NOTHING) -> Pixels:
+        """Those of a PIL image."""
+        return cls(image.mode, image.size, image.tobytes(), settings, metadata)
+
+    def encoded(self, kind: str, quality: int | None = None) -> bytes:
+        """As a file of that kind, a key of `FORMATS`. A JPEG has no transparency: its image is on white."""
+        image = Image.frombytes(self.mode, self.size, self.data)
+        if kind == "jpeg" and self.mode == "RGBA":
+            white = Image.new("RGB", self.size, "white")
+            white.paste(image, mask=image.getchannel("A"))
+            image = white
+        form = FORMATS[kind]
+        return encode_image(image, form, settings=self.settings, metadata=self.metadata, quality=quality).getvalue()
+
+
+Listener = Callable[[str, dict[str, Any]], object]
+
+
+class Job:
+    """One image that is asked for. The engine changes it; everyone may read it, `watch` it and `wait` for it."""
+
+    def __init__(self, work: Work, deadline: float, *, previews: bool = False):
+        self.id = secrets.token_urlsafe(12)
+        self.work, self.previews = work, previews
+        self.state: State = "queued"
+        self.step, self.steps = 0, work.steps
+        self.seconds: dict[str, float] = {}
+        self.failure: ServiceError | None = None
+        self.result: Pixels | None = None
+        self.first: Pixels | None = None
+        self.size: tuple[int, int] | None = None
+        self.peak: int | None = None
+        self.attempts = 0
+        self.position: int | None = None
+        self.created = time.monotonic()
+        self.deadline = self.created + deadline
+        self.ended_at: float | None = None
+        self._ended = threading.Event()
+        self._listeners: list[Listener] = []
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def watch(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener(event, record)` for all that happens from now on, from the thread where it does; what comes
+        back ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    def tell(self, event: str, **more: Any) -> None:
+        """Tell those who watch."""
+        for listener in list(self._listeners):
+            listener(event, more)
+
+    def end(self, state: State, failure: ServiceError | None = None) -> None:
+        """The last that happens to it; what ended stays as it is."""
+        if self.ended:
+            return
+        self.failure, self.ended_at = failure, time.monotonic()
+        self.state = state
+        self._ended.set()
+        self.tell(state if state != "expired" else "failed")
+
+    def wait(self, timeout: float | None = None) -> Pixels:
+        """The result.
+
+        Raises:
+            ServiceError: there is none.
+            TimeoutError: nor in that many seconds.
+        """
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"{self.id}: still {self.state} after {timeout} s")
+        if self.result is None:
+            raise self.failure or ServiceError("cancelled", "the job was cancelled", 410)
+        return self.result
+
+    def record(self) -> dict[str, Any]:
+        """What the service tells of it."""
+        work, link = self.work, f"/v1/jobs/{self.id}"
+        width, height = self.size or (None, None)
+        settings = {"prompt": work.prompt or None, "pipeline": work.pipeline, "seed": work.seed, **work.options}
+        settings["steps"] = self.steps
+        return {
+            "id": self.id,
+            "object": "job",
+            "kind": work.kind,
+            "state": self.state,
+            "position": self.position if self.state == "queued" else None,
+            "step": self.step,
+            "steps": self.steps,
+            "model": work.model,
+            "seed": work.seed,
+            "width": width,
+            "height": height,
+            "settings": {name: value for name, value in settings.items() if value is not None},
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+            "peak_bytes": self.peak,
+            "error": None if self.failure is None else {"code": self.failure.code, "message": self.failure.message},
+            "links": {
+                "self": link,
+                "events": f"{link}/events",
+                "result": f"{link}/result",
+                "first": f"{link}/first",
+            },
+        }

@@ -1,0 +1,103 @@
+"""The service as a process: a port, an engine, and an end that leaves no request without an answer."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import threading
+from types import FrameType
+
+import uvicorn
+
+from pixdec.serve.engine import Engine
+from pixdec.serve.http import app_for
+from pixdec.serve.settings import ServeSettings
+
+
+class Server(uvicorn.Server):
+    """On a signal the engine takes nothing new, and the server waits for what runs; on a second one it does not."""
+
+    engine: Engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.engine.draining:
+            self.force_exit = True
+            return
+        self.engine.draining = True
+
+        def drain() -> None:
+            self.engine.drain()
+            self.should_exit = True
+
+        threading.Thread(target=drain, daemon=True).start()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        OSError: the port is taken, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+        made.listen(2048)
+    except OSError as error:
+        made.close()
+        raise OSError(
+            f"port {port} of {host} cannot be had ({error.strerror or error}); take another with --port"
+        ) from None
+    return made
+
+
+def serve(settings: ServeSettings, host: str = "127.0.0.1", port: int = 8000) -> int:
+    """Run the service until a signal ends it.
+
+    Returns:
+        0 if every request that it took was done, 1 if some were failed by the end.
+
+    Raises:
+        OSError: as `listen`.
+        ValueError: a model or a device that is not there.
+    """
+    listening = listen(host, port)
+    check(settings)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    engine = Engine(settings)
+    config = uvicorn.Config(
+        app_for(engine),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=32 << 10,
+        lifespan="off",
+    )
+    config.load()
+    server = Server(config)
+    server.engine = engine
+    with engine:
+        print(f"pixdec listens on http://{host}:{listening.getsockname()[1]}", flush=True)
+        server.run([listening])
+    return int(engine.failed_at_close)
+
+
+def check(settings: ServeSettings) -> None:
+    """See that what a service needs is there, before it starts.
+
+    Raises:
+        ValueError, OSError: one line.
+    """
+    from pixdec.devices import device_named
+    from pixdec.weights.load import find_weights
+
+    for model in settings.models.values():
+        if not find_weights(model.source).exists():
+            raise ValueError(f"{model.source}: there is no such file; see `pixdec models`")
+    for each in (*settings.models.values(), *settings.pipelines.values()):
+        if each.device is not None:
+            device_named(each.device)

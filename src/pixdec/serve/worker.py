@@ -1,0 +1,445 @@
+"""The process that decodes on one device: it loads models, makes batches of works that fit together, and stops what is
+no longer wanted within a step.
+
+A process, because a library that crashes, hangs or leaks takes nothing with it but what it held. It talks through one
+pipe; messages are tuples whose first item says what they are:
+
+    to it       ("work", [(id, Work, previews)]) · ("cancel", id)
+    from it     ("ready", {model: description}) · ("models", names, bytes) · ("started", id, seconds, size, first)
+                ("step", id, index, total, preview or None) · ("latent", id, bytes, shape, pixels)
+                ("done", id, Pixels, seconds, peak bytes) · ("failed", id, ServiceError) · ("cancelled", id) · ("idle",)
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import pickle
+import signal
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from pixdec.serve.jobs import Pixels, ServiceError, Work
+from pixdec.serve.settings import ModelSettings, ServeSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pixdec.decoder import PixelDecoder
+    from pixdec.encoder import ImageEncoder
+    from pixdec.generation.enlarge import UpscaleSettings
+    from pixdec.inference.engine import DecodeStep
+    from pixdec.io.images import Picture
+    from pixdec.latents import Latent
+
+BEAT = 0.25  # seconds between signs of life
+PREVIEW = 320  # pixels of the longer side
+
+
+def run_worker(connection: Connection, settings: ServeSettings, device: str, beat: Any) -> None:
+    """What the process does: `beat` is a shared number that tells when it was last alive."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def live() -> None:
+        while True:
+            beat.value = time.monotonic()
+            time.sleep(BEAT)
+
+    threading.Thread(target=live, daemon=True).start()
+    try:
+        Worker(connection, settings, device).run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
+        os._exit(0)
+
+
+@dataclass
+class Loaded:
+    """A decoder that is on the device, with what encodes for it."""
+
+    decoder: PixelDecoder
+    encoder: ImageEncoder | None
+    size: int  # bytes of its weights
+
+
+@dataclass
+class Piece:
+    """A work that is ready to be decoded, and what becomes of it."""
+
+    id: str
+    work: Work
+    previews: bool
+    latent: Latent
+    picture: Picture | None = None
+    upscale: UpscaleSettings | None = None
+    wanted: bool = True
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+
+class Cancelled(Exception):  # noqa: N818  # nothing went wrong
+    """A work is no longer wanted."""
+
+
+class Worker:
+    """Does works one batch after the other, and looks between the steps whether they are still wanted."""
+
+    def __init__(self, connection: Connection, settings: ServeSettings, device: str):
+        self.connection, self.settings, self.device = connection, settings, device
+        self.models: OrderedDict[str, Loaded] = OrderedDict()
+        self.pipelines: dict[str, Any] = {}
+        self.cancelled: set[str] = set()
+
+    def run(self) -> None:
+        """Until the pipe is closed."""
+        import torch
+
+        torch.set_grad_enabled(False)
+        descriptions = dict[str, dict[str, Any]]()
+        for name, model in self.settings.models.items():
+            if model.device in (None, self.device):
+                descriptions[name] = _description(self.model(name))
+                if not self.settings.load:
+                    self._evict(0)
+        self.send("ready", descriptions)
+        self._tell_models()
+        while True:
+            message = self.receive()
+            if message[0] == "cancel":  # of what has ended already
+                continue
+            self.cancelled.clear()
+            self.batch(message[1])
+            self.send("idle")
+
+    def send(self, *message: object) -> None:
+        # Not `Connection.send`, which hands tensors over as files that outlive a killed process.
+        self.connection.send_bytes(pickle.dumps(message, protocol=5))
+
+    def receive(self) -> tuple[Any, ...]:
+        return pickle.loads(self.connection.recv_bytes())
+
+    def wanted(self, id: str) -> bool:
+        """Whether nobody has cancelled it so far."""
+        while self.connection.poll():
+            message = self.receive()
+            assert message[0] == "cancel", "a worker gets one batch at a time"
+            self.cancelled.add(message[1])
+        return id not in self.cancelled
+
+    # Models
+
+    def model(self, name: str) -> Loaded:
+        """A decoder, loaded if it is not, in the place of those that were not used for longest."""
+        if name not in self.models:
+            self.models[name] = self._load(name, self.settings.models[name])
+            self._tell_models()
+        self.models.move_to_end(name)
+        return self.models[name]
+
+    def _load(self, name: str, settings: ModelSettings) -> Loaded:
+        from pixdec.generation.decoding import open_decoder
+        from pixdec.generation.enlarge import encoder_for
+        from pixdec.inference.config import parse_memory
+        from pixdec.inference.quantize import stored
+        from pixdec.weights.load import find_weights
+
+        if self.settings.model_memory is not None:
+            path = find_weights(settings.source)
+            coming = (
+                path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.glob("*.safetensors"))
+            )
+            self._evict(parse_memory(self.settings.model_memory) - coming)
+        decoder = open_decoder(settings.source, self.device, settings.dtype, settings.config(), space=settings.space)
+        try:
+            encoder = encoder_for(decoder, settings.vae)
+        except ValueError:
+            if settings.vae is not None:
+                raise
+            encoder = None  # it decodes latents only
+        return Loaded(decoder, encoder, sum(tensor.nbytes for tensor in stored(decoder.network)))
+
+    def _evict(self, budget: int) -> None:
+        from pixdec.devices import release_memory
+
+        while self.models and sum(each.size for each in self.models.values()) > budget:
+            self.models.popitem(last=False)
+        release_memory()
+
+    def _tell_models(self) -> None:
+        self.send("models", list(self.models), sum(each.size for each in self.models.values()))
+
+    # Works
+
+    def batch(self, works: Sequence[tuple[str, Work, bool]]) -> None:
+        """Works of one `Work.batch_key`."""
+        if works[0][1].kind == "generate":
+            for each in works:
+                self._guarded([each[0]], self._generate, *each)
+            return
+        pieces = list[Piece]()
+        for each in works:
+            if self.wanted(each[0]):
+                self._guarded([each[0]], self._prepare, pieces, *each)
+            else:
+                self.send("cancelled", each[0])
+        groups: dict[object, list[Piece]] = {}
+        for piece in pieces:  # a header tells a size as it is stored, which may lie on its side
+            groups.setdefault((piece.latent.tensor.shape, piece.latent.tensor.dtype), []).append(piece)
+        for group in groups.values():
+            self._decode(group)
+
+    def _guarded(self, ids: Sequence[str], do: Any, *arguments: Any) -> None:
+        """Whatever goes wrong is the failure of these works alone."""
+        try:
+            do(*arguments)
+        except Cancelled:
+            for id in ids:
+                self.send("cancelled", id)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:
+            for id in ids:
+                self.send("failed", id, failure_of(error))
+
+    def _prepare(self, pieces: list[Piece], id: str, work: Work, previews: bool) -> None:
+        from pixdec.encoder import first_decode
+        from pixdec.generation.enlarge import UpscaleSettings, image_for, latent_of
+        from pixdec.io.images import read_picture, to_pil
+        from pixdec.latents import Latent
+
+        started = time.perf_counter()
+        loaded = self.model(work.model)
+        decoder = loaded.decoder
+        first = None
+        try:
+            if work.kind == "upscale":
+                picture = read_picture(io.BytesIO(work.data))
+                upscale = UpscaleSettings(prompt=work.prompt, seed=work.seed, steps=work.steps, **work.options)
+                small = image_for(picture, decoder.scale, upscale)
+                latent = latent_of(small, decoder, loaded.encoder, upscale)
+                first = latent.tensor if decoder.space.is_image else small
+                height, width = upscale.output_size(picture.size, decoder.scale)
+                piece = Piece(id, work, previews, latent, picture, upscale)
+            else:
+                sigma = work.options.get("sigma")
+                latent = Latent.from_bytes(work.data, space=work.options.get("space"))
+                if latent.tensor.shape[0] != 1:
+                    raise ValueError(f"the latent holds {latent.tensor.shape[0]}; expected one for each request")
+                latent = latent if sigma is None else latent.with_sigma(sigma)
+                if decoder.space.is_image and not latent.space.is_image:
+                    vae = self.settings.models[work.model].vae
+                    latent = first_decode(latent) if vae is None else first_decode(latent, vae)
+                first = latent.tensor if decoder.space.is_image else None
+                factor = latent.space.factor * decoder.scale
+                height, width = (side * factor for side in latent.tensor.shape[2:])
+                piece = Piece(id, work, previews, latent)
+        except (ValueError, RuntimeError) as error:
+            raise _unusable(error) from error
+        piece.seconds["prepare"] = time.perf_counter() - started
+        seen = None if first is None else Pixels.of(to_pil(first.clamp(-1, 1))[0], {})
+        self.send("started", id, piece.seconds, (width, height), seen)
+        pieces.append(piece)
+
+    def _decode(self, pieces: Sequence[Piece]) -> None:
+        """Pieces of one shape, all at once, or in halves where they do not fit."""
+        from pixdec.inference.engine import MemoryExhaustedError
+
+        try:
+            self._decode_together(pieces)
+        except MemoryExhaustedError as error:
+            left = [piece for piece in pieces if piece.wanted]
+            if len(left) == 1:
+                self.send("failed", left[0].id, failure_of(error))
+            for half in (left[: len(left) // 2], left[len(left) // 2 :]) if len(left) > 1 else ():
+                self._decode(half)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:
+            for piece in pieces:
+                if piece.wanted:
+                    self.send("failed", piece.id, failure_of(error))
+
+    def _decode_together(self, pieces: Sequence[Piece]) -> None:
+        import torch
+
+        from pixdec.latents import Latent
+
+        work, decoder = pieces[0].work, self.model(pieces[0].work.model).decoder
+        latents = [piece.latent for piece in pieces]
+        tensor, sigma = (torch.cat([getattr(each, name) for each in latents]) for name in ("tensor", "sigma"))
+        joined = Latent(tensor, latents[0].space, sigma, statistics=False)
+        prompts, seeds = [piece.work.prompt for piece in pieces], [piece.work.seed for piece in pieces]
+        if decoder.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(decoder.device)
+        started = time.perf_counter()
+        steps = decoder.stream(joined, prompts, seed=seeds, steps=work.steps)
+        step, rows = next(steps), None
+        while True:
+            is_last = step.index + 1 == step.total
+            for piece, x0 in zip(pieces, step.x0, strict=True):
+                if piece.wanted and not self.wanted(piece.id):
+                    piece.wanted, rows = False, []
+                    self.send("cancelled", piece.id)
+                if piece.wanted and not is_last:
+                    self._tell_step(piece.id, step.index, step.total, x0 if piece.previews else None)
+            if not any(piece.wanted for piece in pieces):
+                steps.close()
+                return
+            if is_last:
+                break
+            rows = None if rows is None else [row for row, piece in enumerate(pieces) if piece.wanted]
+            step, rows = steps.send(rows), None
+        seconds = time.perf_counter() - started
+        for row, piece in enumerate(pieces):
+            if piece.wanted:
+                piece.seconds["decode"] = seconds
+                self._finish(piece, step, row, decoder)
+                piece.wanted = False
+
+    def _tell_step(self, id: str, index: int, total: int, x0: Tensor | None) -> None:
+        self.send("step", id, index + 1, total, None if x0 is None else preview_of(x0))
+
+    def _finish(self, piece: Piece, step: DecodeStep, row: int, decoder: PixelDecoder) -> None:
+        from pixdec.generation.enlarge import enlarged
+        from pixdec.generation.records import done_by
+        from pixdec.io.images import Picture
+        from pixdec.io.metadata import NOTHING
+
+        x0, work = step.x0[row : row + 1], piece.work
+        if piece.picture is not None and piece.upscale is not None:
+            picture = enlarged(piece.picture, x0, decoder.scale, piece.upscale)
+        else:
+            picture = Picture(x0)
+        record = {
+            "verb": work.kind if work.pipeline is None else "generate",
+            "model": work.model,
+            "prompt": work.prompt or None,
+            "seed": work.seed,
+            "steps": step.total,
+            **work.options,
+            "pipeline": work.pipeline,
+            **done_by(step.how, decoder.config),
+        }
+        settings = {name: value for name, value in record.items() if value is not None}
+        metadata = NOTHING if piece.picture is None else piece.picture.metadata
+        self.send("done", piece.id, Pixels.of(picture.pil(), settings, metadata), piece.seconds, _peak(decoder))
+
+    def _generate(self, id: str, work: Work, previews: bool) -> None:
+        """A pipeline as far as it is to run; its latent goes back, to be decoded where its decoder is."""
+        import torch
+        from safetensors.torch import save
+
+        from pixdec.generation.pipeline import find_pipeline, load_pipeline, pipeline_errors
+        from pixdec.integrations.diffusers import capture
+
+        assert work.pipeline is not None
+        settings = self.settings.pipelines[work.pipeline]
+        if work.pipeline not in self.pipelines:
+            blueprint = find_pipeline(settings.source)
+            self.pipelines[work.pipeline] = load_pipeline(blueprint, self.device, None, offload=settings.offload)
+        pipe, call = self.pipelines[work.pipeline], dict(work.options)
+        stop_after, as_image = call.pop("stop_after", None), bool(call.pop("as_image"))
+        call = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance, **call}
+        call = {name: value for name, value in call.items() if value is not None}
+        started = time.perf_counter()
+
+        def after_step(_pipe: Any, index: int, _t: Any, held: dict[str, Any]) -> dict[str, Any]:
+            if not self.wanted(id):
+                raise Cancelled
+            self._tell_step(id, index, int(call.get("num_inference_steps", index + 1)), None)
+            return held
+
+        if not self.wanted(id):
+            raise Cancelled
+        self.send("started", id, {}, None, None)
+        generator = torch.Generator("cpu").manual_seed(work.seed)
+        try:
+            with pipeline_errors(self.device):
+                latent = capture(
+                    pipe,
+                    stop_after=stop_after,
+                    space="rgb" if as_image else None,
+                    prompt=work.prompt,
+                    generator=generator,
+                    callback_on_step_end=after_step,
+                    **call,
+                )
+        except ValueError as error:
+            if isinstance(error.__cause__, Cancelled):
+                raise Cancelled from error
+            raise _unusable(error) from error
+        metadata = {"pixdec": "latent", "space": latent.space.name, "sigma": str([float(latent.sigma[0])])}
+        data = save({"latent": latent.tensor.cpu().contiguous()}, metadata)
+        self.send("latent", id, data, tuple(latent.tensor.shape), time.perf_counter() - started)
+
+
+def failure_of(error: BaseException) -> ServiceError:
+    """What a client is told of an error: of ours what they say, of others no more than their kind."""
+    from pixdec.devices import is_out_of_memory
+    from pixdec.inference.engine import MemoryExhaustedError
+    from pixdec.io.files import first_line_of
+
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, MemoryExhaustedError) or is_out_of_memory(error):
+        return ServiceError(
+            "out_of_memory", "the device has too little memory left for this image; ask for a smaller one", 503
+        )
+    if isinstance(error, ValueError):
+        return ServiceError("unprocessable", first_line_of(error), 422)
+    return ServiceError("internal", f"the decoder failed ({type(error).__name__})", 500)
+
+
+def _unusable(error: Exception) -> Exception:
+    from pixdec.devices import is_out_of_memory
+    from pixdec.io.files import first_line_of
+
+    if is_out_of_memory(error) or not isinstance(error, ValueError):
+        return error
+    return ServiceError("unprocessable", first_line_of(error), 422)
+
+
+def preview_of(x0: Tensor) -> str:
+    """An estimate (3,H,W) as a small WebP, in a data URL."""
+    import torch.nn.functional as F
+
+    from pixdec.io.images import to_pil
+
+    shrink = -(-max(x0.shape[1:]) // PREVIEW)
+    image = to_pil(F.avg_pool2d(x0[None], shrink) if min(x0.shape[1:]) >= shrink > 1 else x0[None])[0]
+    encoded = io.BytesIO()
+    image.save(encoded, "WEBP", quality=75, method=0)
+    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
+
+
+def _peak(decoder: PixelDecoder) -> int | None:
+    if decoder.device.type != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated(decoder.device)
+
+
+def _description(loaded: Loaded) -> dict[str, Any]:
+    """What clients and the engine must know of a decoder."""
+    from pixdec.decoder import TEACHER_STEPS
+
+    decoder = loaded.decoder
+    trained = len(decoder.model.times) - 1 if decoder.model.kind == "student" else None
+    return {
+        "space": decoder.space.name,
+        "spaces": list(decoder.model.spaces),
+        "scale": decoder.scale,
+        "factor": decoder.space.factor,
+        "steps": [1, trained],
+        "default_steps": trained or TEACHER_STEPS,
+        "licence": decoder.model.licence,
+        "needs_text": decoder.model.needs_text,
+        "encodes": loaded.encoder is not None or decoder.space.is_image,
+        "bytes": loaded.size,
+    }
