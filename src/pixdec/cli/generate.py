@@ -13,6 +13,8 @@ from pixdec.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from pixdec.generation.generate import Generation, Result
+    from pixdec.generation.pixels import PixelGeneration
+    from pixdec.generation.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,37 @@ class Generate:
     """Print one JSON object for each image."""
 
     def run(self) -> int:
-        if (self.prompt is None) == (self.prompts is None):
-            what = "neither is given" if self.prompt is None else "both are given"
-            raise ValueError(f"expected --prompt TEXT or --prompts FILE: {what}")
+        prompts = prompts_given(self.prompt, self.prompts)
         check_device(self.by.device)
         from pixdec.generation.generate import Generation
+
+        return make_all(Generation(prompts, self.output, self.by, self.how.config()), json_lines=self.json)
+
+
+def prompts_given(prompt: str | None, file: str | None) -> str | list[Prompt]:
+    """What a run is to make, of --prompt or --prompts. ValueError unless one of them is given."""
+    if prompt is not None and file is None:
         from pixdec.generation.prompts import Prompt
 
-        prompts = self.prompts if self.prompt is None else [Prompt(self.prompt, "--prompt")]
-        assert prompts is not None
-        report = Report(json_lines=self.json)
-        run = Generation(prompts, self.output, self.by, self.how.config())
-        _tell_skipped(run, report)
-        with progress(len(run.todo), "image") as bar:
-            for result in run:
-                _tell(result, report)
-                bar.update()
-        return report.exit_code
+        return [Prompt(prompt, "--prompt")]
+    if file is None or prompt is not None:
+        what = "neither is given" if prompt is None else "both are given"
+        raise ValueError(f"expected --prompt TEXT or --prompts FILE: {what}")
+    return file
 
 
-def _tell_skipped(run: Generation, report: Report) -> None:
+def make_all(run: Generation | PixelGeneration, *, json_lines: bool) -> int:
+    """Make what is missing and tell what became of each; the exit code."""
+    report = Report(json_lines=json_lines)
+    _tell_skipped(run, report)
+    with progress(len(run.todo), "image") as bar:
+        for result in run:
+            _tell(result, report)
+            bar.update()
+    return report.exit_code
+
+
+def _tell_skipped(run: Generation | PixelGeneration, report: Report) -> None:
     """What an earlier run has made."""
     left = {each.item for each in run.todo}
     there = [item for item in run.items if item not in left]

@@ -1,4 +1,4 @@
-"""`pixdec l2p`: a latent generator → a pixel model to train, and what was trained → a model that is whole."""
+"""`pixdec l2p`: a latent generator → a pixel model to train; what was trained → a whole model; prompts → images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from pixdec.cli.options import Dtype, Flag, Output, torch_dtype
+from pixdec.cli.generate import make_all, prompts_given
+from pixdec.cli.options import Dtype, Flag, Output, check_device, torch_dtype
 from pixdec.cli.report import Report
+from pixdec.generation.settings import PixelGenerationSettings
 from pixdec.io.files import prepare
 
 
@@ -88,6 +90,32 @@ class Merge:
         return 0
 
 
+@dataclass(frozen=True)
+class Generate:
+    """Generate images from prompts with a pixel model: no latent, no VAE.
+
+    An image that is in the output already is not made again, so a run that was interrupted or had failures goes on when
+    it is called again.
+    """
+
+    output: Output
+    """A folder: it is created. For one --prompt also an image file (.png, .webp, .jpg)."""
+    by: Annotated[PixelGenerationSettings, tyro.conf.arg(name="")]
+    prompt: str | None = None
+    """What to generate."""
+    prompts: str | None = None
+    """A file of prompts: one a line, or .jsonl with {"prompt", "name", "seed", "negative", "height", "width"}."""
+    json: Flag = False
+    """Print one JSON object for each image."""
+
+    def run(self) -> int:
+        prompts = prompts_given(self.prompt, self.prompts)
+        check_device(self.by.device)
+        from pixdec.generation.pixels import PixelGeneration
+
+        return make_all(PixelGeneration(prompts, self.output, self.by), json_lines=self.json)
+
+
 def _check_target(output: str) -> None:
     if not output.endswith(".safetensors"):
         raise ValueError(f"{output}: expected the name of a file that ends in .safetensors")
@@ -100,6 +128,7 @@ class L2p:
     action: tyro.conf.OmitArgPrefixes[
         Annotated[Init, tyro.conf.subcommand("init", prefix_name=False)]
         | Annotated[Merge, tyro.conf.subcommand("merge", prefix_name=False)]
+        | Annotated[Generate, tyro.conf.subcommand("generate", prefix_name=False)]
     ]
 
     def run(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pixdec.generation.prompts import Prompt, slug
 from pixdec.generation.records import Asked, difference, is_made
-from pixdec.generation.settings import SEEDS_EACH, GenerationSettings
+from pixdec.generation.settings import SEEDS_EACH, GenerationSettings, PixelGenerationSettings
 from pixdec.io.images import WRITABLE
 
 VERB = "generate"  # what the outputs' settings name as their maker
@@ -61,7 +61,9 @@ class Todo:
     image: bool
 
 
-def plan_items(prompts: Sequence[Prompt], output: str, settings: GenerationSettings, *, single: bool) -> list[Item]:
+def plan_items(
+    prompts: Sequence[Prompt], output: str, settings: GenerationSettings | PixelGenerationSettings, *, single: bool
+) -> list[Item]:
     """All images of every prompt.
 
     Image k of prompt i has the seed SEED + 1000·i + k, or that of its line + k. It is NAME of its line, or number and
@@ -71,7 +73,9 @@ def plan_items(prompts: Sequence[Prompt], output: str, settings: GenerationSetti
     Raises:
         ValueError: `output` has another suffix, or names a file where a folder is needed; two items with one name.
     """
-    writable = [".safetensors"] if settings.latents_only else list(WRITABLE)
+    writable = (
+        [".safetensors"] if isinstance(settings, GenerationSettings) and settings.latents_only else list(WRITABLE)
+    )
     folder, stem, suffix = _place(output, settings.suffix, writable, single=single)
     items: list[Item] = []
     for number, prompt in enumerate(prompts):
@@ -92,23 +96,31 @@ def plan_items(prompts: Sequence[Prompt], output: str, settings: GenerationSetti
 
 
 def unfinished(
-    items: Sequence[Item], want: Want, image_asked: Callable[[Item], Asked], latent_asked: Callable[[Item], Asked]
+    items: Sequence[Item],
+    want: Want,
+    image_asked: Callable[[Item], Asked],
+    latent_asked: Callable[[Item], Asked],
+    verb: str = VERB,
 ) -> list[Todo]:
     """What is left to do: without the items whose files are there, made with the same settings."""
     todo: list[Todo] = []
     for item in items:
-        kept = is_made(item.latent, VERB, latent_asked(item))
-        image = want.images and not is_made(item.image, VERB, image_asked(item))
+        kept = is_made(item.latent, verb, latent_asked(item))
+        image = want.images and not is_made(item.image, verb, image_asked(item))
         latent = want.latents and not kept
         if image or latent:
-            waiting = not latent and not kept and is_made(item.hidden, VERB, latent_asked(item))
+            waiting = not latent and not kept and is_made(item.hidden, verb, latent_asked(item))
             source = item.latent if kept else item.hidden if waiting else None
             todo.append(Todo(item, source, image))
     return todo
 
 
 def check_earlier(
-    items: Sequence[Item], want: Want, image_asked: Callable[[Item], Asked], latent_asked: Callable[[Item], Asked]
+    items: Sequence[Item],
+    want: Want,
+    image_asked: Callable[[Item], Asked],
+    latent_asked: Callable[[Item], Asked],
+    verb: str = VERB,
 ) -> None:
     """Refuse to overwrite what was made with other settings, or by something else.
 
@@ -117,9 +129,9 @@ def check_earlier(
     """
     found: list[str] = []
     for item in items:
-        if want.images and (reason := difference(item.image, VERB, image_asked(item))):
+        if want.images and (reason := difference(item.image, verb, image_asked(item))):
             found.append(f"{item.image}: {reason}")
-        elif want.latents and (reason := difference(item.latent, VERB, latent_asked(item))):
+        elif want.latents and (reason := difference(item.latent, verb, latent_asked(item))):
             found.append(f"{item.latent}: {reason}")
     if found:
         more = f" ({len(found) - 1} more such files)" if len(found) > 1 else ""

@@ -81,11 +81,76 @@ class GenerationSettings(DecodingSettings):
         Raises:
             ValueError: one line that names the setting.
         """
-        for name in ("steps", "stop_after", "decoder_steps", "height", "width"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
-        if not 1 <= self.images_per_prompt <= SEEDS_EACH:
-            raise ValueError(f"images_per_prompt={self.images_per_prompt}: expected 1 to {SEEDS_EACH}")
-        if not 0 <= self.seed < SEED_LIMIT:
-            raise ValueError(f"seed={self.seed}: expected 0 to {SEED_LIMIT - 1}")
+        _check_numbers(self, ("steps", "stop_after", "decoder_steps", "height", "width"))
+
+
+@dataclass(frozen=True)
+class PixelGenerationSettings:
+    """Which pixel generator makes the images, and how."""
+
+    model: str
+    """A pixel model: l2p-1k, a file, or a folder or repository of one."""
+    text_encoder: str | None = None
+    """Folder or hub id of the source's pipeline; without it the one that the model's file names."""
+    steps: int = 30
+    """Euler steps."""
+    guidance: float = 2.0
+    """s in v_neg + s (v_pos - v_neg): 1 is none. The 4K and 8K models are shown with 50 steps and 4."""
+    shift: float | None = None
+    """Of noise levels; without it 3."""
+    seed: int = 0
+    """Image k of prompt i (from 0) has the seed SEED + 1000 i + k, whatever else is made."""
+    images_per_prompt: int = 1
+    """The second of a prompt is NAME-2, and so on."""
+    height: int | None = None
+    """In pixels, a multiple of the patch; without it 64 patches."""
+    width: int | None = None
+    """In pixels, a multiple of the patch; without it 64 patches."""
+    negative: str | None = None
+    """The negative prompt."""
+    image: str | None = None
+    """Begin with this image."""
+    strength: float = 1.0
+    """How much of it is made anew, above 0 to 1."""
+    stop_after: int | None = None
+    """Stop after so many steps, with the estimate of the clean image."""
+    quantize: Literal["int8", "int8-weights"] | None = None
+    """The blocks' large products in eight bits; head and norms stay."""
+    offload: bool = False
+    """Text encoder and model are on the device only while they work, never together."""
+    again: bool = False
+    """Make images anew that exist with other settings, instead of stopping."""
+    device: str | None = None
+    """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
+    dtype: Dtype | None = None
+    """Precision of the model; without it that of its file."""
+    format: ImageFormat | None = None
+    """Format of the images in an output folder; png without it."""
+
+    @property
+    def suffix(self) -> str:
+        """Of the images in an output folder."""
+        return f".{self.format or 'png'}"
+
+    def check(self) -> None:
+        """See that the numbers can be.
+
+        Raises:
+            ValueError: one line that names the setting.
+        """
+        _check_numbers(self, ("steps", "stop_after", "height", "width"))
+        if self.stop_after is not None and self.stop_after > self.steps:
+            raise ValueError(f"stop_after={self.stop_after}: the run has {self.steps} steps")
+        if not 0 < self.strength <= 1 or (self.strength < 1 and self.image is None):
+            raise ValueError(f"strength={self.strength}: expected above 0 to 1, and below 1 only with an image")
+
+
+def _check_numbers(settings: GenerationSettings | PixelGenerationSettings, counts: tuple[str, ...]) -> None:
+    for name in counts:
+        value = getattr(settings, name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
+    if not 1 <= settings.images_per_prompt <= SEEDS_EACH:
+        raise ValueError(f"images_per_prompt={settings.images_per_prompt}: expected 1 to {SEEDS_EACH}")
+    if not 0 <= settings.seed < SEED_LIMIT:
+        raise ValueError(f"seed={settings.seed}: expected 0 to {SEED_LIMIT - 1}")

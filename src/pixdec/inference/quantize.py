@@ -11,7 +11,7 @@ what the products gain, so that a narrow network gains time only where it is com
 docs/benchmarks/fidelity.md.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,7 +36,11 @@ def quantize_blocks(network: Network, kind: Quantize) -> None:
         ValueError: the device lacks the arithmetic, weights are not bfloat16 for "fp8", there are no large Linears, or
             torchao is missing. The network is as it was.
     """
-    chosen = large_linears(network)
+    quantize_linears(network, large_linears(network), kind)
+
+
+def quantize_linears(network: nn.Module, chosen: Mapping[str, nn.Linear], kind: Quantize) -> None:
+    """Rounds the chosen Linears of a network, by name, to eight bits, as `quantize_blocks` does."""
     if not chosen:
         raise ValueError(
             f"quantize={kind!r}: this network has no Linears of {SMALLEST} x {SMALLEST} or more in its blocks; "

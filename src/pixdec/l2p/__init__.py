@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from pixdec.l2p.model import PixelModel as PixelModel
     from pixdec.l2p.model import PixelSettings as PixelSettings
     from pixdec.l2p.model import network_from_reference as network_from_reference
+    from pixdec.l2p.pipeline import PixelPipeline as PixelPipeline
     from pixdec.l2p.transfer import merge as merge
     from pixdec.l2p.transfer import transplant as transplant
 
 _HOMES = {
     "PixelModel": "model",
+    "PixelPipeline": "pipeline",
     "PixelSettings": "model",
     "Weights": "files",
     "load_model": "files",
@@ -34,6 +36,7 @@ _HOMES = {
 }
 __all__ = [
     "PixelModel",
+    "PixelPipeline",
     "PixelSettings",
     "Weights",
     "load_model",

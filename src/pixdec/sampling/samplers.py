@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -23,12 +23,14 @@ _PART = 2**20  # values that one generator draws at a time
 @dataclass(frozen=True)
 class Step:
     """One step: number `index` of `total`, from noise level `t`; `x0` (B,3,H,W) is the estimate of the clean image it
-    made, clamped to [-1,1]. The last step's x0 is the result."""
+    made, clamped to [-1,1]. The last step's x0 is the result. `x` is the state after the step, where a sampler has it.
+    """
 
     index: int
     total: int
     t: float
     x0: Tensor
+    x: Tensor | None = field(default=None, kw_only=True)
 
 
 class NoiseSource:
@@ -100,6 +102,16 @@ def student(
         yield Step(i, total, t, x0.clamp(-1, 1))
         if following > 0:
             x = interpolate(x0, noise(shape), _levels(following, x))
+
+
+def euler(denoise: Denoiser, x: Tensor, times: Sequence[float]) -> Iterator[Step]:
+    """Euler's method on the flow path, x ← x + (t' − t)·v, from `x` (B,3,H,W) at times[0] down to 0. Deterministic.
+    Nothing is clamped."""
+    for i, (t, following) in enumerate(pairwise(times)):
+        velocity = denoise(x, _levels(t, x))
+        x0 = x - t * velocity
+        x = x + (following - t) * velocity
+        yield Step(i, len(times) - 1, t, x0, x=x)
 
 
 def dpm_solver(denoise: Denoiser, x: Tensor, times: Sequence[float]) -> Iterator[Step]:

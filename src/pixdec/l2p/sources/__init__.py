@@ -27,6 +27,7 @@ class Source(Protocol):
         pipeline: that of the pipeline that makes images, and embeds prompts.
         repository: a released model, for what a file of weights does not hold: text encoder and scheduler.
         embedder, final: beginnings of the names of the tensors that a pixel model replaces, and drops.
+        block_lists: the names of the lists of blocks, in which the large products are.
         shift: that the noise levels are trained and sampled with.
     """
 
@@ -35,6 +36,7 @@ class Source(Protocol):
     repository: str
     embedder: str
     final: tuple[str, ...]
+    block_lists: tuple[str, ...]
     shift: float
 
     def build(self, config: Mapping[str, Any], patch: int) -> nn.Module:

@@ -26,6 +26,7 @@ class Flux2Klein:
     repository = "black-forest-labs/FLUX.2-klein-4B"
     embedder = "x_embedder."
     final = ("norm_out.", "proj_out.")
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
     shift = 3.0
 
     def build(self, config: Mapping[str, Any], patch: int) -> nn.Module:

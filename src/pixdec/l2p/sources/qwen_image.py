@@ -18,6 +18,7 @@ class QwenImage:
     repository = "Qwen/Qwen-Image-2512"
     embedder = "img_in."
     final = ("norm_out.", "proj_out.")
+    block_lists = ("transformer_blocks",)
     shift = 3.0
 
     def build(self, config: Mapping[str, Any], patch: int) -> nn.Module:

@@ -19,6 +19,7 @@ class ZImage:
     repository = "Tongyi-MAI/Z-Image-Turbo"
     embedder = "all_x_embedder."
     final = ("all_final_layer.",)
+    block_lists = ("noise_refiner", "context_refiner", "layers")
     shift = 3.0
 
     def build(self, config: Mapping[str, Any], patch: int) -> nn.Module:

@@ -1,0 +1,290 @@
+"""Prompts → images, by a pixel model and no VAE: shaped like a pipeline of diffusers.
+
+B images · H, W their pixels · T text tokens · E their width
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from pixdec.devices import best_device, device_named, release_memory
+from pixdec.inference.config import Quantize
+from pixdec.inference.quantize import quantize_linears
+from pixdec.io.files import prepare
+from pixdec.io.hub import hub_reason
+from pixdec.io.tensors import resize, to_pil, to_tensor
+from pixdec.l2p.files import Weights, load_model, open_weights, save_weights
+from pixdec.l2p.model import BAND_PIXELS, PixelModel, file_name
+from pixdec.l2p.sources import Source, diffusers_class
+from pixdec.sampling.flow import interpolate, shifted_times
+from pixdec.sampling.samplers import euler, guided
+
+Embed = Callable[[Sequence[str], torch.device], list[Tensor]]  # prompts, where to compute -> (T,E) for each
+FILE = "pixel.safetensors"
+
+
+class PromptEncoder:
+    """The text side of the source's own pipeline, loaded with the first prompt; after each call it rests on the CPU if
+    `offload`."""
+
+    def __init__(self, source: Source, repository: str, dtype: torch.dtype):
+        self.source, self.repository, self.dtype = source, repository, dtype
+        self.offload = False
+        self._pipe: Any = None
+
+    def __call__(self, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
+        """Raises ValueError if the pipeline is not known or cannot be loaded."""
+        if self._pipe is None:
+            if not self.repository:
+                raise ValueError("text_encoder: not stated by the model's file; name the source's pipeline")
+            kind = diffusers_class(self.source.pipeline)
+            try:
+                self._pipe = kind.from_pretrained(self.repository, transformer=None, vae=None, torch_dtype=self.dtype)
+            except Exception as error:
+                reason = hub_reason(error, self.repository)
+                raise ValueError(f"{self.repository}: its text encoder cannot be loaded ({reason})") from error
+        self._pipe.to(device)
+        with torch.inference_mode():
+            found = [each.float() for each in self.source.embed(self._pipe, prompts, device)]
+        if self.offload:
+            self._pipe.to("cpu")
+            release_memory()
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class PixelPipelineOutput:
+    """`images`: PIL images, or (B,3,H,W) "pt" or (B,H,W,3) "np" in [0,1]."""
+
+    images: Any
+
+
+class PixelPipeline:
+    """`pipe(prompt).images`. What a call computes depends on its arguments alone."""
+
+    def __init__(self, model: PixelModel, embed: Embed, weights: Weights | None = None):
+        self.model, self.embed, self.weights = model, embed, weights
+        self.offloaded_to: torch.device | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        text_encoder: str | None = None,
+        device: str | torch.device | None = None,
+        torch_dtype: torch.dtype | None = None,
+        quantize: Quantize | None = None,
+    ) -> Self:
+        """A pixel model by its card's name, file, folder or hub repository.
+
+        Args:
+            name_or_path: see `open_weights`.
+            text_encoder: folder or hub id of the source's pipeline; None for the one that the file states, or the
+                family's own.
+            device: None for the fastest there is.
+            torch_dtype: None for that of most of the file's tensors.
+            quantize: the large Linears of the blocks in eight bits. Head, norms and embedders stay as they are, for
+                colors would come in bands.
+
+        Raises:
+            ValueError, OSError: as `open_weights` and `load_model`, or `quantize_linears`.
+        """
+        weights = open_weights(name_or_path)
+        place = best_device() if device is None else device_named(device)
+        model = load_model(weights, place, torch_dtype)
+        if quantize is not None:
+            quantize_linears(model, large_linears(model), quantize)
+        repository = text_encoder or weights.repository or model.source.repository
+        return cls(model, PromptEncoder(model.source, repository, model.dtype), replace(weights, repository=repository))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `pixel.safetensors` into a folder, which `from_pretrained` opens. The text encoder is not copied: the
+        file names it.
+
+        Raises:
+            ValueError: the pipeline was quantized, or not loaded from a file.
+            OSError: it cannot be written.
+        """
+        tensors = {file_name(key): tensor for key, tensor in self.model.state_dict().items()}
+        if self.weights is None or any(type(tensor) is not Tensor for tensor in tensors.values()):
+            raise ValueError("save_pretrained: only of what from_pretrained loaded without quantize")
+        prepare([Path(folder) / FILE])
+        save_weights(replace(self.weights, tensors=tensors), Path(folder) / FILE)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Moves the model, itself."""
+        self.model.to(self.model.device if device is None else device_named(device), dtype or self.model.dtype)
+        return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
+        """From now on text encoder and model are on `device` (None: the fastest) only while they work, never
+        together."""
+        self.offloaded_to = best_device() if device is None else device_named(device)
+        self.model.to("cpu")
+        if isinstance(self.embed, PromptEncoder):
+            self.embed.offload = True
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 2.0,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        callback_on_step_end: Callable[[Any, int, float, dict[str, Tensor]], object] | None = None,
+        *,
+        image: Any = None,
+        strength: float = 1.0,
+        shift: float | None = None,
+        stop_after: int | None = None,
+        prompt_embeds: Sequence[Tensor] | None = None,
+        negative_prompt_embeds: Sequence[Tensor] | None = None,
+        noise: Tensor | None = None,
+    ) -> PixelPipelineOutput:
+        """Makes images.
+
+        Args:
+            prompt: one or several.
+            negative_prompt: what guidance leads away from; the empty prompt if None.
+            num_inference_steps: Euler steps.
+            guidance_scale: s in v_neg + s·(v_pos − v_neg); 1 is none and costs one call a step instead of two.
+                Z-Image's pipeline in diffusers counts from 0: its g is s − 1.
+            height, width: multiples of the patch; None for 64 patches, the size that the model was trained at.
+            num_images_per_prompt: images of one prompt stand beside each other.
+            generator: of the noise, one for all images, drawn one after the other, or one for each.
+            output_type: see `PixelPipelineOutput`.
+            callback_on_step_end: called as diffusers calls it, (pipe, step, noise level, {"latents": x, "x0": …}), with
+                x (B,3,H,W) the state after the step.
+            image: begins with this image, PIL or (B,3,H,W) in [-1,1], resized, in place of noise alone.
+            strength: how much of it is made anew, above 0 to 1: the noise level, before the shift, of the first step.
+            shift: of noise levels; None for the family's.
+            stop_after: ends after so many steps with the estimate x0 of the clean image.
+            prompt_embeds, negative_prompt_embeds: (T,E) for each prompt, in place of texts.
+            noise: (B,3,H,W) in place of `generator`.
+
+        Raises:
+            ValueError: an argument that does not fit.
+        """
+        model = self.model
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps}: expected at least 1")
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength={strength}: expected above 0 to 1")
+        if stop_after is not None and not 1 <= stop_after <= num_inference_steps:
+            raise ValueError(f"stop_after={stop_after}: expected 1 to {num_inference_steps}, the number of steps")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type={output_type!r}: expected 'pil', 'np' or 'pt'")
+        size = (height or 64 * model.settings.patch, width or 64 * model.settings.patch)
+        model.settings.check_size(*size)
+        device = self.offloaded_to or model.device
+        text, negative = self._texts(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, device, guided=guidance_scale != 1
+        )
+        text = [each for each in text for _ in range(num_images_per_prompt)]
+        negative = [each for each in negative for _ in range(num_images_per_prompt)]
+        times = shifted_times(num_inference_steps, model.source.shift if shift is None else shift, strength)
+        x = _noise(noise, generator, (len(text), 3, *size)).to(device)
+        if image is not None:
+            begun = image if isinstance(image, Tensor) else to_tensor(image)
+            begun = begun if begun.shape[2:] == size else resize(begun, *size, how="lanczos").clamp(-1, 1)
+            x = interpolate(begun.float().to(device).expand_as(x), x, torch.full((len(x),), times[0], device=device))
+        elif strength != 1:
+            raise ValueError(f"strength={strength}: without an image there is nothing to begin with; leave it out")
+        last = x
+        with self._at_work(device):
+            denoise = guided(_velocity(model, text), _velocity(model, negative), guidance_scale)
+            for step in euler(denoise, x, times):
+                last = step.x0
+                if callback_on_step_end is not None:
+                    assert step.x is not None
+                    callback_on_step_end(self, step.index, step.t, {"latents": step.x, "x0": step.x0})
+                if stop_after == step.index + 1:
+                    break
+        return PixelPipelineOutput(_in_form(last.clamp(-1, 1), output_type))
+
+    def _texts(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative: str | Sequence[str] | None,
+        embeds: Sequence[Tensor] | None,
+        negative_embeds: Sequence[Tensor] | None,
+        device: torch.device,
+        *,
+        guided: bool,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Embeddings of all prompts and, for guidance, of what it leads away from."""
+        if (prompt is None) == (embeds is None):
+            raise ValueError("expected prompt or prompt_embeds, one of them")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        text = list(embeds) if embeds is not None else self.embed(prompts, device)
+        if not guided:
+            return text, []
+        if negative_embeds is not None:
+            away = list(negative_embeds)
+        else:
+            names = [negative or ""] if negative is None or isinstance(negative, str) else list(negative)
+            away = self.embed(names, device)
+        if len(away) not in (1, len(text)):
+            raise ValueError(f"{len(away)} negative prompts for {len(text)} prompts: expected one, or one for each")
+        return text, away if len(away) == len(text) else away * len(text)
+
+    @contextmanager
+    def _at_work(self, device: torch.device) -> Any:
+        if self.offloaded_to is None:
+            yield
+            return
+        self.model.to(device)
+        try:
+            yield
+        finally:
+            self.model.to("cpu")
+            release_memory()
+
+
+def large_linears(model: PixelModel) -> dict[str, nn.Linear]:
+    """The products of the blocks that are quantized, by name: no modulation, no embedder, no head."""
+    blocks = tuple(f"transformer.{name}." for name in model.source.block_lists)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name.startswith(blocks)
+        and isinstance(module, nn.Linear)
+        and not any(part in name for part in ("adaLN", "_mod."))
+        and min(module.in_features, module.out_features) >= 128
+        and module.in_features % 16 == module.out_features % 16 == 0
+    }
+
+
+def _velocity(model: PixelModel, text: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, t: model(x, t, text, band=BAND_PIXELS)
+
+
+def _noise(given: Tensor | None, generator: Any, shape: tuple[int, ...]) -> Tensor:
+    """(B,3,H,W) float32; each image's is drawn on its generator's device."""
+    if given is not None:
+        if tuple(given.shape) != shape:
+            raise ValueError(f"noise of {list(given.shape)}: expected {list(shape)}")
+        return given.float()
+    each = [generator] * shape[0] if generator is None or isinstance(generator, torch.Generator) else list(generator)
+    if len(each) != shape[0]:
+        raise ValueError(f"{len(each)} generators for {shape[0]} images: expected one, or one for each")
+    drawn = [torch.randn((1, *shape[1:]), generator=g, device=None if g is None else g.device) for g in each]
+    return torch.cat(drawn)
+
+
+def _in_form(images: Tensor, output_type: str) -> Any:
+    if output_type == "pil":
+        return to_pil(images)
+    images = (images + 1) / 2
+    return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
