@@ -20,7 +20,8 @@ from safetensors.torch import save
 
 from pixdec.io import images
 from pixdec.latents import Latent, latent_settings
-from pixdec.weights.load import describe, load_decoder
+from pixdec.weights.describe import describe
+from pixdec.weights.load import load_decoder
 
 COUNT = int(os.environ.get("PIXDEC_FUZZ", "300"))
 VALUES = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))

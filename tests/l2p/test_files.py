@@ -15,7 +15,7 @@ from pixdec.l2p import PixelModel, PixelSettings, load_model, open_weights, save
 from pixdec.l2p.files import Weights, digest
 from pixdec.l2p.model import shallow_only, shapes_of
 from pixdec.l2p.transfer import compare
-from pixdec.weights.load import describe
+from pixdec.weights.describe import describe
 from pixdec.weights.pixels import PIXEL_CARDS, Z_IMAGE, card_of_tensors, inventory, pixel_tensors
 
 PIXEL_MODELS = [card for card in PIXEL_CARDS if card.patch > 2]

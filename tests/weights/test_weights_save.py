@@ -22,7 +22,8 @@ from pixdec.models.pixdit import PixDiTSettings
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.weights import catalog
 from pixdec.weights.catalog import get_card
-from pixdec.weights.load import convert, describe, load_autoencoder, load_decoder, save_autoencoder, save_decoder
+from pixdec.weights.describe import describe
+from pixdec.weights.load import convert, load_autoencoder, load_decoder, save_autoencoder, save_decoder
 from pixdec.weights.settings import settings_from_json, settings_to_json
 
 State = dict[str, Tensor]

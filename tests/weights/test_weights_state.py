@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pixdec.models.pid import PiD, PiDSettings
+from pixdec.weights.describe import describe
 from pixdec.weights.keymap import to_ours
-from pixdec.weights.load import convert, describe, load_decoder
+from pixdec.weights.load import convert, load_decoder
 
 State = dict[str, Tensor]
 SPLIT = "adaLN_modulation.0"

@@ -54,7 +54,7 @@ def _image(path: Path) -> Facts:
 
 
 def _tensors(path: Path) -> Facts:
-    from pixdec.weights.load import describe
+    from pixdec.weights.describe import describe
 
     found = describe(path)
     facts: Facts = {

@@ -41,7 +41,8 @@ from pixdec.io.hub import Access
 from pixdec.io.images import save_image, to_pil
 from pixdec.io.quiet import quiet
 from pixdec.latents import SPACES, Latent, check_latent
-from pixdec.weights.load import describe, find_weights
+from pixdec.weights.describe import describe
+from pixdec.weights.load import find_weights
 
 if TYPE_CHECKING:
     from pixdec.latents import LatentSpace

@@ -6,13 +6,12 @@ device are the wanted ones costs no memory of its own, any other is converted te
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from pixdec.io.files import replacing
 from pixdec.io.hub import HUB_ID, USUAL, Access, fetch_folder
 from pixdec.io.tensor_files import DTYPE_NAMES, TensorFile, write_safetensors
-from pixdec.latents.latent import COMFY
 from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.network import Network
 from pixdec.models.pid import PiD, PiDSettings
@@ -28,15 +26,12 @@ from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.weights.catalog import CARDS, STUDENT_TIMES, DecoderKind, fetch, get_card, is_known
 from pixdec.weights.checkpoint import SUFFIXES, listed, open_checkpoint
 from pixdec.weights.identify import (
-    AmbiguousSpaceError,
     Identity,
     identify,
     is_nano,
     to_metadata,
 )
 from pixdec.weights.keymap import settings_from_original
-from pixdec.weights.lora import lora_in
-from pixdec.weights.pixels import PIXEL, Z_IMAGE, card_of_tensors, is_pixel, pixel_tensors
 from pixdec.weights.settings import settings_from_json, settings_to_json
 from pixdec.weights.state import FLOAT8, NetworkTensors, network_tensors
 
@@ -101,7 +96,7 @@ def load_decoder(
     checkpoint = open_checkpoint(find_weights(name_or_path, access))
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
-        network = fill(_decoder_on_meta(identity.settings), tensors, torch.device(device), dtype, half)
+        network = fill(decoder_on_meta(identity.settings), tensors, torch.device(device), dtype, half)
     return LoadedDecoder(**vars(identity), network=network)
 
 
@@ -117,7 +112,7 @@ def load_autoencoder(
     checkpoint = open_checkpoint(fetch(get_card("pixdec-tiny")) if path is None else path)
     with _about(checkpoint.path):
         return fill(
-            _autoencoder_on_meta(checkpoint),
+            autoencoder_on_meta(checkpoint),
             NetworkTensors.as_they_are(checkpoint.tensors),
             torch.device(device),
             dtype,
@@ -205,121 +200,9 @@ def convert(source: str | Path, target: str | Path, *, space: str | None = None)
     checkpoint = open_checkpoint(source)
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
-        check_tensors(_decoder_on_meta(identity.settings), tensors)
+        check_tensors(decoder_on_meta(identity.settings), tensors)
     write_weights(tensors.tensors, target, to_metadata(identity), None)
     return identity
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a file is, without loading it. None where it does not apply or is not known.
-
-    `space`: a name, or "ambiguous: flux1, sd3 or qwen-image" (then `settings`, which depend on it, are None). `role`:
-    what kind of decoder. `base`: the decoder that a LoRA is for. For decoders `tensors`, `parameters` and `dtypes` are
-    those of the network that would be loaded, else of the whole file. `size` in bytes. `problem`: why it cannot be
-    loaded, if it cannot.
-    """
-
-    path: Path
-    kind: Literal["decoder", "autoencoder", "latent", "lora", "pixel", "unknown"]
-    size: int
-    tensors: int
-    parameters: int
-    dtypes: tuple[str, ...]
-    name: str | None = None
-    base: str | None = None
-    role: DecoderKind | None = None
-    version: str | None = None
-    space: str | None = None
-    scale: int | None = None
-    licence: str | None = None
-    settings: PiDSettings | NanoSettings | TinyVAESettings | dict[str, object] | None = None
-    problem: str | None = None
-
-
-def describe(path: str | Path) -> Description:
-    """What a checkpoint, LoRA, latent, autoencoder or pixel generator is. Reads no weights but a LoRA's.
-
-    Raises:
-        ValueError: the file is missing, empty, damaged, no file of tensors, or would run code.
-    """
-    checkpoint = open_checkpoint(path)
-    metadata = checkpoint.metadata
-    what = metadata.get("pixdec", "latent" if COMFY in checkpoint.tensors else "decoder")
-    file = _described(checkpoint, "unknown", checkpoint.tensors)
-    stated = replace(file, name=metadata.get("name"), space=metadata.get("space"), licence=metadata.get("licence"))
-    try:
-        if what == "autoencoder":
-            file = replace(stated, kind="autoencoder")
-            network = _autoencoder_on_meta(checkpoint)
-            file = replace(file, settings=network.settings)
-            check_tensors(network, NetworkTensors.as_they_are(checkpoint.tensors))
-        elif what == "latent":
-            file = replace(stated, kind="latent")
-        elif what == "lora":
-            file = replace(stated, kind="lora", base=metadata.get("base"))
-            lora_in(checkpoint)
-            file = replace(file, settings=json.loads(metadata["settings"]))
-        elif what == PIXEL or (what == "decoder" and is_pixel(checkpoint.tensors)):
-            file = replace(stated, kind="pixel")
-            return _described_pixel(file, checkpoint)
-        elif what == "decoder":
-            return _described_decoder(checkpoint)
-    except ValueError as error:
-        return replace(file, problem=str(error))
-    return file
-
-
-def _described(
-    checkpoint: TensorFile, kind: Literal["decoder", "unknown"], tensors: Mapping[str, Tensor]
-) -> Description:
-    return Description(
-        path=checkpoint.path,
-        kind=kind,
-        size=checkpoint.size,
-        tensors=len(tensors),
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
-        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
-    )
-
-
-def _described_pixel(file: Description, checkpoint: TensorFile) -> Description:
-    """A pixel generator: ours by its metadata, a released one by its inventory."""
-    stated = checkpoint.metadata
-    if stated.get("pixdec") == PIXEL:
-        settings = {key: stated.get(key) for key in ("source", "patch", "repository", "part", "base")}
-        return replace(file, settings={**settings, "config": json.loads(stated.get("config", "{}"))})
-    if (card := card_of_tensors(pixel_tensors(checkpoint.tensors))) is None:
-        raise ValueError("a pixel generator's head, but not the tensors of a released one; expected a merged file")
-    settings = {"source": "z-image", "patch": card.patch, "config": dict(Z_IMAGE)}
-    return replace(file, name=card.name, licence=card.licence.name, settings=settings)
-
-
-def _described_decoder(checkpoint: TensorFile) -> Description:
-    """Raises ValueError if it is none at all; one with defects is described with its problem."""
-    tensors = _named(checkpoint)
-    decoder = _described(checkpoint, "decoder", tensors.tensors)
-    ambiguous = None
-    try:
-        try:
-            identity = identify(checkpoint, tensors)
-        except AmbiguousSpaceError as error:
-            ambiguous = f"ambiguous: {error.names}"
-            identity = identify(checkpoint, tensors, error.possible[0])  # whichever it is, the shapes are the same
-        decoder = replace(
-            decoder,
-            name=identity.name,
-            role=identity.kind,
-            version=identity.version,
-            space=ambiguous or identity.space or None,
-            scale=identity.scale,
-            licence=identity.licence,
-            settings=None if ambiguous else identity.settings,
-        )
-        check_tensors(_decoder_on_meta(identity.settings), tensors)
-    except ValueError as error:
-        return replace(decoder, problem=str(error))
-    return decoder
 
 
 @contextmanager
@@ -335,18 +218,18 @@ def _read(checkpoint: TensorFile, space: str | None) -> tuple[NetworkTensors, Id
     what = checkpoint.metadata.get("pixdec", "decoder")
     if what != "decoder":
         raise ValueError(f"no decoder but {_TAKEN_BY.get(what, what)}; see `pixdec models`")
-    tensors = _named(checkpoint)
+    tensors = named_tensors(checkpoint)
     return tensors.dequantized(), identify(checkpoint, tensors, space)
 
 
-def _named(checkpoint: TensorFile) -> NetworkTensors:
+def named_tensors(checkpoint: TensorFile) -> NetworkTensors:
     """A decoder's tensors under our keys."""
     if is_nano(checkpoint.metadata):
         return NetworkTensors.as_they_are(checkpoint.tensors)
     return network_tensors(checkpoint.tensors)
 
 
-def _decoder_on_meta(settings: PiDSettings | NanoSettings) -> Network:
+def decoder_on_meta(settings: PiDSettings | NanoSettings) -> Network:
     return _on_meta(Nano, settings) if isinstance(settings, NanoSettings) else _on_meta(PiD, settings)
 
 
@@ -359,7 +242,7 @@ def _on_meta(network: Callable[[S], M], settings: S) -> M:
         raise ValueError(f"no network can have its settings, {settings}") from error
 
 
-def _autoencoder_on_meta(checkpoint: TensorFile) -> TinyVAE:
+def autoencoder_on_meta(checkpoint: TensorFile) -> TinyVAE:
     if checkpoint.metadata.get("pixdec") != "autoencoder" or "settings" not in checkpoint.metadata:
         raise ValueError("no tiny autoencoder of pixdec; expected a file that save_autoencoder wrote")
     return _on_meta(TinyVAE, settings_from_json(checkpoint.metadata["settings"], TinyVAESettings))

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from pixdec.train.data.order import Leg, Planned, legs
+from pixdec.train.data.order import Leg, Order, Planned
 
 Place = tuple[int, ...]
 
@@ -27,10 +27,8 @@ def batches(
     start: int = 0,
     **more: int,
 ) -> list[tuple[int, list[Place]]]:
-    order = legs(
-        buckets_of, stream=stream, streams=streams, seed=seed, start=start, **{"batch": 4, "shuffle": 10, **more}
-    )
-    every = (planned for leg in order for planned in leg.batches)
+    order = Order(buckets_of, streams, seed, **{"batch": 4, "shuffle": 10, **more})
+    every = (planned for leg in order.legs(stream, start) for planned in leg.batches)
     return [(planned.bucket, [tuple(row) for row in planned.rows.tolist()]) for planned in islice(every, many)]
 
 
@@ -102,7 +100,7 @@ def consume(order: list[Leg]) -> tuple[int, set[Place]]:
 @pytest.mark.parametrize("start", [0, 3, 17, 30])
 def test_what_is_read_is_what_is_needed_and_read_once(start: int):
     buckets_of = shards(9)
-    order = list(islice(legs(buckets_of, stream=0, streams=2, seed=1, batch=4, shuffle=6, start=start), 5))
+    order = list(islice(Order(buckets_of, 2, seed=1, batch=4, shuffle=6).legs(0, start), 5))
     most, ever = consume(order)
     used = {tuple(row) for leg in order for planned in leg.batches for row in planned.rows.tolist()}
     assert used <= ever
@@ -114,7 +112,7 @@ def test_what_is_read_is_what_is_needed_and_read_once(start: int):
 
 
 def earlier(buckets_of: list[np.ndarray], start: int) -> list[Planned]:
-    order = legs(buckets_of, stream=0, streams=2, seed=1, batch=4, shuffle=6)
+    order = Order(buckets_of, 2, seed=1, batch=4, shuffle=6).legs(0)
     return list(islice((planned for leg in order for planned in leg.batches), start))
 
 

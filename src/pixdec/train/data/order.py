@@ -8,6 +8,7 @@ Ranks and workers share out the streams, so that the position of a whole run is 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
@@ -34,59 +35,61 @@ class Leg(NamedTuple):
     reading: Rows
 
 
-def legs(
-    buckets_of: Sequence[NDArray[np.int64]],
-    *,
-    stream: int,
-    streams: int,
-    seed: int,
-    batch: int,
-    shuffle: int,
-    start: int = 0,
-) -> Iterator[Leg]:
-    """The endless stream number `stream` of `streams`, from its batch number `start` on.
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The order in which `streams` streams have the images of some shards.
 
-    buckets_of: for each shard the bucket of each of its images, -1 for one that is left out.
-    shuffle: an image moves by less than so many places, so as many are held at most.
-
-    Starting later costs a pass over the numbers of the earlier epochs (a second for a few million images).
+    Attributes:
+        buckets_of: for each shard the bucket of each of its images, -1 for one that is left out.
+        batch: images in a batch.
+        shuffle: an image moves by less than so many places, so as many are held at most.
     """
-    assert 0 <= stream < streams <= len(buckets_of), "every stream needs a shard in every epoch"
-    assert any((buckets >= 0).any() for buckets in buckets_of), "else no batch would ever be full"
-    carried: dict[int, Rows] = {}
-    done = 0
-    first = True
-    for epoch in count():
-        rows, buckets = _epoch(buckets_of, stream, streams, seed, shuffle, epoch)
-        batches, carried = _cut(rows, buckets, carried, batch)
-        done += len(batches)
-        if first and done <= start:
-            continue
-        coming = batches[max(0, start - done + len(batches)) :]
-        needed = np.concatenate([_NOTHING, *(each.rows for each in coming), *carried.values()])
-        if not first:  # then what was carried into this epoch has been read in an earlier leg
-            needed = needed[needed[:, 0] == epoch]
-        first = False
-        yield Leg(coming, needed[np.lexsort((needed[:, 3], needed[:, 1], needed[:, 0]))])
 
+    buckets_of: Sequence[NDArray[np.int64]]
+    streams: int
+    seed: int
+    batch: int
+    shuffle: int
 
-def _epoch(
-    buckets_of: Sequence[NDArray[np.int64]], stream: int, streams: int, seed: int, shuffle: int, epoch: int
-) -> tuple[Rows, NDArray[np.int64]]:
-    """A stream's images of one epoch in the order in which they leave the shuffle buffer, and their buckets."""
-    dealt = np.random.default_rng((seed, epoch, _DEAL)).permutation(len(buckets_of))[stream::streams]
-    parts = [
-        np.stack(np.broadcast_arrays(epoch, turn, shard, np.arange(len(buckets_of[shard]))), axis=1)
-        for turn, shard in enumerate(dealt)
-    ]
-    rows = np.concatenate([_NOTHING, *parts])
-    buckets = np.concatenate([buckets_of[shard] for shard in dealt])
-    kept = buckets >= 0
-    rows, buckets = rows[kept], buckets[kept]
-    # Image i leaves the buffer at "time" i + u·shuffle, u uniform in [0, 1).
-    delay = np.random.default_rng((seed, epoch, _SHUFFLE, stream)).random(len(rows))
-    order = np.argsort(np.arange(len(rows)) + shuffle * delay, kind="stable")
-    return rows[order], buckets[order]
+    def legs(self, stream: int, start: int = 0) -> Iterator[Leg]:
+        """The endless stream number `stream`, from its batch number `start` on.
+
+        Starting later costs a pass over the numbers of the earlier epochs (a second for a few million images).
+        """
+        assert 0 <= stream < self.streams <= len(self.buckets_of), "every stream needs a shard in every epoch"
+        assert any((buckets >= 0).any() for buckets in self.buckets_of), "else no batch would ever be full"
+        carried: dict[int, Rows] = {}
+        done = 0
+        first = True
+        for epoch in count():
+            rows, buckets = self._epoch(stream, epoch)
+            batches, carried = _cut(rows, buckets, carried, self.batch)
+            done += len(batches)
+            if first and done <= start:
+                continue
+            coming = batches[max(0, start - done + len(batches)) :]
+            needed = np.concatenate([_NOTHING, *(each.rows for each in coming), *carried.values()])
+            if not first:  # then what was carried into this epoch has been read in an earlier leg
+                needed = needed[needed[:, 0] == epoch]
+            first = False
+            yield Leg(coming, needed[np.lexsort((needed[:, 3], needed[:, 1], needed[:, 0]))])
+
+    def _epoch(self, stream: int, epoch: int) -> tuple[Rows, NDArray[np.int64]]:
+        """A stream's images of one epoch in the order in which they leave the shuffle buffer, and their buckets."""
+        every = np.random.default_rng((self.seed, epoch, _DEAL)).permutation(len(self.buckets_of))
+        dealt = every[stream :: self.streams]
+        parts = [
+            np.stack(np.broadcast_arrays(epoch, turn, shard, np.arange(len(self.buckets_of[shard]))), axis=1)
+            for turn, shard in enumerate(dealt)
+        ]
+        rows = np.concatenate([_NOTHING, *parts])
+        buckets = np.concatenate([self.buckets_of[shard] for shard in dealt])
+        kept = buckets >= 0
+        rows, buckets = rows[kept], buckets[kept]
+        # Image i leaves the buffer at "time" i + u·shuffle, u uniform in [0, 1).
+        delay = np.random.default_rng((self.seed, epoch, _SHUFFLE, stream)).random(len(rows))
+        order = np.argsort(np.arange(len(rows)) + self.shuffle * delay, kind="stable")
+        return rows[order], buckets[order]
 
 
 def _cut(

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pixdec.train.data.buckets import assign, buckets
 from pixdec.train.data.fit import CENTER, FitSettings
-from pixdec.train.data.order import Planned, Rows, legs
+from pixdec.train.data.order import Order, Planned, Rows
 from pixdec.train.data.sample import Batch, Sample, SampleSettings, collate, make_page, make_sample
 from pixdec.train.data.shards import Index, Raw, ShardError, read_index, read_shard
 from pixdec.train.data.urls import is_local
@@ -188,17 +188,10 @@ class StreamLoader:
 
     def _samples_of(self, stream: int, start: int) -> Iterator[list[Sample | None]]:
         """For each batch its samples; None is one that was skipped."""
-        order = legs(
-            self._buckets_of,
-            stream=stream,
-            streams=self.streams,
-            seed=self.settings.seed,
-            batch=self.settings.batch,
-            shuffle=self.settings.shuffle,
-            start=start,
-        )
+        settings = self.settings
+        order = Order(self._buckets_of, self.streams, settings.seed, settings.batch, settings.shuffle)
         held: dict[tuple[int, ...], Raw | None] = {}
-        for leg in order:
+        for leg in order.legs(stream, start):
             reading = self._read(leg.reading)
             for planned in leg.batches:
                 places = [tuple(row.tolist()) for row in planned.rows]
