@@ -283,7 +283,7 @@ class WorkerHandle:
         self.engine, self.device = engine, device
         self.thread = threading.Thread(target=self._run, name=f"pixdec-{device}", daemon=True)
         self.process: Any = None
-        self.restarts = -1
+        self.restarts = 0
         self.memory = 0
         self.loaded: list[str] = []
         self._ready = self._closed = False
@@ -294,6 +294,10 @@ class WorkerHandle:
         self._pipe: Any = None
         self._woken, self._waking = os.pipe()
         os.set_blocking(self._waking, False)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
 
     def wake(self) -> None:
         """There is something to do."""
@@ -348,6 +352,7 @@ class WorkerHandle:
                 self._ready = False
                 self.process.kill()
                 self.process.join()
+            self.restarts += 1
             lost, self._running = list(self._running.values()), {}
             self.engine.put_back(lost)
             if not lost and self.restarts > 2:
@@ -364,7 +369,7 @@ class WorkerHandle:
             name=f"pixdec-{self.device}",
             daemon=True,
         )
-        self._started, self.restarts, self._pipe = time.monotonic(), self.restarts + 1, ours
+        self._started, self._pipe = time.monotonic(), ours
         self.process.start()
         theirs.close()
 

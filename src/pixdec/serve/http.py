@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hmac
 import json
@@ -28,6 +27,7 @@ from pixdec import __version__
 from pixdec.serve import schema
 from pixdec.serve.engine import Engine
 from pixdec.serve.jobs import FORMATS, Job, Pixels, ServiceError
+from pixdec.serve.metrics import Metrics
 
 logger = logging.getLogger("pixdec.serve")
 WEB = Path(__file__).with_name("web")
@@ -47,6 +47,9 @@ def app_for(engine: Engine) -> FastAPI:
     _add_answers(app, engine)
     _add_jobs(app, engine)
     _add_state(app, engine)
+    from pixdec.serve.openai import add_openai  # which builds on this module
+
+    add_openai(app, engine)
     app.add_exception_handler(ServiceError, lambda request, error: refusal(error))  # pyright: ignore[reportArgumentType]
     app.add_exception_handler(HTTPException, _not_found)  # pyright: ignore[reportArgumentType]
     app.add_middleware(
@@ -64,12 +67,15 @@ def app_for(engine: Engine) -> FastAPI:
 
 def refusal(failure: ServiceError) -> JSONResponse:
     """A failure as OpenAI's clients read it."""
-    kind = "invalid_request_error" if failure.status < 500 and failure.status != 429 else "server_error"
-    error = {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}
     after = failure.retry_after
-    return JSONResponse(
-        {"error": error}, failure.status, {} if after is None else {"Retry-After": str(round(after) or 1)}
-    )
+    headers = {} if after is None else {"Retry-After": str(max(1, round(after)))}
+    return JSONResponse(error_body(failure), failure.status, headers)
+
+
+def error_body(failure: ServiceError) -> dict[str, Any]:
+    """A failure in JSON."""
+    kind = "server_error" if failure.status >= 500 or failure.status == 429 else "invalid_request_error"
+    return {"error": {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}}
 
 
 async def _not_found(request: Request, error: HTTPException) -> JSONResponse:
@@ -147,7 +153,8 @@ async def body_of(request: Request, engine: Engine) -> bytes:
     """
     most = engine.settings.limits.bytes
     too_large = ServiceError("body_too_large", f"the body has more than {most} bytes", 413)
-    if int(length) > most if (length := request.headers.get("content-length", "")).isdecimal() else False:
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > most:
         raise too_large
     body = bytearray()
     try:
@@ -264,6 +271,7 @@ async def encoded(job: Job, pixels: Pixels, kind: str, quality: int | None = Non
     started = time.perf_counter()
     data = await asyncio.to_thread(pixels.encoded, kind, quality)
     job.seconds["write"] = time.perf_counter() - started
+    job.written(job.seconds["write"])
     return data
 
 
@@ -275,7 +283,7 @@ def note(request: Request, job: Job) -> None:
 # Routes
 
 
-def _body(kind: type[schema.Strict]) -> dict[str, Any]:
+def body_schema(kind: type[schema.Strict]) -> dict[str, Any]:
     described = kind.model_json_schema()
     media = {"schema": described}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": media, "application/json": media}}}
@@ -298,17 +306,17 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
         }
         return Response(data, media_type=f"image/{asked.format}", headers=headers)
 
-    @app.post("/v1/upscale", openapi_extra=_body(schema.Upscale))
+    @app.post("/v1/upscale", openapi_extra=body_schema(schema.Upscale))
     async def upscale(request: Request) -> Response:
         """Enlarge an image."""
         return await answer(request, schema.Upscale)
 
-    @app.post("/v1/decode", openapi_extra=_body(schema.Decode))
+    @app.post("/v1/decode", openapi_extra=body_schema(schema.Decode))
     async def decode(request: Request) -> Response:
         """Decode a latent."""
         return await answer(request, schema.Decode)
 
-    @app.post("/v1/generate", openapi_extra=_body(schema.Generate))
+    @app.post("/v1/generate", openapi_extra=body_schema(schema.Generate))
     async def generate(request: Request) -> Response:
         """Run a prompt through a pipeline and decode what it makes."""
         return await answer(request, schema.Generate)
@@ -378,6 +386,8 @@ def sse(event: str, data: Any) -> str:
 
 
 def _add_state(app: FastAPI, engine: Engine) -> None:
+    metrics = Metrics(engine)
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """What decodes here."""
@@ -412,14 +422,13 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
         missing = engine.missing()
         return JSONResponse({"ready": not missing, "missing": missing}, 503 if missing else 200)
 
+    @app.get("/metrics", include_in_schema=False)
+    def read_metrics() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         index = WEB / "index.html"
         if not index.is_file():
             return JSONResponse({"service": "pixdec", "version": __version__, "openapi": "/openapi.json"})
         return Response(index.read_bytes(), media_type="text/html")
-
-
-def data_url(data: bytes, format: str) -> str:
-    """An image inside of JSON."""
-    return f"data:image/{format};base64,{base64.b64encode(data).decode()}"

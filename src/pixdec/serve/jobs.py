@@ -106,6 +106,7 @@ class Job:
         self.created = time.monotonic()
         self.deadline = self.created + deadline
         self.ended_at: float | None = None
+        self.written: Callable[[float], object] = lambda seconds: None  # called with the time of every encoding
         self._ended = threading.Event()
         self._listeners: list[Listener] = []
 

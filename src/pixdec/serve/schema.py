@@ -48,9 +48,8 @@ class Upscale(Asked):
 
     image: File
     strength: float | None = Field(default=None, ge=0, le=0.8, description="how much may be invented")
-    scale: float | None = Field(
-        default=None, gt=0, le=64, description="how many times as large; the model's own without it"
-    )
+    scale: float | None = Field(default=None, gt=0, le=64, description="how many times as large, else the model's own")
+    size: str | None = Field(default=None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="or WIDTHxHEIGHT")
 
 
 class Decode(Asked):
@@ -209,16 +208,22 @@ def _upscale(asked: Upscale, name: str, model: Mapping[str, Any], limits: Limits
         raise ServiceError(
             "too_many_pixels" if large else "not_an_image", str(error), 413 if large else 415, "image"
         ) from None
-    options = {"strength": asked.strength or None, "scale": asked.scale}
+    if asked.scale is not None and asked.size is not None:
+        raise ServiceError("invalid_field", "size: scale says it too; leave one out", 400, "size")
+    if asked.size is not None:
+        wide, high = (int(side) for side in asked.size.split("x"))
+        wanted: tuple[int, int] | None = (high, wide)
+        size = wanted
+    else:
+        wanted, size = None, UpscaleSettings(asked.scale).output_size((height, width), model["scale"])
+    options = {"strength": asked.strength or None, "scale": asked.scale, "size": wanted}
     options = {key: value for key, value in options.items() if value is not None}
-    size = UpscaleSettings(asked.scale).output_size((height, width), model["scale"])
     _check_pixels(*size, limits, "image")
+    _check_pixels(height * model["scale"], width * model["scale"], limits, "image")  # what is decoded is no less
     if max(size) > MAX_SIDE:
-        raise ServiceError(
-            "too_many_pixels", f"image: the output would be {max(size)} pixels long; {MAX_SIDE} is most", 413, "image"
-        )
-    shape = (*sorted((height, width)), asked.scale)
-    return Work("upscale", name, asked.image, shape, size[0] * size[1], asked.prompt, asked.seed, asked.steps, options)
+        raise ServiceError("too_many_pixels", f"image: the output's longer side would be {max(size)}", 413, "image")
+    shape, pixels = (*sorted((height, width)), asked.scale, wanted), max(size[0] * size[1], height * width)
+    return Work("upscale", name, asked.image, shape, pixels, asked.prompt, asked.seed, asked.steps, options)
 
 
 def _decode(asked: Decode, name: str, model: Mapping[str, Any], limits: Limits) -> Work:

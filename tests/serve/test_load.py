@@ -1,0 +1,150 @@
+"""The same bytes whatever happens around a request."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import threading
+import time
+
+import httpx2 as httpx
+import pytest
+
+from pixdec.serve.engine import Engine
+from pixdec.serve.jobs import ServiceError
+from tests.serve.service import QUICK, picture, served, work
+
+
+@pytest.fixture(scope="module")
+def alone(engine):
+    return [engine.run(work(seed)).data for seed in range(6)]
+
+
+def test_the_same_bytes_alone_and_in_batches_with_cancelled_neighbors(engine, alone):
+    draw, sizes = random.Random(0), []
+    on_batch, engine.on_batch = engine.on_batch, sizes.append
+    for _ in range(4):
+        seeds = [draw.randrange(6) for _ in range(8)]
+        jobs = [engine.submit(work(seed)) for seed in seeds]
+        for job in draw.sample(jobs, 3):
+            threading.Timer(draw.random() * 0.5, engine.cancel, [job]).start()
+        for seed, job in zip(seeds, jobs, strict=True):
+            try:
+                assert job.wait(60).data == alone[seed]
+            except ServiceError as failure:
+                assert failure.code == "cancelled"
+    engine.on_batch = on_batch
+    assert max(sizes) == QUICK.batch
+
+
+def test_a_cancelled_job_stops_within_a_step(engine):
+    job = engine.submit(work(0, size=150, steps=4))
+    seen = []
+    job.watch(lambda event, more: (seen.append(job.step), job.step == 1 and engine.cancel(job)))
+    with pytest.raises(ServiceError, match="cancelled"):
+        job.wait(60)
+    engine.run(work(1))
+    assert max(seen) == 1
+
+
+def test_a_client_that_goes_stops_its_work(engine, url):
+    before = set(engine.jobs)
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(f"{url}/v1/upscale", files={"image": picture(150, 150)}, timeout=0.3)
+    job = next(job for id, job in engine.jobs.items() if id not in before)
+    with pytest.raises(ServiceError, match="cancelled"):
+        job.wait(30)
+
+
+def test_health_answers_during_a_decode_and_slow_clients_block_nobody(engine, client, url):
+    host, port = url.removeprefix("http://").split(":")
+    slow = [socket.create_connection((host, int(port))) for _ in range(20)]
+    for each in slow:
+        each.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n")
+    job = engine.submit(work(0, size=120))
+    times = []
+    while not job.ended:
+        started = time.perf_counter()
+        assert client.get("/healthz").status_code == 200
+        times.append(time.perf_counter() - started)
+        time.sleep(0.02)
+    for each in slow:
+        each.close()
+    assert sorted(times)[len(times) // 2] < 0.1
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_hangs_is_replaced(engine, client, alone, how):
+    job = engine.submit(work(2, size=100))
+    while job.state == "queued":
+        time.sleep(0.01)
+    os.kill(engine.workers[0].process.pid, how)
+    end = time.monotonic() + 5
+    while client.get("/readyz").status_code == 200:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert client.get("/readyz").json()["missing"]
+    refused = client.post("/v1/upscale", files={"image": picture()})
+    assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+    assert job.wait(90).size == (400, 400)  # done by the next worker
+    assert engine.run(work(3)).data == alone[3]
+
+
+def test_metrics_tell_what_happened(engine, client):
+    engine.run(work(0))
+    text = client.get("/metrics").text
+    for name in (
+        'stage="decode"',
+        "pixdec_queue_length 0.0",
+        "pixdec_batch_size_bucket",
+        "pixdec_images_total",
+        "pixdec_ready 1.0",
+    ):
+        assert name in text
+
+
+def test_a_deadline_and_a_full_queue(engine):
+    """An engine without workers that run: nothing is ever taken from its queue."""
+    idle = Engine(QUICK.model_copy(update={"queue": 2}))
+    idle.workers[0].missing = lambda: None
+    idle._watch.start()
+    first = idle.submit(work(0), deadline=0.1)
+    with pytest.raises(ServiceError) as late:
+        first.wait(5)
+    assert (late.value.code, first.state) == ("deadline_exceeded", "expired")
+    idle.speeds["pixdec-nano"] = 1
+    idle.submit(work(0))
+    with pytest.raises(ServiceError) as full:
+        idle.submit(work(0), deadline=1)
+    assert (full.value.status, full.value.retry_after) == (429, 30)
+    idle._closed.set()
+
+
+def test_keys_and_origins(engine):
+    locked = Engine(QUICK.model_copy(update={"keys": {"me": "secret"}, "origins": ("https://a.example",)}))
+    locked.workers, locked.models, locked.submit = engine.workers, engine.models, engine.submit
+    with served(locked) as url:
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        assert httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        mine = {"Authorization": "Bearer secret"}
+        assert httpx.get(f"{url}/v1/models", headers=mine).status_code == 200
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        for origin, allowed in (("https://a.example", True), ("https://b.example", False), ("null", False)):
+            answer = httpx.get(f"{url}/healthz", headers={"Origin": origin})
+            assert ("access-control-allow-origin" in answer.headers) == allowed
+
+
+@pytest.mark.parametrize(
+    "path", ["/page/../settings.py", "/page/%2e%2e/settings.py", "/page/..%2fsettings.py", "//etc/passwd"]
+)
+def test_no_path_leads_out_of_the_page(client, path):
+    assert client.get(path).status_code in (400, 404)
+
+
+def test_strange_headers(client):
+    assert client.get("/healthz", headers={"X-Request-Id": "a b<script>"}).headers["x-request-id"].isalnum()
+    assert client.get("/healthz", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    with contextlib.suppress(httpx.ReadError):  # it hangs up on who goes on after the answer
+        assert client.get("/healthz", headers={"X-Long": "x" * 200_000}).status_code == 400
+    assert client.get("/healthz").status_code == 200
