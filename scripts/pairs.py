@@ -1,6 +1,6 @@
 """Blind pairs: which of two enlargements do people prefer, who do not know which is which?
 
-    python -m scripts.pairs make --kodak FOLDER --photos FOLDER --taef2 FOLDER --cache FOLDER --out OUT
+    python -m scripts.pairs make --kodak FOLDER --photos FOLDER --taef2 FOLDER --out OUT
     pixdec judge OUT/ours OUT/real-esrgan OUT/lanczos -o OUT --human NAME --crop-side 256
     python -m scripts.pairs merge --out OUT --judge NAME --verdicts VERDICTS
 
@@ -20,12 +20,11 @@ from pixdec.evaluate.judge.asking import ROUNDS
 from pixdec.evaluate.judge.human import Session
 from pixdec.evaluate.judge.pairs import Views, find_pairs
 from pixdec.evaluate.judge.table import summarize, table
+from pixdec.evaluate.methods import Lineup, Sample, open_lineup
 from pixdec.io.images import read_image, to_pil, to_tensor
-from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.train.data.degrade import degrade
-from scripts.compare import ESRGAN, LANCZOS, SCALE, Methods, Photo
 
-RIVALS = {"real-esrgan": ESRGAN, "lanczos": LANCZOS}  # folder → method
+RIVALS = ("real-esrgan", "lanczos")  # folders, and what enlarges TAEF2's images
 SIDE, AROUND = 256, 64  # pixels of a piece, and of what the methods see beyond it
 # By category: beginnings of file names, and the left upper corner of the piece.
 PLACES: dict[str, list[tuple[str, int, int]]] = {
@@ -88,25 +87,21 @@ PLACES: dict[str, list[tuple[str, int, int]]] = {
 }
 
 
-def make(
-    kodak: Path,
-    photos: Path,
-    taef2: Path,
-    cache: Path,
-    out: Path,
-    model: str = "pixdec-nano",
-    real_esrgan: Path | None = None,
-) -> None:
+@torch.inference_mode()
+def make(kodak: Path, photos: Path, taef2: Path, out: Path, model: str = "pixdec-nano:4") -> None:
     """Writes the pieces, and the pairs as pictures."""
-    methods, network = Methods(cache, model, steps=(4,), real_esrgan=real_esrgan), load_taef2(taef2)
+    rivals = [f"taef2:{taef2}+{rival}" for rival in RIVALS]
+    lineup = open_lineup([model, *rivals], encoder=f"taef2:{taef2}", device="cpu")
+    if lineup.missing:
+        raise ValueError("; ".join(lineup.missing.values()))
     for category, found in PLACES.items():
         for index, (name, left, top) in enumerate(found):
             files = (path for folder in (kodak, photos) for path in sorted(folder.iterdir()))
-            photo, inner = piece(next(path for path in files if path.stem.startswith(name)), left, top, network)
-            for folder, method in {"ours": methods.names[-1], **RIVALS}.items():
+            sample, inner = piece(next(path for path in files if path.stem.startswith(name)), left, top, lineup)
+            for folder, method in zip(("ours", *RIVALS), lineup.methods, strict=True):
                 file = out / folder / category / f"{index}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                methods.make(method, photo)[0].crop(inner).save(file)
+                to_pil(method.enlarge(sample, 0))[0].crop(inner).save(file)
     for rival in RIVALS:
         session = _session(out, rival, "pictures")
         for index in range(len(session.questions)):
@@ -121,16 +116,14 @@ def _session(out: Path, rival: str, judge: str) -> Session:
     return Session(find_pairs(out / "ours", [out / rival]), judge, out / ROUNDS, Views(0, 1, SIDE))
 
 
-@torch.inference_mode()
-def piece(path: Path, left: int, top: int, taef2: TAEF2) -> tuple[Photo, tuple[int, int, int, int]]:
+def piece(path: Path, left: int, top: int, lineup: Lineup) -> tuple[Sample, tuple[int, int, int, int]]:
     """A photograph's piece with what lies around it, as the methods get it; and the piece's box in it."""
     original = read_image(path)
     x, y = max(0, left - AROUND), max(0, top - AROUND)
     side = SIDE + 2 * AROUND
     x, y = min(x, original.width - side), min(y, original.height - side)
-    original = original.crop((x, y, x + side, y + side))
-    low = to_pil(taef2.decode(taef2.encode(degrade(to_tensor(original), SCALE))))[0]
-    return Photo(path.stem, original, low), (left - x, top - y, left - x + SIDE, top - y + SIDE)
+    low = degrade(to_tensor(original.crop((x, y, x + side, y + side))), lineup.scale)
+    return Sample(lineup.encoder.encode(low), low), (left - x, top - y, left - x + SIDE, top - y + SIDE)
 
 
 def merge(out: Path, judge: str, verdicts: Path) -> None:

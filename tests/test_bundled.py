@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pixdec import Latent, PixelDecoder, get_space
-from pixdec.evaluate.metrics import color_drift, pattern
+from pixdec.evaluate.metrics.fidelity import color_drift, pattern
 from pixdec.io.images import resize, to_pil, to_tensor
 
 skimage_data = pytest.importorskip("skimage.data")

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixdec.evaluate.st_lpips import ShiftTolerantVGG
+from pixdec.evaluate.metrics.st_lpips import ShiftTolerantVGG
 from pixdec.models.nano import Nano, NanoSettings
 from pixdec.sampling.flow import STUDENT_TIMES, interpolate, student_times
 from pixdec.sampling.samplers import NoiseSource, student

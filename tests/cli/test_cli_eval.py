@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pixdec.evaluate.metrics import psnr
+from pixdec.evaluate.metrics.fidelity import psnr
+from pixdec.evaluate.metrics.table import OWN
 from pixdec.io.images import read_image, to_pil, to_tensor
 from pixdec.models.taef2 import TAEF2
 from pixdec.train.data.degrade import degrade
@@ -34,17 +35,43 @@ def photos(photo: Photo, tmp_path: Path) -> Path:
 
 def test_a_folder_of_figures(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "a.png", 192, 128)
-    arguments = ("eval", "pixdec-nano", "pixdec-nano:1", "tiny+lanczos", tmp_path / "photos", "-o", tmp_path / "out")
+    methods = ("pixdec-nano", "pixdec-nano:1", "tiny+lanczos")
+    arguments = ("eval", *methods, tmp_path / "photos", "-o", tmp_path / "out", *QUICK)
     outcome = run(*arguments)
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
-    assert names(tmp_path / "out") == ["figures.json", "rows.jsonl", "sheets/a.webp", "table.md"]
-    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
-    assert figures["facts"]["command"] == f"`{shlex.join(map(str, ('pixdec', *arguments)))}`"
-    assert list(figures["means"]) == ["pixdec-nano", "pixdec-nano:1", "tiny+lanczos"]
-    assert len({tuple(mean.values()) for mean in figures["means"].values()}) == 3
-    table = (tmp_path / "out" / "table.md").read_text()
-    assert table.startswith("# 4 times larger: photos\n")
-    assert "| pixdec-nano:1 |" in table
+    files = [name for name in names(tmp_path / "out") if not name.startswith("crops/")]
+    assert files == ["report.html", "results.jsonl", "sheets/a.webp", "summary.json", "table.md"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["facts"]["command"] == f"`{shlex.join(map(str, ('pixdec', *arguments)))}`"
+    assert list(summary["methods"]) == list(methods)
+    assert len({each["means"]["psnr"]["mean"] for each in summary["methods"].values()}) == 3
+    assert (tmp_path / "out" / "table.md").read_text().startswith("# 4 times larger: photos\n")
+    assert "pixdec-nano:1" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_two_runs_are_compared(run: Run, photos: Path, tmp_path: Path) -> None:
+    for name, method in (("one", "tiny+lanczos"), ("two", "tiny+bicubic")):
+        assert run("eval", method, photos, "-o", tmp_path / name, *QUICK).code == 0
+    outcome = run("eval", "--compare", tmp_path / "one", tmp_path / "two", "--json")
+    (difference,) = outcome.records[0]["differences"].values()
+    assert (outcome.code, difference["psnr"]["n"]) == (0, 2)
+    assert "| method | n | PSNR dB ↑ |" in run("eval", "--compare", tmp_path / "one", tmp_path / "two").out
+    run("eval", "--compare", tmp_path / "one", tmp_path / "none").refused("none", "expected the folder of a run")
+
+
+def test_what_is_not_installed_is_a_line_and_the_rest_goes_on(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    outcome = run("eval", "bicubic", "lua", photos, "-o", tmp_path / "out", "--metrics", "psnr,pyiqa:niqe")
+    assert outcome.code == 2
+    assert [
+        "pyiqa is not installed" in line or "lua: it enlarges latents" in line for line in outcome.err.splitlines()[:2]
+    ]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["missing"]) == ["lua"]
+    assert list(summary["absent"]) == ["pyiqa:niqe"]
+    assert summary["methods"]["bicubic"]["means"]["psnr"]["n"] == 2
 
 
 def test_lines_for_machines_and_the_second_run(run: Run, photos: Path, tmp_path: Path) -> None:
@@ -60,7 +87,7 @@ def test_lines_for_machines_and_the_second_run(run: Run, photos: Path, tmp_path:
         ("b.png", "bicubic", True),
     ]
     assert list(rows[0]["figures"]) == ["psnr", "consistency", "seconds"]
-    assert (last["output"], last["images"]) == (str(tmp_path / "out" / "table.md"), 2)
+    assert (last["output"], last["images"]) == (str(tmp_path / "out" / "report.html"), 2)
     assert set(last["means"]) == {"pixdec-nano:1", "bicubic"}
     second = run(*arguments)
     assert [row["earlier"] for row in first.records[:-1]] == [False] * 4
@@ -97,8 +124,10 @@ def test_a_bad_image_among_good_ones(run: Run, photos: Path, names: Names, tmp_p
     assert outcome.code == 2
     assert [line.partition(": ")[0] for line in outcome.err.splitlines()] == ["pixdec"] * 3
     assert [Path(str(each["input"])).name for each in outcome.records if "error" in each] == ["c.png", "d.png"]
-    assert names(tmp_path / "out") == ["figures.json", "rows.jsonl", "table.md"]
-    assert json.loads((tmp_path / "out" / "figures.json").read_text())["images"] == ["a.png", "b.png"]
+    assert "sheets" not in {name.split("/")[0] for name in names(tmp_path / "out")}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["images"] == ["a.png", "b.png"]
+    assert [summary["methods"]["lanczos"]["means"]["psnr"][count] for count in ("n", "failed")] == [2, 2]
 
 
 def test_nothing_but_bad_images(run: Run, names: Names, tmp_path: Path) -> None:
@@ -157,15 +186,22 @@ def test_on_a_terminal_the_table_is_shown(
     outcome = run("eval", "bicubic", photos, "-o", tmp_path / "out", *QUICK)
     assert outcome.code == 0
     assert "a.png  bicubic  psnr " in outcome.out
-    assert "| method | PSNR dB ↑ | consistency dB ↑ | seconds ↓ |" in outcome.out
-    assert f"{tmp_path / 'out' / 'table.md'}  2 images" in outcome.out
+    assert "| method | n | PSNR dB ↑ | consistency dB ↑ | seconds ↓ |" in outcome.out
+    assert f"{tmp_path / 'out' / 'report.html'}  2 images" in outcome.out
 
 
 def test_the_commands_and_the_script_of_the_page(run: Run, photo: Photo, tmp_path: Path, monkeypatch: Any) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "eval.md").read_text()
-    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("    pixdec eval ")]
+    commands = [
+        shlex.split(line)
+        for line in page.splitlines()
+        if line.startswith("    pixdec eval ") and "--compare" not in line
+    ]
     assert len(commands) == 2
-    photo(tmp_path / "shared" / "kodak" / "a.png", 192, 128)
+    monkeypatch.delitem(OWN, "niqe")  # random weights make flat images, which it refuses
+    (tmp_path / "shared" / "kodak").mkdir(parents=True)
+    noise = torch.randint(0, 255, (128, 192, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.numpy()).save(tmp_path / "shared" / "kodak" / "a.png")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     torch.manual_seed(0)
@@ -180,4 +216,4 @@ def test_the_commands_and_the_script_of_the_page(run: Run, photo: Photo, tmp_pat
     assert (tmp_path / "here" / "runs" / "eval-kodak" / "table.md").is_file()
     script = page.partition("```python\n")[2].partition("```")[0]
     exec(compile(script, "eval.md", "exec"), {})
-    assert (tmp_path / "here" / "runs" / "eval-python" / "figures.json").exists()
+    assert (tmp_path / "here" / "runs" / "eval-python" / "summary.json").exists()

@@ -12,10 +12,11 @@ from PIL import Image
 
 from pixdec.evaluate.autoencoders import fingerprint, open_autoencoder
 from pixdec.evaluate.methods import BaselineName, DecoderName, Sample, open_lineup, parse_method
-from pixdec.evaluate.metrics import psnr
-from pixdec.evaluate.packages import packaged
-from pixdec.evaluate.report import COLUMNS
-from pixdec.evaluate.scores import NEEDS, Metrics, open_metrics
+from pixdec.evaluate.metrics.fidelity import psnr
+from pixdec.evaluate.metrics.packages import packaged
+from pixdec.evaluate.metrics.table import NEEDS, OWN, Metric, Shown, five_crops, measure, on_crops, open_metrics
+from pixdec.evaluate.upscalers import UPSCALERS
+from pixdec.io.images import to_pil
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
@@ -59,6 +60,9 @@ def small_decoder(path: Path, space: str, *, scale: int = 4, seed: int = 0) -> s
         ("taef2:/some/folder+bicubic", BaselineName("taef2:/some/folder", "bicubic")),
         ("vae:black-forest-labs/FLUX.2-dev+lanczos", BaselineName("vae:black-forest-labs/FLUX.2-dev", "lanczos")),
         ("lanczos", BaselineName(None, "lanczos")),
+        ("tiny+real-esrgan", BaselineName("tiny", "real-esrgan")),
+        ("vae:a/b+spandrel:up/x.pth", BaselineName("vae:a/b", "spandrel", "up/x.pth")),
+        ("original", BaselineName(None, "original")),
     ],
 )
 def test_names(name: str, expected: DecoderName | BaselineName) -> None:
@@ -72,10 +76,13 @@ def test_names(name: str, expected: DecoderName | BaselineName) -> None:
         (["bicubic", "bicubic"], "'bicubic': named twice"),
         ([""], "method '': expected a decoder"),
         (["pixdec-nano:0"], "expected at least 1 step"),
+        (["tiny+spandrel"], "expected spandrel:NAME, a file of weights"),
+        (["lanczos:3"], "lanczos takes nothing behind a colon"),
+        (["tiny+lua"], "lua: it enlarges latents"),
         (["pixdec-mano"], "pixdec-nano"),
         (["pixdec-tiny"], "autoencoder"),
         (["no/such.safetensors:1"], "no such file"),
-        (["tinny+lanczos"], "autoencoder 'tinny': expected tiny, taef2:FOLDER, or vae:NAME"),
+        (["tinny+lanczos"], "autoencoder 'tinny': expected tiny, taef2:FOLDER, vae:NAME"),
         (["tiny:x+lanczos"], "autoencoder 'tiny:x'"),
         (["taef2+lanczos"], "autoencoder 'taef2'"),
         (["taef2:/none+lanczos"], "taef2_encoder.pth"),
@@ -182,7 +189,7 @@ def test_taef2_encodes_and_decodes(tmp_path: Path) -> None:
     lineup = open_lineup([f"taef2:{folder}+lanczos", "tiny+bicubic"], encoder=f"taef2:{folder}", device="cpu")
     low = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 6) - 0.5, (32, 48), mode="bicubic")
     latent = Latent(space.patchify(teacher.encode(low)), space, statistics=False)
-    taef2, tiny = (method.enlarge(Sample(Image.new("RGB", (192, 128)), low, latent), 0) for method in lineup.methods)
+    taef2, tiny = (method.enlarge(Sample(latent, low), 0) for method in lineup.methods)
     assert taef2.shape == tiny.shape == (1, 3, 128, 192)
     assert not torch.equal(taef2, tiny)
     (tmp_path / "taef2_decoder.pth").write_bytes(b"no pickle")
@@ -190,25 +197,100 @@ def test_taef2_encodes_and_decodes(tmp_path: Path) -> None:
         open_autoencoder(f"taef2:{folder}", space, CPU)
 
 
+def test_baselines_that_cannot_run_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("SEEDVR2", "TSD_SR", "INVSR"):
+        monkeypatch.delenv(f"PIXDEC_{name}", raising=False)
+    names = ["lanczos", "lua", "ssdd+lanczos", "seedvr2", "tsd-sr", "invsr", f"rae:{tmp_path}/none+lanczos"]
+    lineup = open_lineup([*names, f"spandrel:{tmp_path}/none.pth", f"diffusers:{tmp_path}/none"], device="cpu")
+    assert [method.name for method in lineup.methods] == ["lanczos"]
+    assert len(lineup.missing) == 8
+    assert "set PIXDEC_SEEDVR2 to the command" in lineup.missing["seedvr2"]
+    assert all(reason and "\n" not in reason for reason in lineup.missing.values())
+    assert all(each.licence for each in UPSCALERS.values())
+
+
+def sample() -> Sample:
+    """A flat small image and any latent."""
+    return Sample(
+        Latent(torch.zeros(1, 128, 1, 1), get_space("flux2"), statistics=False), torch.full((1, 3, 8, 12), 0.2)
+    )
+
+
+def test_an_installation_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A command, which doubles the image here; the rest is Lanczos."""
+    script = tmp_path / "double.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from PIL import Image\n"
+        "path = next(Path(sys.argv[1]).iterdir()); image = Image.open(path)\n"
+        "image.resize((2 * image.width, 2 * image.height), 0).save(Path(sys.argv[2]) / f'{sys.argv[3]}.png')\n"
+    )
+    monkeypatch.setenv("PIXDEC_INVSR", f"{sys.executable} {script} {{input}} {{output}} {{seed}}")
+    (method,) = open_lineup(["invsr"], device="cpu").methods
+    made = method.enlarge(sample(), 7)
+    assert made.shape == (1, 3, 32, 48)
+    assert float((made - 0.2).abs().max()) < 0.01
+    monkeypatch.setenv("PIXDEC_INVSR", f"{sys.executable} -c 'raise SystemExit(\"no GPU\")'")
+    (method,) = open_lineup(["invsr"], device="cpu").methods
+    with pytest.raises(ValueError, match=r"invsr: exit code 1, 0 images \(no GPU\)"):
+        method.enlarge(sample(), 7)
+
+
+def test_real_esrgan_with_its_weights() -> None:
+    lineup = open_lineup(["lanczos", "real-esrgan"], device="cpu")
+    if lineup.missing:
+        assert "pip install" in lineup.missing["real-esrgan"]
+        pytest.skip(lineup.missing["real-esrgan"])
+    assert lineup.methods[1].enlarge(sample(), 0).shape == (1, 3, 32, 48)
+    assert lineup.methods[1].licence == "BSD-3"
+
+
 def test_metrics_of_our_own() -> None:
     every = open_metrics()
-    assert len(every.names) + len(every.absent) == len(COLUMNS)
-    assert set(every.names) >= set(COLUMNS) - set(NEEDS)
-    assert open_metrics(["ssim", "psnr", "ssim"]) == Metrics(("psnr", "ssim"))
+    assert {*every.names, *every.absent} == set(OWN)
+    assert set(every.names) >= set(OWN) - set(NEEDS)
+    assert not every.refused
+    assert open_metrics(["ssim", "psnr", "ssim"]).names == ["psnr", "ssim"]
     image = Image.new("RGB", (64, 64), "grey")
-    assert open_metrics(["psnr"]).measure(image, image, image.resize((16, 16)), 4) == {"psnr": float("inf")}
+    assert measure(Shown(image, image), open_metrics(["psnr"]).chosen) == ({"psnr": float("inf")}, {})
+    assert [metric.name for metric in every.of(frozenset())][-1] == "pattern"  # what needs nothing to compare with
 
 
-def test_all_leaves_out_what_is_not_installed_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent() -> None:
         raise ValueError("NIQE: not installed; pip install it")
 
     monkeypatch.setitem(NEEDS, "niqe", absent)
     every = open_metrics()
-    assert "niqe" not in every.names
-    assert "NIQE: not installed; pip install it" in every.absent
+    assert every.absent["niqe"] == "NIQE: not installed; pip install it"
+    assert "niqe" not in {*every.names, *every.refused}
+    named = open_metrics(["psnr", "niqe"])
+    assert (named.names, named.refused) == (["psnr"], {"niqe"})  # the others are measured; it is a failure
     with pytest.raises(ValueError, match="NIQE: not installed"):
-        open_metrics(["psnr", "niqe"])
+        open_metrics(["niqe"])
+
+
+def test_five_crops_at_full_size() -> None:
+    assert five_crops(2048, 1024) == [
+        (0, 0, 448, 448),
+        (1600, 0, 2048, 448),
+        (0, 576, 448, 1024),
+        (1600, 576, 2048, 1024),
+        (800, 288, 1248, 736),
+    ]
+    assert set(five_crops(100, 50)) == {(0, 0, 100, 50)}
+    seen = list[tuple[int, int]]()
+
+    def score(shown: Shown) -> float:
+        assert shown.original is not None
+        seen.append(shown.original.size)
+        return float(np.mean(np.asarray(shown.image) == np.asarray(shown.original)))
+
+    image = to_pil(torch.linspace(-1, 1, 600).expand(1, 3, 500, 600))[0]
+    metric = on_crops(Metric("x", "x", "↑", 1, score, ("original",)))
+    assert (metric.name, metric.needs) == ("x@crops", ("original",))
+    assert metric.score(Shown(image, image)) == 1
+    assert seen == [(448, 448)] * 5
+    assert open_metrics(["psnr@crops"]).names == ["psnr@crops"]
 
 
 def test_packages_that_are_not_installed() -> None:
@@ -224,6 +306,7 @@ def test_packages_that_are_not_installed() -> None:
         (["pnsr"], "metric 'pnsr': did you mean psnr"),
         (["lpips"], "torchmetrics:CLASS or pyiqa:NAME"),
         (["torchvision:psnr"], "metric 'torchvision:psnr': expected all, psnr"),
+        (["pyiqa:fid@crops"], "it judges sets of images"),
         (["torchmetrics:FrechetInceptionDistance"], "it judges sets of images"),
         (["pyiqa:fid"], "it judges sets of images"),
     ],
@@ -265,13 +348,13 @@ def test_torchmetrics() -> None:
     names = ["PeakSignalNoiseRatio", "TotalVariation", "UniversalImageQualityIndex", "MeanAbsoluteError"]
     metrics = open_metrics(["psnr", *(f"torchmetrics:{name}" for name in names)])
     image, reference = pair()
-    figures = metrics.measure(image, reference, image.resize((32, 24)), 4)
+    figures = measure(Shown(image, reference), metrics.chosen)[0]
     assert figures["torchmetrics:PeakSignalNoiseRatio"] == pytest.approx(psnr(image, reference), abs=1e-3)
     array = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
     variation = image_metrics.TotalVariation()(array)
     assert figures["torchmetrics:TotalVariation"] == pytest.approx(float(variation), rel=1e-4)  # of the image alone
-    assert figures == metrics.measure(image, reference, image.resize((32, 24)), 4)  # nothing is left from before
-    headings = [column.heading for column in metrics.columns.values()]
+    assert figures == measure(Shown(image, reference), metrics.chosen)[0]  # nothing is left from before
+    headings = [metric.title for metric in metrics.chosen[1:]]
     assert headings == [f"torchmetrics:{name} {arrow}" for name, arrow in zip(names, "↑↓↑↓", strict=True)]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pixdec.evaluate.niqe import (
+from pixdec.evaluate.metrics.niqe import (
     FEATURES,
     NiqeModel,
     fit_aggd,

@@ -1,98 +1,152 @@
-"""Reports: the tables that people read, the JSON that machines read, and what is refused."""
+"""Reports: the tables and the page that people read, the JSON that machines read."""
 
 import json
 import math
+import re
 from pathlib import Path
 
-import numpy as np
-import pytest
 from PIL import Image
 
-from pixdec.evaluate.metrics import consistency, spectrum_error
-from pixdec.evaluate.report import COLUMNS, Report, measure
-from pixdec.evaluate.scores import NEEDS
+from pixdec.evaluate.report import plots
+from pixdec.evaluate.report.page import PAPER_COLUMNS, write_report
+from pixdec.evaluate.report.tables import Column, Summary
+from pixdec.evaluate.results import Broken, Row
+from pixdec.io.images import save_image
+
+COLUMNS = {"psnr": Column("PSNR dB ↑", 2), "niqe": Column("NIQE (published model) ↓", 2, "of others")}
 
 
-def report() -> Report:
-    return Report(
+def summary(images: int = 3) -> Summary:
+    rows = [
+        Row(f"{index}.png", method, {"psnr": 24.0 + index + shift, **extra}, {}, f"{method}{index}", f"original{index}")
+        for index in range(images)
+        for method, shift, extra in (("ours", 1.0, {"niqe": 3.0 + index}), ("base | line", 0.0, {}))
+    ]
+    return Summary(
         "Kodak",
-        ["one.png", "two.png"],
-        {
-            "ours": [{"niqe": 3.0, "psnr": 24.0, "seconds": 1.5}, {"niqe": 4.0, "psnr": 26.0, "seconds": 2.5}],
-            "base | line": [{"psnr": 25.0}, {"psnr": math.inf}],
-        },
-        {"command": "pixdec bench", "hardware": "2 cores"},
+        rows,
+        COLUMNS,
+        {"ours": "Apache-2.0", "base | line": "MIT"},
+        [Broken("9.png", "ours", "out of memory")],
+        {"vae+lua": "not published"},
+        {"ssim": "not installed"},
+        {"command": "pixdec eval <x>"},
     )
 
 
-def test_means() -> None:
-    means = report().means()
-    assert means["ours"] == {"niqe": 3.5, "psnr": 25.0, "seconds": 2.0}
-    assert means["base | line"] == {"psnr": math.inf}
-
-
 def test_markdown() -> None:
-    lines = report().markdown().splitlines()
+    lines = summary().markdown().splitlines()
     assert lines[0] == "# Kodak"
-    assert "- command: pixdec bench" in lines
-    assert "- mean over 2 images" in lines
-    head = lines.index("| method | PSNR dB ↑ | NIQE (published model) ↓ | seconds |")
-    assert lines[head + 1 : head + 4] == [
-        "| --- | ---: | ---: | ---: |",
-        "| ours | 25.00 | 3.50 | 2.000 |",
-        "| base \\| line | inf | – | – |",
+    assert "- command: pixdec eval <x>" in lines
+    head = lines.index("| method | n | PSNR dB ↑ | NIQE (published model) ↓ |")
+    assert lines[head + 2 : head + 5] == [
+        "| ours | 3 | 26.00 ± 2.48 (n 3, 1 failed) | 4.00 ± 2.48 (n 3, 1 failed) |",
+        "| base \\| line | 3 | 25.00 ± 2.48 | – |",
+        "| vae+lua | 0 | – | not run: not published |",
     ]
-    assert "| two.png | ours | 26.00 | 4.00 | 2.500 |" in lines
+    assert "| base \\| line | 3 | 1.00 ± 0.00 |" in lines  # of the differences
+    assert "| 2.png | ours | 27.00 | 5.00 |" in lines
 
 
 def test_json_is_strict_and_unrounded() -> None:
     def refuse(constant: str) -> float:
         raise AssertionError(f"{constant} is not JSON")
 
-    document = json.loads(report().to_json(), parse_constant=refuse)
-    assert document["rows"]["ours"][1] == {"niqe": 4.0, "psnr": 26.0, "seconds": 2.5}
-    assert document["rows"]["base | line"][1] == {"psnr": "inf"}
-    assert document["means"]["ours"]["psnr"] == 25.0
-    assert document["images"] == ["one.png", "two.png"]
+    few = Summary("t", [Row("a", "m", {"psnr": math.inf, "niqe": math.nan}, {}, "k")], COLUMNS, {"m": ""})
+    document = json.loads(few.to_json(), parse_constant=refuse)
+    assert document["methods"]["m"]["figures"] == {"a": {"psnr": "inf", "niqe": None}}
+    assert document["methods"]["m"]["means"]["niqe"] == {
+        "mean": None,
+        "std": None,
+        "n": 0,
+        "failed": 0,
+        "nan": 1,
+        "interval": [None, None],
+    }
+    document = json.loads(summary().to_json())
+    assert document["missing"] == {"vae+lua": "not published"}
+    assert document["failures"] == [{"image": "9.png", "method": "ours", "reason": "out of memory"}]
 
 
-def test_write(tmp_path: Path) -> None:
-    markdown, figures = report().write(tmp_path / "kodak.v1")
-    assert (markdown.name, figures.name) == ("kodak.v1.md", "kodak.v1.json")
-    assert markdown.read_text(encoding="utf-8") == report().markdown()
-    assert figures.read_text(encoding="utf-8") == report().to_json()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kodak.v1.json", "kodak.v1.md"]
-    with pytest.raises(OSError, match="cannot write"):
-        report().write(tmp_path / "absent" / "kodak")
+def folder(path: Path) -> Path:
+    (path / "crops").mkdir(parents=True)
+    for row in summary().rows:
+        for key in (row.key, row.original):
+            save_image(Image.new("RGB", (24, 16), "teal"), path / "crops" / f"{key}.webp", settings={})
+    return path
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ({}, "at least one image"),
-        ({"m": [{"psnr": 1.0}]}, "figures of 1 images: expected 2"),
-        ({"m": [{"psnr": 1.0}, {"ssim": 1.0}]}, r"\['ssim'\] for b: expected \['psnr'\]"),
-        ({"m": [{"psnr": 1.0}, {"psnr": math.nan}]}, "psnr of 'm' on b is NaN"),
-    ],
-)
-def test_refuses(rows: dict[str, list[dict[str, float]]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Report("t", ["a", "b"], rows)
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    page = write_report(summary(), folder(tmp_path), sheets=2)
+    text = page.read_text()
+    assert not re.search(r"(src|href)=|https?://|@import", text)
+    assert text.count("data:image/webp") == 8  # each crop once, also where several figures show it
+    assert text.count('<figure class="d">') == 2
+    assert "pixdec eval &lt;x&gt;" in text
+    for word in ("not run: not published", "ssim", "out of memory", "of others", "n 3, 1 failed", "MIT"):
+        assert word in text
+    assert (tmp_path / "sheets" / "0.webp").is_file()
 
 
-def test_measure_gives_every_figure() -> None:
-    rng = np.random.default_rng(8)
-    reference = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((256, 192))
-    low = reference.resize((64, 48), Image.Resampling.BICUBIC)
-    image = low.resize((256, 192), Image.Resampling.LANCZOS)
-    own = set(COLUMNS) - set(NEEDS)
-    figures = measure(image, reference, low=low, only=own)
-    assert list(figures) == [metric for metric in COLUMNS if metric in own]
-    assert all(math.isfinite(value) for value in figures.values())
-    assert "consistency" not in measure(image, reference, only=own)
-    assert figures["consistency"] == consistency(image, low)
-    assert figures["spectrum_error_high"] == spectrum_error(image, reference, band=(0.25, 1))
-    assert measure(image, reference, scale=2, only=own)["spectrum_error_high"] == spectrum_error(
-        image, reference, band=(0.5, 1)
+def test_the_papers_rows_stand_beside_ours(tmp_path: Path) -> None:
+    text = write_report(summary(), folder(tmp_path)).read_text()
+    grey = re.findall(r'<tr class="p"><th>(.*?)</th>(.*?)</tr>', text)
+    assert len(grey) == 48 + 6 + 3
+    cells = dict(zip(PAPER_COLUMNS, re.findall("<td>(.*?)</td>", dict(grey)["PiD (24/28)"]), strict=True))
+    assert (cells["musiq_paq2piq"], cells["niqe"], cells["psnr"], cells["ms_compile"]) == (
+        "74.00",
+        "3.11",
+        "–",
+        "214.0",
     )
-    Report("t", ["a"], {"m": [figures]})
+    assert "48" not in re.findall("Table 2: [^<]*", text)[0]
+
+
+def test_times_of_the_folder_are_shown(tmp_path: Path) -> None:
+    folder(tmp_path)
+    rows = [{"method": "eager", "side": 1024, "status": "ok", "seconds": [1.0, 3.0, 2.0], "peak": 5e9}]
+    (tmp_path / "bench.json").write_text(json.dumps({"facts": {}, "rows": rows}))
+    text = write_report(summary(), tmp_path).read_text()
+    assert "<td>eager</td><td>1024²</td><td>2.000</td><td>5.00</td>" in text
+    assert "PiD on GB200 (the paper)" in text
+    assert "Judges" not in text
+
+
+def test_rounds_of_judges_in_the_folder_are_shown(tmp_path: Path) -> None:
+    (folder(tmp_path) / "judge.jsonl").write_text("no rounds")
+    assert "<h2>Judges</h2><p>" in write_report(summary(), tmp_path).read_text()  # why not, in its place
+
+
+def test_the_worst_come_first(tmp_path: Path) -> None:
+    text = write_report(summary(), folder(tmp_path)).read_text()
+    worst = {
+        title: re.findall(r"<figcaption>(.*?)</figcaption>", figures)
+        for title, figures in re.findall(r"<details><summary>(.*?)</summary>(.*?)</details>", text)
+    }
+    assert worst == {
+        "PSNR dB ↑": ["0.png: 25.00", "1.png: 26.00", "2.png: 27.00"],
+        "NIQE (published model) ↓": ["2.png: 5.00", "1.png: 4.00", "0.png: 3.00"],
+    }
+
+
+def test_quality_over_the_stop(tmp_path: Path) -> None:
+    rows = [
+        Row("a", f"{method} @{stop}", {"niqe": float(stop)}, {}, f"{method}{stop}")
+        for method in ("x", "y")
+        for stop in (3, 4)
+    ]
+    few = Summary("t", rows, COLUMNS, dict.fromkeys((row.method for row in rows), ""))
+    text = write_report(few, tmp_path).read_text()
+    assert "NIQE (published model) ↓ over the step of the stop" in text
+    assert text.count("<polyline") == 2
+
+
+def test_plots_hold_their_points() -> None:
+    svg = plots.intervals("t", [("a<b", 2.0, 1.0, 3.0), ("c", 5.0, math.nan, math.nan)], mark=2.5)
+    assert "a&lt;b" in svg
+    assert svg.count("<circle") == 2
+    assert svg.count('class="i"') == 1
+    xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', svg)]
+    assert plots.LEFT < xs[0] < xs[1] < plots.WIDTH
+    assert plots.intervals("t", [("a", math.nan, math.nan, math.nan)]) == ""
+    assert plots.lines("t", {"a": [(1, 10), (4, 100)]}, "x", log=True).count("<circle") == 2

@@ -1,6 +1,7 @@
 """The evaluation from end to end with the bundled models on small pictures: figures, files, going on, sheets."""
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,21 +14,28 @@ from PIL import Image
 from pixdec.decoder import PixelDecoder
 from pixdec.encoder import ImageEncoder
 from pixdec.evaluate.methods import Lineup, open_lineup
-from pixdec.evaluate.niqe import load_niqe
-from pixdec.evaluate.photographs import Photograph, crop_middle, find_photographs, sheet_names
-from pixdec.evaluate.report import COLUMNS, measure
-from pixdec.evaluate.rows import append_row, read_rows
-from pixdec.evaluate.run import Broken, EvalSettings, Row, evaluate, sheets_of, tabulate, write_report
-from pixdec.evaluate.scores import NEEDS, Metrics
-from pixdec.evaluate.sheets import GAP, LABEL, most_detailed
+from pixdec.evaluate.metrics.table import NEEDS, OWN, Metric, Metrics, Shown, measure
+from pixdec.evaluate.photographs import Preparation, crop_middle, find_photographs, photograph_sources
+from pixdec.evaluate.report.page import write_report
+from pixdec.evaluate.report.sheets import GAP, LABEL, most_detailed
+from pixdec.evaluate.report.tables import compare_runs, summarize
+from pixdec.evaluate.results import Broken, Row, append_result, read_results
+from pixdec.evaluate.run import evaluate, sets_of
+from pixdec.evaluate.sets import Features
 from pixdec.io.images import read_image, resize, to_pil, to_tensor
 from pixdec.latents import Latent, get_space
 from pixdec.models.tiny_vae import TinyVAE, unpack
 from pixdec.train.data.degrade import degrade
 
 METHODS = ("pixdec-nano:1", "tiny+lanczos", "bicubic")
-QUICK = Metrics(("psnr",))
-OWN = Metrics(tuple(metric for metric in COLUMNS if metric not in NEEDS))
+
+
+def own(*names: str) -> Metrics:
+    return Metrics(tuple(OWN[name] for name in names), {})
+
+
+QUICK = own("psnr")
+EVERY = own(*(name for name in OWN if name not in NEEDS))
 SIDE = (192, 128)
 
 
@@ -55,13 +63,19 @@ def lineup() -> Lineup:
 def whole(photos: Path, lineup: Lineup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     """The folder of a run with all of our metrics that was not interrupted, and its rows."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    return out, rows_of(photos, lineup, out, OWN)
+    return out, rows_of(photos, lineup, out, EVERY)
 
 
 def rows_of(
-    photos: Path, lineup: Lineup, out: Path, metrics: Metrics = QUICK, settings: EvalSettings | None = None
+    photos: Path,
+    lineup: Lineup,
+    out: Path,
+    metrics: Metrics = QUICK,
+    how: Preparation | None = None,
+    features: Features | None = None,
 ) -> list[Row]:
-    outcomes = list(evaluate(find_photographs(photos, out), lineup, metrics, out, settings))
+    sources = photograph_sources(find_photographs(photos, out), lineup, how)
+    outcomes = list(evaluate(sources, lineup, metrics, out, seed=(how or Preparation()).seed, features=features))
     assert all(isinstance(outcome, Row) for outcome in outcomes), outcomes
     return [outcome for outcome in outcomes if isinstance(outcome, Row)]
 
@@ -92,26 +106,25 @@ def test_figures_are_those_of_each_method_alone_on_the_same_latent(photos: Path,
         for method, image in expected.items():
             figures = dict(rows[name, method].figures)
             assert figures.pop("seconds") > 0
-            assert list(figures) == list(OWN.own)
-            assert figures == measure(to_pil(image)[0], original, low=to_pil(low)[0], scale=4, only=OWN.own)
+            assert list(figures) == [name for name in EVERY.names if name != "legibility"]
+            assert figures == measure(Shown(to_pil(image)[0], original, to_pil(low)[0]), EVERY.chosen)[0]
 
 
 def test_the_same_again_gives_the_same_figures(
     photos: Path, lineup: Lineup, whole: tuple[Path, list[Row]], tmp_path: Path
 ) -> None:
-    again = rows_of(photos, lineup, tmp_path / "out", OWN, EvalSettings(sheets=0))
+    again = rows_of(photos, lineup, tmp_path / "out", EVERY)
     assert without_time(again) == without_time(whole[1])
-    assert not (tmp_path / "out" / "sheets").exists()
 
 
 def test_noise_and_seed_change_the_figures_and_are_measured_anew(photos: Path, lineup: Lineup, tmp_path: Path) -> None:
     seen: list[list[dict[str, float]]] = []
-    for settings in (EvalSettings(), EvalSettings(sigma=0.3), EvalSettings(sigma=0.3, seed=1)):
+    for settings in (Preparation(), Preparation(sigma=0.3), Preparation(sigma=0.3, seed=1)):
         rows = rows_of(photos, lineup, tmp_path, QUICK, settings)
         assert not any(row.earlier for row in rows)
         assert without_time(rows) not in seen
         seen.append(without_time(rows))
-    back = rows_of(photos, lineup, tmp_path, QUICK, EvalSettings(sigma=0.3))
+    back = rows_of(photos, lineup, tmp_path, QUICK, Preparation(sigma=0.3))
     assert all(row.earlier for row in back)
     assert without_time(back) == seen[1]
 
@@ -119,28 +132,29 @@ def test_noise_and_seed_change_the_figures_and_are_measured_anew(photos: Path, l
 def test_an_interrupted_run_goes_on(
     photos: Path, lineup: Lineup, whole: tuple[Path, list[Row]], tmp_path: Path
 ) -> None:
-    run = evaluate(find_photographs(photos, tmp_path), lineup, OWN, tmp_path)
+    run = evaluate(photograph_sources(find_photographs(photos, tmp_path), lineup), lineup, EVERY, tmp_path)
     assert len(list(islice(run, 4))) == 4
     run.close()
-    rows_file = tmp_path / "rows.jsonl"
+    rows_file = tmp_path / "results.jsonl"
     assert len(rows_file.read_text().splitlines()) == 4
     with rows_file.open("a") as file:
         file.write('{"key": "0123", "figu')  # as if it was ended within a line
-    rows = rows_of(photos, lineup, tmp_path, OWN)
+    rows = rows_of(photos, lineup, tmp_path, EVERY)
     assert [row.earlier for row in rows] == [True] * 4 + [False] * 2
     assert without_time(rows) == without_time(whole[1])
     assert len([json.loads(line) for line in rows_file.read_text().splitlines()]) == 6
-    assert (tmp_path / "sheets" / "sub" / "b.webp").read_bytes() == (
-        whole[0] / "sheets" / "sub" / "b.webp"
-    ).read_bytes()
+    crops = [sorted(path.name for path in (out / "crops").iterdir()) for out in (tmp_path, whole[0])]
+    assert crops[0] == crops[1]
+    assert len(crops[0]) == 2 * (1 + len(METHODS))
 
 
 def test_another_method_or_metric_is_added_to_what_is_there(photos: Path, lineup: Lineup, tmp_path: Path) -> None:
     first = Lineup(lineup.methods[1:2], lineup.encoder, lineup.scale, lineup.device)
     rows_of(photos, first, tmp_path)
     assert [row.earlier for row in rows_of(photos, lineup, tmp_path)] == [False, True, False] * 2
-    more = rows_of(photos, first, tmp_path, Metrics(("psnr", "ssim")))
+    more = rows_of(photos, first, tmp_path, own("psnr", "ssim"))
     assert not any(row.earlier for row in more)
+    assert [row.figures["psnr"] for row in more] == [row.figures["psnr"] for row in rows_of(photos, first, tmp_path)]
     assert all(row.earlier for row in rows_of(photos, first, tmp_path))  # psnr is still there
 
 
@@ -159,31 +173,32 @@ def test_what_a_row_is_known_by(photos: Path, lineup: Lineup, tmp_path: Path) ->
     assert not row.earlier
 
 
-def test_rows_are_whole_lines_and_hold_infinity(tmp_path: Path) -> None:
+def test_rows_are_whole_lines_and_hold_infinity_and_nan(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    assert read_rows(path) == {}
-    append_row(path, "k", {"psnr": float("inf")}, {"image": "a"})
-    append_row(path, "k", {"ssim": 1.0}, {"image": "a"})
-    assert read_rows(path) == {"k": {"psnr": float("inf"), "ssim": 1.0}}
+    assert read_results(path) == {}
+    append_result(path, Row("a", "m", {"psnr": math.inf, "niqe": math.nan}, {"ssim": "too small"}, "k"), {})
+    append_result(path, Row("a", "m", {"ssim": 1.0}, {}, "k"), {})
+    found = read_results(path)
+    assert math.isnan(found["k"].pop("niqe"))
+    assert found == {"k": {"psnr": math.inf, "ssim": 1.0}}
     path.write_text('{"key": "k"}\n')
     with pytest.raises(ValueError, match="line 1 is no row of figures; delete the file"):
-        read_rows(path)
+        read_results(path)
 
 
 def test_report_and_sheets(photos: Path, lineup: Lineup, whole: tuple[Path, list[Row]]) -> None:
     out, rows = whole
-    photographs = find_photographs(photos, out)
-    report = tabulate("photos", rows, lineup, OWN, EvalSettings(), {"command": "`pixdec eval`"})
-    table, figures = write_report(report, out, sheets_of(photographs, EvalSettings()))
-    document = json.loads(figures.read_text())
-    mean = np.mean([row.figures["psnr"] for row in rows if row.method == "bicubic"])
-    assert document["means"]["bicubic"]["psnr"] == pytest.approx(mean)
-    text = table.read_text()
-    assert "| method | PSNR dB ↑ | SSIM ↑ | spectrum error" in text
-    assert "spectrum error above 1/scale of Nyquist" in text
-    assert "| consistency dB ↑ | seconds ↓ |" in text
-    assert f"| bicubic | {mean:.2f} |" in text
-    assert "- cropped: 0 of 2 images" in text
+    summary = summarize("photos", rows, lineup, EVERY, {"command": "`pixdec eval`"})
+    page = write_report(summary, out)
+    document = json.loads((out / "summary.json").read_text())
+    scores = [row.figures["psnr"] for row in rows if row.method == "bicubic"]
+    found = document["methods"]["bicubic"]["means"]["psnr"]
+    assert (found["mean"], found["n"], found["failed"]) == (pytest.approx(np.mean(scores)), 2, 0)
+    assert document["methods"]["bicubic"]["figures"]["a.png"]["psnr"] == scores[0]
+    text = (out / "table.md").read_text()
+    assert "| method | n | PSNR dB ↑ | SSIM ↑ |" in text
+    assert f"| bicubic | 2 | {np.mean(scores):.2f} ± " in text
+    assert "## pixdec-nano:1 less the others, image by image" in text
     assert "![sub/b.png](<sheets/sub/b.webp>)" in text
     original = read_image(photos / "a.png")
     sheet = read_image(out / "sheets" / "a.webp")
@@ -195,20 +210,45 @@ def test_report_and_sheets(photos: Path, lineup: Lineup, whole: tuple[Path, list
     assert np.array_equal(np.asarray(last), np.asarray(bicubic))
     labels = np.asarray(sheet.crop((0, 0, sheet.width, LABEL)))
     assert labels.min() < 100 < labels.mean()
+    before = page.read_bytes()
+    assert write_report(summary, out).read_bytes() == before
 
 
-def test_a_sheet_is_made_again_when_it_shows_other_methods(photos: Path, lineup: Lineup, tmp_path: Path) -> None:
-    rows_of(photos, lineup, tmp_path)
-    sheet = tmp_path / "sheets" / "a.webp"
-    before, stamp = sheet.read_bytes(), sheet.stat().st_mtime_ns
-    rows_of(photos, lineup, tmp_path)
-    assert sheet.stat().st_mtime_ns == stamp
-    sheet.unlink()
-    assert all(row.earlier for row in rows_of(photos, lineup, tmp_path))
-    assert sheet.read_bytes() == before
-    fewer = Lineup(lineup.methods[1:], lineup.encoder, lineup.scale, lineup.device)
-    assert all(row.earlier for row in rows_of(photos, fewer, tmp_path))
-    assert read_image(sheet).width == 3 * SIDE[0] + 2 * GAP
+def test_a_crop_that_is_missing_is_made_again(photos: Path, lineup: Lineup, tmp_path: Path) -> None:
+    rows = rows_of(photos, lineup, tmp_path)
+    crop = tmp_path / "crops" / f"{rows[1].key}.webp"
+    before = crop.read_bytes()
+    crop.unlink()
+    assert [row.earlier for row in rows_of(photos, lineup, tmp_path)] == [True, False, *[True] * 4]
+    assert crop.read_bytes() == before
+
+
+def test_two_runs_differ_image_by_image(photos: Path, lineup: Lineup, tmp_path: Path) -> None:
+    figures = list[list[float]]()
+    for name, sigma in (("a", 0.0), ("b", 0.2)):
+        rows = rows_of(photos, lineup, tmp_path / name, QUICK, Preparation(sigma))
+        write_report(summarize(name, rows, lineup, QUICK), tmp_path / name)
+        figures.append([row.figures["psnr"] for row in rows if row.method == METHODS[0]])
+    lines, document = compare_runs(tmp_path / "a", tmp_path / "b")
+    assert list(document) == list(METHODS)
+    found = document[METHODS[0]]["psnr"]
+    assert (found["n"], found["mean"]) == (2, pytest.approx(np.mean(np.subtract(*figures))))
+    assert document["bicubic"]["psnr"]["mean"] == 0  # which sees no latent
+    assert len(lines) == 5
+    (tmp_path / "b" / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected the folder of a run"):
+        compare_runs(tmp_path / "a", tmp_path / "b")
+
+
+def test_sets_of_images(photos: Path, lineup: Lineup, tmp_path: Path) -> None:
+    """The mean of each color, as a network whose features are few."""
+    colors = Features("colors", "Colors", "public", 64, lambda images: images.float().mean((2, 3)))
+    rows = rows_of(photos, lineup, tmp_path, features=colors)
+    found = sets_of(rows, tmp_path, colors)
+    assert found["bicubic"]["images"] == 2
+    assert found["bicubic"]["patches"] == 12
+    assert 0 <= found["bicubic"]["frechet (Colors)"] < 1  # these colors are right
+    assert all(row.earlier for row in rows_of(photos, lineup, tmp_path, features=colors))
 
 
 def test_the_most_detailed_piece() -> None:
@@ -229,8 +269,9 @@ def test_broken_images_are_told_and_the_others_measured(lineup: Lineup, tmp_path
     (photos / "c.png").write_bytes(picture(photos / "c.png", 2).read_bytes()[:-300])
     (photos / "d.png").write_text("no image")
     picture(photos / "e.png", 3)
-    metrics = Metrics(("psnr", "pattern"))
-    outcomes = list(evaluate(find_photographs(photos, tmp_path), lineup, metrics, tmp_path / "out"))
+    metrics = own("psnr", "pattern")
+    sources = photograph_sources(find_photographs(photos, tmp_path), lineup)
+    outcomes = list(evaluate(sources, lineup, metrics, tmp_path / "out"))
     broken = {outcome.image: outcome for outcome in outcomes if isinstance(outcome, Broken) and outcome.method is None}
     assert list(broken) == ["b.png", "c.png", "d.png"]
     assert "40x200 pixels; expected sides of at least 64" in broken["b.png"].reason
@@ -239,25 +280,51 @@ def test_broken_images_are_told_and_the_others_measured(lineup: Lineup, tmp_path
     # a.png is cropped to 128x192
     rows = [outcome for outcome in outcomes if isinstance(outcome, Row)]
     assert [(row.image, row.cropped) for row in rows] == [("a.png", True)] * 3 + [("e.png", False)] * 3
-    report = tabulate("t", outcomes, lineup, metrics)
-    assert report.images == ["a.png", "e.png"]
-    assert report.facts["cropped"].startswith("1 of 2 images, in the middle, to sides that are multiples of 64")
-    assert "3 images that failed: b.png, c.png, d.png" in report.facts["left out"]
+    summary = summarize("t", outcomes, lineup, metrics)
+    assert summary.images == ["a.png", "e.png"]
+    assert summary.facts["cropped"].startswith("1 of 2 images, in the middle, to sides that are multiples of 64")
+    mean = summary.means["bicubic"]["psnr"]
+    assert (mean.n, mean.failed) == (2, 3)
+    assert "(n 2, 3 failed)" in "".join(summary.table())
+    failures = json.loads(summary.to_json())["failures"]
+    assert [(each["image"], each["method"]) for each in failures[:2]] == [("b.png", name) for name in METHODS[:2]]
 
 
-def test_an_image_that_a_metric_refuses(lineup: Lineup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    np.savez(tmp_path / "model.npz", mu_pris_param=np.zeros(36), cov_pris_param=np.eye(36))
-    monkeypatch.setattr("pixdec.evaluate.niqe.published", lambda: load_niqe(tmp_path / "model.npz"))
-    picture(tmp_path / "photos" / "a.png", 0, (64, 64))
-    (tmp_path / "photos" / "a.txt").write_text("a caption is no photograph")
-    photographs = find_photographs(tmp_path / "photos", tmp_path)
-    outcomes = list(evaluate(photographs, lineup, Metrics(("niqe",)), tmp_path / "out"))
-    assert [(outcome.method, isinstance(outcome, Broken)) for outcome in outcomes] == [(name, True) for name in METHODS]
-    assert isinstance(outcomes[0], Broken)
-    assert "NIQE needs sides of at least 96" in outcomes[0].reason
-    assert read_image(tmp_path / "out" / "sheets" / "a.webp").width == 4 * 64 + 3 * GAP  # to be looked at all the same
-    with pytest.raises(ValueError, match="none of 1 images has figures of all methods"):
-        tabulate("t", outcomes, lineup, QUICK)
+def test_the_failure_of_a_metric_is_no_other_ones(photos: Path, lineup: Lineup, tmp_path: Path) -> None:
+    """It is counted, and tried again; NaN is counted too, and kept."""
+    faults = ["out of order", ""]
+
+    def score(shown: Shown) -> float:
+        if faults[0]:
+            raise ValueError(faults[0])
+        return 1.0
+
+    metrics = Metrics(
+        (OWN["psnr"], Metric("odd", "odd", "↑", 1, score), Metric("nan", "nan", "↑", 1, lambda shown: math.nan)), {}
+    )
+    rows = rows_of(photos, lineup, tmp_path, metrics)
+    assert all(row.failed == {"odd": "out of order"} for row in rows)
+    means = summarize("t", rows, lineup, metrics).means["bicubic"]
+    assert [(means[name].n, means[name].failed, means[name].nan) for name in metrics.names] == [
+        (2, 0, 0),
+        (0, 2, 0),
+        (0, 0, 2),
+    ]
+    write_report(summarize("t", rows, lineup, metrics), tmp_path)
+    assert "out of order" in (tmp_path / "report.html").read_text()
+    faults.pop(0)
+    again = rows_of(photos, lineup, tmp_path, metrics)
+    assert all(row.figures["odd"] == 1 and not row.earlier and not row.failed for row in again)
+    assert [row.figures["psnr"] for row in again] == [row.figures["psnr"] for row in rows]
+    assert all(row.earlier for row in rows_of(photos, lineup, tmp_path, metrics))
+
+
+def test_nothing_to_measure(lineup: Lineup, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    sources = photograph_sources(find_photographs(tmp_path, tmp_path / "out"), lineup)
+    outcomes = list(evaluate(sources, lineup, QUICK, tmp_path / "out"))
+    with pytest.raises(ValueError, match="none of 1 images has figures"):
+        summarize("t", outcomes, lineup, QUICK)
 
 
 def test_find_photographs(tmp_path: Path) -> None:
@@ -275,9 +342,13 @@ def test_find_photographs(tmp_path: Path) -> None:
         find_photographs(tmp_path / "empty", tmp_path / "out")
 
 
-def test_sheet_names_are_distinct() -> None:
-    photographs = [Photograph(Path(name), name) for name in ("a.png", "x/a.png", "b.png", "B.jpg")]
-    assert list(sheet_names(photographs).values()) == ["a.webp", "x/a.webp", "b.png.webp", "B.jpg.webp"]
+def test_sheets_of_one_name_are_distinct(lineup: Lineup, tmp_path: Path) -> None:
+    for name in ("a.png", "x/a.png", "a.bmp"):
+        picture(tmp_path / "photos" / name, 0, (64, 64))
+    few = Lineup(lineup.methods[2:], lineup.encoder, lineup.scale, lineup.device)
+    write_report(summarize("t", rows_of(tmp_path / "photos", few, tmp_path), few, QUICK), tmp_path)
+    sheets = sorted(path.relative_to(tmp_path / "sheets").as_posix() for path in (tmp_path / "sheets").rglob("*.webp"))
+    assert sheets == ["a.bmp.webp", "a.png.webp", "x/a.webp"]
 
 
 def test_crop_in_the_middle() -> None:
@@ -285,12 +356,4 @@ def test_crop_in_the_middle() -> None:
     cropped = crop_middle(Image.fromarray(pixels), 64)
     assert np.array_equal(np.asarray(cropped), pixels[3:67, 1:129])
     assert crop_middle(cropped, 64) is cropped
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"sigma": 1.5}, "sigma 1.5: expected"), ({"sheets": -1}, "sheets -1"), ({"seed": 2**64}, "64 bits")],
-)
-def test_settings_are_checked(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        EvalSettings(**settings)
+    assert np.array_equal(np.asarray(crop_middle(Image.fromarray(pixels), 32, 40)), pixels[19:51, 49:81])

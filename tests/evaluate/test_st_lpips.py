@@ -1,5 +1,6 @@
 """ST-LPIPS: the network against an independent statement of it, on weights made up here."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixdec.evaluate.st_lpips import ShiftTolerantVGG, st_lpips
+from pixdec.evaluate.metrics.st_lpips import (
+    ShiftTolerantAlex,
+    ShiftTolerantVGG,
+    shared_alex,
+    shared_vgg,
+    st_lpips,
+)
 
 WIDTHS = (64, 128, 256, 512, 512)
 SLICES = ((0, 2), (6, 8), (12, 14, 16), (20, 22, 24), (28, 30, 32))
@@ -72,12 +79,53 @@ def test_distance_weighs_the_squares(network: ShiftTolerantVGG, state: dict[str,
     assert not network.distance(a, a).any()
 
 
-def test_weights_of_the_package(tmp_path: Path) -> None:
+def test_alex_is_that_of_the_definition(tmp_path: Path) -> None:
+    """Its distance in double precision from torch's own layers, on weights made up here."""
+    torch.manual_seed(1)
+    sizes, kernels, names = (3, 64, 192, 384, 256, 256), (11, 5, 3, 3, 3), (0, 5, 9, 11, 13)
+    blur = torch.tensor([1.0, 2.0, 1.0])
+    state = {"scaling_layer.shift": torch.randn(1, 3, 1, 1) / 9, "scaling_layer.scale": torch.rand(1, 3, 1, 1) + 0.3}
+    state["net.slice1.1.filt"] = (blur[:, None] * blur / 16).expand(64, 1, 3, 3).clone()
+    for level, (name, kernel) in enumerate(zip(names, kernels, strict=True)):
+        conv = nn.Conv2d(sizes[level], sizes[level + 1], kernel)
+        state[f"net.slice{level + 1}.{name}.weight"] = 2 * conv.weight.detach()
+        state[f"net.slice{level + 1}.{name}.bias"] = conv.bias.detach()
+        state[f"lin{level}.model.1.weight"] = torch.rand(1, sizes[level + 1], 1, 1)
+    torch.save(state, tmp_path / "alex.pth")
+    a, b = (torch.rand(2, 3, 40, 48) * 2 - 1 for _ in range(2))
+
+    def blurred(x: Tensor) -> Tensor:
+        x = nn.ReflectionPad2d(2)(x)
+        for axis in (2, 3):
+            x = sum(w * x.narrow(axis, i, x.shape[axis] - 2) for i, w in enumerate((0.25, 0.5, 0.25)))
+        return x[:, :, ::2, ::2]
+
+    def features(images: Tensor) -> list[Tensor]:
+        x, found = (images.double() - state["scaling_layer.shift"]) / state["scaling_layer.scale"], list[Tensor]()
+        for level, (name, padding) in enumerate(zip(names, (2, 2, 1, 1, 1), strict=True)):
+            if level in (1, 2):
+                x = blurred(nn.MaxPool2d(3, 1)(x))
+            weight, bias = (state[f"net.slice{level + 1}.{name}.{part}"].double() for part in ("weight", "bias"))
+            x = nn.functional.conv2d(x, weight, bias, padding=padding)
+            x = (blurred(x) if level == 0 else x).relu()
+            found.append(nn.functional.normalize(x, dim=1))
+        return found
+
+    expected = sum(
+        torch.einsum("bchw,c->bhw", (f - g) ** 2, state[f"lin{i}.model.1.weight"].double().flatten()).mean((1, 2))
+        for i, (f, g) in enumerate(zip(features(a), features(b), strict=True))
+    )
+    found = ShiftTolerantAlex(tmp_path / "alex.pth").distance(a, b)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [shared_vgg, shared_alex])
+def test_weights_of_the_package(shared: Callable[[], ShiftTolerantVGG | ShiftTolerantAlex]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     try:
-        same = st_lpips(image, image)
+        network = shared()
     except ValueError as error:
         pytest.skip(str(error))
-    assert same == 0
+    assert st_lpips(image, image, network) == 0
     shifted, other = np.roll(image, 1, axis=1), image.swapaxes(0, 1)
-    assert st_lpips(shifted, image) < st_lpips(other, image)
+    assert st_lpips(shifted, image, network) < st_lpips(other, image, network)

@@ -8,76 +8,68 @@ import pytest
 import torch
 from PIL import Image
 
-from pixdec.decoder import PixelDecoder
+from pixdec.evaluate.metrics.table import OWN, Metrics
+from pixdec.evaluate.upscalers import UPSCALERS, Upscaler
 from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.taef2 import TAEF2
 from pixdec.weights.load import save_decoder
 from scripts import compare, legibility, pairs
 
-STEPS = "TAEF2 + small, 4 steps"
+MADE = list[str]()
+
+
+def save_small(path: Path, deviation: float | None = None) -> None:
+    network = Nano(NanoSettings(width=16, blocks=1))
+    for parameter in network.parameters() if deviation else ():
+        torch.nn.init.normal_(parameter, std=deviation)
+    save_decoder(network, path, name="small", space="rgb", version="nano", licence="none")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
-    network = Nano(NanoSettings(width=16, blocks=1))
-    save_decoder(network, tmp_path / "small.safetensors", name="small", space="rgb", version="nano", licence="none")
-    for place, side in (("kodak", 96), ("photos", 128)):
+    save_small(tmp_path / "small.safetensors")
+    for place, side in (("kodak", 128), ("photos", 192)):
         (tmp_path / place).mkdir()
         for i in (1, 2):
             noise = np.random.default_rng(i).integers(0, 255, (12, 12, 3), dtype=np.uint8)
-            Image.fromarray(noise).resize((side, 96), Image.Resampling.BICUBIC).save(tmp_path / place / f"{i}.png")
+            Image.fromarray(noise).resize((side, 128), Image.Resampling.BICUBIC).save(tmp_path / place / f"{i}.png")
     taef2 = TAEF2()
-    monkeypatch.setattr(compare, "load_taef2", lambda _: taef2)
-    monkeypatch.setattr(pairs, "load_taef2", lambda _: taef2)
-    monkeypatch.setattr(compare, "load_real_esrgan", lambda _: torch.nn.Identity())
-    monkeypatch.setattr(compare, "enlarge", lambda _, x: torch.nn.functional.interpolate(x, scale_factor=4.0))
-    monkeypatch.setattr(compare, "niqe", lambda _: 3.0)
-    monkeypatch.setattr(compare, "ssimulacra2", lambda *_: 50.0)
-    monkeypatch.setattr(compare, "shared_vgg", lambda: Vgg())
+    torch.save(taef2.encoder_layers.state_dict(), tmp_path / "taef2_encoder.pth")
+    torch.save(taef2.decoder_layers.state_dict(), tmp_path / "taef2_decoder.pth")
+
+    def enlarge(image: torch.Tensor, scale: int, seed: int) -> torch.Tensor:
+        MADE.append("theirs")
+        return torch.nn.functional.interpolate(image, scale_factor=float(scale))
+
+    monkeypatch.setitem(UPSCALERS, "real-esrgan", Upscaler("BSD-3", lambda *_: enlarge))
+    monkeypatch.setattr(compare, "open_metrics", lambda: Metrics((OWN["psnr"], OWN["pattern"]), {}))
     return tmp_path
 
 
-class Vgg:
-    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return [x]
-
-    def distance(self, x: torch.Tensor, truth: list[torch.Tensor]) -> torch.Tensor:
-        return (x - truth[0]).abs().mean()
-
-
-def test_table_and_its_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_of_three_sets(folder: Path) -> None:
     def run() -> dict:
         model, out = str(folder / "small.safetensors"), folder / "out" / "table"
-        compare.main(folder / "kodak", folder / "photos", folder, folder / "cache", out, model, most=1)
+        MADE.clear()
+        compare.main(folder / "kodak", folder / "photos", folder, folder / "runs", out, model, most=1, pages=1)
         return json.loads((folder / "out" / "table.json").read_text())
 
     first = run()
-    assert first["images"] == ["1", "2", "1"]  # two of Kodak, one of the others
-    assert list(first["rows"])[:3] == [compare.ORIGINAL, compare.LANCZOS, compare.ESRGAN]
-    assert set(first["rows"][STEPS][0]) == {*compare.FIGURES, "seconds"}
-    assert set(first["rows"][compare.ORIGINAL][0]) == {"niqe", "pattern"}
+    assert MADE == ["theirs"] * 4  # two of Kodak, one of the others, one page
+    assert [len(each["images"]) for each in first.values()] == [2, 1, 1]
+    kodak = first["Kodak 1 to 12"]["methods"]
+    small = next(name for name in kodak if name.endswith(":4"))
+    assert set(kodak[small]["means"]) == {"psnr", "pattern", "seconds"}
     text = (folder / "out" / "table.md").read_text()
-    assert "n = 3" in text
-    assert "| TAEF2 + Lanczos |" in text
+    assert "| TAEF2 + real-esrgan | 2 |" in text
+    assert (folder / "runs" / "kodak" / "report.html").is_file()
     # With other weights, only ours are made and measured again.
-    network = Nano(NanoSettings(width=16, blocks=1))
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    save_decoder(network, folder / "small.safetensors", name="small", space="rgb", version="nano", licence="none")
-    made = list[str]()
-    decode = PixelDecoder.decode
-    monkeypatch.setattr(PixelDecoder, "decode", lambda *a, **k: made.append("ours") or decode(*a, **k))
-    monkeypatch.setattr(compare, "enlarge", lambda *_: made.append("theirs"))
+    save_small(folder / "small.safetensors", 0.1)
     second = run()
-    assert made == ["ours"] * 6
-    assert second["rows"][compare.ESRGAN] == first["rows"][compare.ESRGAN]
-    assert second["rows"][STEPS] != first["rows"][STEPS]
-
-
-def test_interval() -> None:
-    assert compare.interval([1, 2, 3, 4, 5]) == pytest.approx(2.776 * 1.5811 / 5**0.5, rel=1e-3)
-    assert compare.interval([1]) == float("inf")
+    assert MADE == []
+    again = second["Kodak 1 to 12"]["methods"]
+    assert again["original"]["figures"] == kodak["original"]["figures"]
+    assert again[small]["figures"] != kodak[small]["figures"]
 
 
 def test_pairs_are_blind_and_merged(
@@ -88,7 +80,7 @@ def test_pairs_are_blind_and_merged(
     monkeypatch.setattr(pairs, "PLACES", {"sky": [("1", 16, 8)] * 2, "water": [("2", 60, 64)] * 2})
     out, verdicts = folder / "pairs", folder / "verdicts.txt"
     small = str(folder / "small.safetensors")
-    pairs.make(folder / "kodak", folder / "photos", folder, folder / "cache", out, small)
+    pairs.make(folder / "kodak", folder / "photos", folder, out, small)
     pictures = [Image.open(path) for path in sorted(out.glob("*.png"))]
     assert [picture.size for picture in pictures] == [(80, 32)] * 8
     ours = [Image.open(path).tobytes() for path in sorted((out / "ours").rglob("*.png"))]
@@ -106,9 +98,9 @@ def test_pairs_are_blind_and_merged(
             pairs.merge(out, "anna", verdicts)
 
 
-def test_legibility_counts_whole_words() -> None:
-    image, text = legibility.page(24, 0)
-    assert image.size == (768, 256)
-    assert legibility.legible(text, text) == 1
-    assert legibility.legible("river castle stone bridge", "river castl bridge") == 0.5
-    assert legibility.legible(text, "") == 0
+def test_legibility_of_drawn_lines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(legibility, "legibility", lambda image, text: float(len(text) > 0 and image.size == (768, 256)))
+    legibility.main(str(folder / "small.safetensors"), sizes=(24,), pages=1, steps=1)
+    assert "| 24 | 100% | 100% | 100% |" in capsys.readouterr().out

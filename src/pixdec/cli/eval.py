@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from pixdec.cli.options import Dtype, Flag, Output, check_device, torch_dtype
+from pixdec.cli.options import Dtype, Flag, check_device, torch_dtype
 from pixdec.cli.report import Report, progress, tell
 from pixdec.io.files import prepare
 
 if TYPE_CHECKING:
-    from pixdec.evaluate.run import Broken, Row
+    from pixdec.evaluate.methods import Lineup
+    from pixdec.evaluate.photographs import Source
+    from pixdec.evaluate.results import Broken, Row
 
+PAGES = 40  # of small text
 MethodsAndData = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
@@ -25,34 +31,53 @@ MethodsAndData = Annotated[
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure decoders, beside each other and beside baselines, on photographs.
+    """Measure decoders, beside each other and beside baselines, on photographs, on small text, or on a generator's
+    latents.
 
     Each photograph is shrunk by the decoders' scale and encoded once; every METHOD gets the same latent. METHOD is a
     decoder, by the name that `pixdec models` lists or by its file, with :STEPS if you like (pixdec-nano:1), or a
-    baseline: tiny+lanczos, taef2:FOLDER+lanczos or vae:NAME+lanczos decode the latent at its own size and enlarge that;
-    lanczos and bicubic enlarge the small photograph itself.
+    baseline: tiny+lanczos, taef2:FOLDER+real-esrgan or vae:NAME+spandrel:FILE decode the latent at its own size and
+    enlarge that; lanczos and real-esrgan enlarge the small photograph itself.
 
-    OUT gets table.md, figures.json, sheets/ and rows.jsonl. The same command goes on where it was interrupted; with
-    another METHOD, only that one is run.
+    OUT gets report.html, summary.json, table.md, sheets/ and results.jsonl. The same command goes on where it was
+    interrupted; with another METHOD, only that one is run.
     """
 
-    inputs: MethodsAndData
-    """Decoders and baselines, and last a folder of photographs (or one)."""
-    output: Output
+    inputs: MethodsAndData = ()
+    """Decoders and baselines, and last a folder of photographs (or one), or small-text, or small-text:PAGES."""
+    output: Annotated[str | None, tyro.conf.arg(aliases=("-o",), metavar="OUT")] = None
     """A folder: it is created."""
-    encoder: str = "tiny"
-    """What makes the latents: tiny (bundled, FLUX.2 only), taef2:FOLDER, or vae:NAME, a
-    diffusers VAE of the space."""
+    compare: tuple[str, str] | None = None
+    """Print what two runs differ by, image by image: the folders of both, and nothing else."""
+    encoder: str | None = None
+    """What makes the latents: tiny (bundled, FLUX.2 only; the default), taef2:FOLDER, or vae:NAME, a diffusers VAE of
+    the space. Of a generator's: what decodes them for the baselines, its own VAE by default."""
     metrics: str = "all"
-    """Separated by commas: all stands for our own; torchmetrics:CLASS and pyiqa:NAME if they are installed."""
+    """Separated by commas: all stands for our own, paper for the columns of PiD's Table 1; torchmetrics:CLASS and
+    pyiqa:NAME if they are installed; NAME@crops for five crops at 100 %."""
+    sets: str | None = None
+    """Also Fréchet distance and KID of all images, on the features of efficientnet-lite0 or inception."""
+    pipeline: str | None = None
+    """Evaluate on latents of this diffusers pipeline, by hub id or folder, instead of photographs: METHOD ... alone."""
+    prompts: str | None = None
+    """For --pipeline: a file of prompts (as for `pixdec generate`), or DPG-Bench's folder of one prompt a file."""
+    stops: str = "auto"
+    """For --pipeline: stop after these steps, such as 24,26,28. Methods without noise get the last, which should be the
+    end."""
+    generator_steps: int | None = None
+    """For --pipeline: steps of its full schedule."""
     sigma: float = 0.0
     """Noise the latents to this level, 0 to 1, and tell the decoders."""
     seed: int = 0
     """The same seed gives the same figures; it is the same for every image."""
     space: str | None = None
     """The latent space, where a decoder's file does not tell."""
+    limit: int | None = None
+    """Only the first so many photographs or prompts."""
+    crop: int = 0
+    """Of larger photographs the middle, at most so many pixels a side."""
     sheets: int = 8
-    """Sample sheets of the first so many photographs."""
+    """Sample sheets, and crops with a divider in the report, of the first so many photographs."""
     device: str | None = None
     """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
     dtype: Dtype | None = None
@@ -61,56 +86,111 @@ class Eval:
     """Print one JSON object for each image and method, and one at the end."""
 
     def run(self) -> int:
-        if len(self.inputs) < 2:
-            raise ValueError("name at least one METHOD and then DATA, such as: pixdec eval pixdec-nano photos/ -o out/")
-        *names, data = self.inputs
-        from pathlib import Path
+        report = Report(json_lines=self.json)
+        if self.compare is not None:
+            return self._compare(report)
+        self._check()
+        assert self.output is not None, "checked"
+        import torch
 
         from pixdec.devices import best_device
-        from pixdec.evaluate.methods import open_lineup, parse_method
-        from pixdec.evaluate.photographs import find_photographs
-        from pixdec.evaluate.run import (
-            FIGURES,
-            TABLE,
-            Broken,
-            EvalSettings,
-            evaluate,
-            sheets_of,
-            tabulate,
-            write_report,
-        )
-        from pixdec.evaluate.scores import open_metrics
+        from pixdec.evaluate.metrics.table import open_metrics
+        from pixdec.evaluate.report.page import PAGE, write_report
+        from pixdec.evaluate.report.tables import SUMMARY, TABLE, summarize
+        from pixdec.evaluate.results import Broken
+        from pixdec.evaluate.run import evaluate, sets_of
+        from pixdec.evaluate.sets import open_features
 
-        settings = EvalSettings(self.seed, self.sigma, self.sheets)
-        for name in names:
-            parse_method(name)
-        photographs = find_photographs(data, self.output)
+        out, device = Path(self.output), self.device or best_device()
+        title, find = self._data(out)
         check_device(self.device)
-        out = Path(self.output)
-        prepare([out / TABLE, out / FIGURES])
-        metrics = open_metrics([name.strip() for name in self.metrics.split(",")], self.device or best_device())
-        lineup = open_lineup(
-            names, encoder=self.encoder, space=self.space, device=self.device, dtype=torch_dtype(self.dtype)
-        )
-        report = Report(json_lines=self.json)
+        prepare([out / name for name in (PAGE, SUMMARY, TABLE)])
+        metrics = open_metrics([name.strip() for name in self.metrics.split(",")], device)
+        features = None if self.sets is None else open_features(self.sets, torch.device(device))
+        lineup = self._lineup()
+        for name, reason in {
+            **{name: metrics.absent[name] for name in metrics.absent if name in metrics.refused},
+            **lineup.missing,
+        }.items():
+            report.failed(name, ValueError(reason))
+        sources = find(lineup)
         outcomes: list[Row | Broken] = []
-        with progress(len(photographs) * len(names), "image") as bar:
-            for outcome in evaluate(photographs, lineup, metrics, out, settings):
+        with progress(len(sources) * len(lineup.methods), "image") as bar:
+            for outcome in evaluate(sources, lineup, metrics, out, seed=self.seed, features=features):
                 outcomes.append(outcome)
-                bar.update(len(names) if isinstance(outcome, Broken) and outcome.method is None else 1)
+                whole = isinstance(outcome, Broken) and outcome.method is None
+                bar.update(len(lineup.methods) if whole else 1)
                 _tell(outcome, report)
-        facts = {"command": f"`{self._command()}`", "data": f"{len(photographs)} images of {Path(data).name}"}
-        title = f"{lineup.scale} times larger: {Path(data).name}"
-        table = tabulate(title, outcomes, lineup, metrics, settings, facts)
-        write_report(table, out, sheets_of(photographs, settings))
-        cropped = table.facts["cropped"]
-        if not cropped.startswith("0 "):
-            tell(f"note: cropped {cropped}")
+        facts = {"command": f"`{self._command()}`", "data": f"{len(sources)} images: {title}", "seed": str(self.seed)}
+        if self.sigma:
+            facts["noise in the latents"] = f"sigma {self.sigma:g}"
+        summary = summarize(f"{lineup.scale} times larger: {title}", outcomes, lineup, metrics, facts)
+        if features is not None:
+            summary = dataclasses.replace(summary, sets=sets_of(summary.rows, out, features))
+        page = write_report(summary, out, self.sheets)
+        if "cropped" in summary.facts:
+            tell(f"note: cropped {summary.facts['cropped']}")
+        means = {method: {name: mean.mean for name, mean in each.items()} for method, each in summary.means.items()}
         report.done(
-            {"output": str(out / TABLE), "images": len(table.images), "means": table.plain_means()},
-            "\n".join([*table.table(), f"{out / TABLE}  {len(table.images)} images"]),
+            {"output": str(page), "images": len(summary.images), "means": _plain(means)},
+            "\n".join([*summary.table(), f"{page}  {len(summary.images)} images"]),
         )
         return report.exit_code
+
+    def _check(self) -> None:
+        """What can be refused before anything is loaded."""
+        from pixdec.evaluate.methods import parse_method
+
+        names = self.inputs if self.pipeline else self.inputs[:-1]
+        if self.output is None:
+            raise ValueError("expected an output folder: -o OUT")
+        if not names:
+            raise ValueError("name at least one METHOD and then DATA, such as: pixdec eval pixdec-nano photos/ -o out/")
+        if (self.pipeline is None) != (self.prompts is None):
+            raise ValueError("expected --pipeline and --prompts together, or neither")
+        for name in names:
+            parse_method(name)
+        if not 0 <= self.sigma <= 1:
+            raise ValueError(f"sigma={self.sigma}: expected a noise level from 0 to 1")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: expected an integer of 64 bits")
+        for option in ("sheets", "crop"):
+            if getattr(self, option) < 0:
+                raise ValueError(f"{option}={getattr(self, option)}: expected 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit}: expected at least 1")
+
+    def _data(self, out: Path) -> tuple[str, Callable[[Lineup], list[Source]]]:
+        """What is evaluated on: its name, and what makes sources of it."""
+        from pixdec.evaluate.photographs import Preparation, find_photographs, photograph_sources
+        from pixdec.evaluate.small_text import render_pages
+
+        data, how = self.inputs[-1], Preparation(self.sigma, self.seed, self.crop)
+        if found := re.fullmatch(r"small-text(?::([1-9]\d*))?", data):
+            photographs = render_pages(out / "pages", int(found[1] or PAGES))
+        else:
+            photographs = find_photographs(data, out)[: self.limit]
+        return Path(data).name, lambda lineup: photograph_sources(photographs, lineup, how)
+
+    def _lineup(self) -> Lineup:
+        from pixdec.evaluate.methods import open_lineup
+
+        dtype = torch_dtype(self.dtype)
+        names = self.inputs[:-1]
+        return open_lineup(names, encoder=self.encoder or "tiny", space=self.space, device=self.device, dtype=dtype)
+
+    def _compare(self, report: Report) -> int:
+        from pixdec.evaluate.report.tables import compare_runs
+
+        assert self.compare is not None
+        if self.inputs or self.output:
+            raise ValueError("--compare A B stands alone: expected neither METHOD nor -o OUT")
+        lines, differences = compare_runs(*self.compare)
+        if self.json:
+            report.done({"first": self.compare[0], "second": self.compare[1], "differences": differences}, "")
+        else:
+            print(f"{self.compare[0]} less {self.compare[1]}, image by image\n", *lines, sep="\n")
+        return 0
 
     def _command(self) -> str:
         """The command as it would be typed, without what is a default."""
@@ -119,19 +199,34 @@ class Eval:
             for field in dataclasses.fields(self)
             if field.name not in ("inputs", "output", "json") and getattr(self, field.name) != field.default
         }
-        options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        return shlex.join(["pixdec", "eval", *self.inputs, "-o", self.output, *options])
+        options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return shlex.join(["pixdec", "eval", *self.inputs, "-o", str(self.output), *options])
 
 
 def _tell(outcome: Row | Broken, report: Report) -> None:
     """A line for each outcome, as the other verbs have them."""
-    from pixdec.evaluate.run import Broken
+    from pixdec.evaluate.results import Broken
 
     if isinstance(outcome, Broken):
-        with report.attempt(outcome.image):
-            raise ValueError(outcome.reason if outcome.method is None else f"{outcome.method}: {outcome.reason}")
+        reason = outcome.reason if outcome.method is None else f"{outcome.method}: {outcome.reason}"
+        report.failed(outcome.image, ValueError(reason))
         return
-    figures = {name: value if abs(value) < float("inf") else str(value) for name, value in outcome.figures.items()}
-    record = {"input": outcome.image, "method": outcome.method, "figures": figures, "cropped": outcome.cropped}
+    for metric, reason in outcome.failed.items():
+        report.failed(outcome.image, ValueError(f"{outcome.method}: {metric}: {reason}"))
+    nan = [metric for metric, value in outcome.figures.items() if value != value]
+    if nan:
+        report.failed(outcome.image, ValueError(f"{outcome.method}: NaN, which no mean counts: {', '.join(nan)}"))
+    record = {"input": outcome.image, "method": outcome.method, "figures": _plain(outcome.figures)}
     shown = "  ".join(f"{name} {value:.3f}" for name, value in outcome.figures.items())
-    report.done({**record, "earlier": outcome.earlier}, f"{outcome.image}  {outcome.method}  {shown}")
+    record |= {"cropped": outcome.cropped, "earlier": outcome.earlier}
+    report.done(record, f"{outcome.image}  {outcome.method}  {shown}")
+
+
+def _plain(value: object) -> Any:
+    """For JSON, which has neither infinity nor NaN."""
+    from pixdec.evaluate.results import plain
+
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    assert isinstance(value, float)
+    return plain(value)

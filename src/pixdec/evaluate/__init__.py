@@ -1,2 +1,2 @@
-"""How good a decoded image is: `metrics` against a reference, `niqe` without one, `report` for tables of both, `run`
-for whole evaluations of decoders and baselines on the same latents."""
+"""How good decoded images are: `run` measures decoders and baselines on the same latents, `metrics` are what it
+measures, `statistics` what it says of them, `report` how it is shown."""

@@ -3,17 +3,17 @@
 Names:
     pixdec-nano, runs/a/decoder.safetensors   a decoder, as `PixelDecoder.from_pretrained` takes it, at its own steps
     pixdec-nano:1                             the same in one step
-    tiny+lanczos, taef2:FOLDER+lanczos        an autoencoder's decode of the latent, enlarged by a plain filter
-    vae:NAME+bicubic                          (see `autoencoders` for their names)
-    lanczos, bicubic                          the small photograph itself, enlarged: no latent is in between
+    tiny+lanczos, taef2:FOLDER+real-esrgan    an autoencoder's decode of the latent, enlarged by an upscaler
+    vae:NAME+spandrel:FILE                    (see `autoencoders` and `upscalers` for their names)
+    lanczos, real-esrgan                      the small photograph itself, enlarged: no latent is in between
+    original                                  the photograph, for what metrics without a reference say of it
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -23,47 +23,66 @@ from pixdec.decoder import PixelDecoder
 from pixdec.devices import best_device
 from pixdec.encoder import TINY_SPACE
 from pixdec.evaluate.autoencoders import Autoencoder, fingerprint, open_autoencoder
-from pixdec.io.images import resize
+from pixdec.evaluate.upscalers import UPSCALERS, Enlarge, UnavailableError
+from pixdec.io.images import to_tensor
 from pixdec.latents import Latent, LatentSpace, get_space
 from pixdec.sampling.flow import student_times
 
 DEFAULT_SCALE = 4  # where no decoder tells
+ORIGINAL = "original"
 
-_ENLARGED = re.compile(r"(?:(?P<autoencoder>.+)\+)?(?P<how>lanczos|bicubic)")
+_ENLARGED = re.compile(rf"(?:(?P<autoencoder>.+)\+)?(?P<how>{'|'.join(UPSCALERS)})(?::(?P<argument>.+))?")
 _DECODER = re.compile(r"(?P<decoder>.+?)(?::(?P<steps>\d+))?")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One photograph as every method gets it.
+    """What every method gets, and what its result is measured against.
 
-    original: what the results are measured against, (W, H) pixels. low: (1,3,H/scale,W/scale) in [-1,1]. latent: that
-    of `low`, with the noise and the sigma of the evaluation.
+    Attributes:
+        latent: with the noise and the sigma of the evaluation.
+        low: the small image that it is the latent of, (1,3,H/scale,W/scale) in [-1,1]; None of a generator's.
+        original: the photograph, (W, H) pixels; None of a generator's.
+        text: what is written on it.
+        image: what a decoder of images gets in the latent's place, if it is not to be made of that.
+        prompt: what a decoder that reads text is told.
     """
 
-    original: Image.Image
-    low: Tensor
     latent: Latent
+    low: Tensor | None = None
+    original: Image.Image | None = None
+    text: str | None = None
+    image: Latent | None = None
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One line of the table: `enlarge(sample, seed)` gives (1,3,H,W) in [-1,1]; `settings` is all that determines it
-    besides sample and seed (JSON)."""
+    """One line of the table.
+
+    Attributes:
+        settings: all that determines an image besides sample and seed (JSON).
+        enlarge: (sample, seed) -> (1,3,H,W) in [-1,1].
+        licence: of its weights.
+        takes_noise: it reads latents that are not clean, as decoders do.
+    """
 
     name: str
     settings: Mapping[str, object]
     enlarge: Callable[[Sample, int], Tensor]
+    licence: str = ""
+    takes_noise: bool = False
 
 
 @dataclass(frozen=True)
 class Lineup:
-    """Methods, and the encoder whose latents they all get."""
+    """Methods, and the encoder whose latents they all get. `missing`: methods that cannot run here, and why."""
 
     methods: tuple[Method, ...]
     encoder: Autoencoder
     scale: int
     device: torch.device
+    missing: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def space(self) -> LatentSpace:
@@ -84,17 +103,26 @@ class DecoderName:
 @dataclass(frozen=True)
 class BaselineName:
     autoencoder: str | None  # None: the small photograph itself
-    how: Literal["lanczos", "bicubic"]
+    how: str  # of UPSCALERS
+    argument: str = ""
 
 
 def parse_method(name: str) -> DecoderName | BaselineName:
     """What a method's name stands for; nothing is looked up.
 
     Raises:
-        ValueError: it is empty, or asks for 0 steps.
+        ValueError: it is empty, asks for 0 steps, or has an argument too many or too few.
     """
+    if name == ORIGINAL:
+        return BaselineName(None, ORIGINAL)
     if found := _ENLARGED.fullmatch(name):
-        return BaselineName(found["autoencoder"], cast('Literal["lanczos", "bicubic"]', found["how"]))
+        how, argument = found["how"], found["argument"] or ""
+        takes = UPSCALERS[how].takes
+        if argument and takes is None:
+            raise ValueError(f"method {name!r}: {how} takes nothing behind a colon")
+        if not argument and how in ("spandrel", "diffusers"):
+            raise ValueError(f"method {name!r}: expected {how}:NAME, {takes}")
+        return BaselineName(found["autoencoder"], how, argument)
     found = _DECODER.fullmatch(name)
     if not found:
         raise ValueError(f"method {name!r}: expected a decoder, with :STEPS if you like, or a baseline: tiny+lanczos")
@@ -120,7 +148,7 @@ def open_lineup(
 
     Raises:
         ValueError: no name, one twice, one that cannot be loaded or takes other steps; decoders of several spaces or
-            scales; an autoencoder of another space.
+            scales; an autoencoder of another space; no method that can run here.
         OSError: a model that cannot be fetched.
     """
     asked = {name: parse_method(name) for name in names}
@@ -139,17 +167,26 @@ def open_lineup(
     }
     shared, scale = _shared(decoders, space)
     autoencoders = {encoder: open_autoencoder(encoder, shared, place)}
-    for wanted in asked.values():
-        if isinstance(wanted, BaselineName) and wanted.autoencoder and wanted.autoencoder not in autoencoders:
-            autoencoders[wanted.autoencoder] = open_autoencoder(wanted.autoencoder, shared, place)
-    digests = {name: fingerprint(decoder.network) for name, decoder in decoders.items()}
-    methods = tuple(
-        _decoder(name, decoders[wanted.decoder], steps[name], digests[wanted.decoder], autoencoders[encoder])
-        if isinstance(wanted, DecoderName)
-        else _baseline(name, autoencoders[wanted.autoencoder] if wanted.autoencoder else None, wanted.how, scale)
-        for name, wanted in asked.items()
-    )
-    return Lineup(methods, autoencoders[encoder], scale, place)
+    methods, missing = list[Method](), dict[str, str]()
+    for name, wanted in asked.items():
+        try:
+            if isinstance(wanted, DecoderName):
+                decoder = decoders[wanted.decoder]
+                methods.append(_decoder(name, decoder, steps[name], autoencoders[encoder]))
+                continue
+            if wanted.how == ORIGINAL:
+                methods.append(Method(name, {"original": True}, _original))
+                continue
+            upscaler, first = UPSCALERS[wanted.how], wanted.autoencoder
+            enlarge = upscaler.open(wanted.argument, place)
+            if first and first not in autoencoders:
+                autoencoders[first] = open_autoencoder(first, shared, place)
+            methods.append(_baseline(name, autoencoders[first] if first else None, wanted, enlarge, scale))
+        except UnavailableError as error:
+            missing[name] = str(error)
+    if not methods:
+        raise ValueError("; ".join(missing.values()))
+    return Lineup(tuple(methods), autoencoders[encoder], scale, place, missing)
 
 
 def _shared(decoders: Mapping[str, PixelDecoder], space: str | None) -> tuple[LatentSpace, int]:
@@ -180,30 +217,45 @@ def _steps(name: str, decoder: PixelDecoder, steps: int | None) -> int | None:
     return count
 
 
-def _decoder(name: str, decoder: PixelDecoder, steps: int | None, digest: str, first: Autoencoder) -> Method:
+def _decoder(name: str, decoder: PixelDecoder, steps: int | None, first: Autoencoder) -> Method:
     """`first` decodes latents for a decoder that takes images."""
 
     def enlarge(sample: Sample, seed: int) -> Tensor:
         last, latent = None, sample.latent
         if decoder.space.is_image:
-            latent = Latent(first.decode(latent).clamp(-1, 1), decoder.space, latent.sigma)
-        for step in decoder.stream(latent, seed=seed, steps=steps):
+            image = sample.image or Latent(first.decode(latent).clamp(-1, 1), decoder.space, latent.sigma)
+            latent = image
+        prompt = sample.prompt if decoder.model.needs_text else ""
+        for step in decoder.stream(latent, prompt, seed=seed, steps=steps):
             last = step
         assert last is not None, "a decoder takes at least one step"
         return last.x0
 
     dtype = str(decoder.dtype).removeprefix("torch.")
-    settings = {"decoder": digest, "steps": steps, "dtype": dtype}
-    return Method(name, {**settings, "first": first.digest} if decoder.space.is_image else settings, enlarge)
+    settings: dict[str, object] = {"decoder": fingerprint(decoder.network), "steps": steps, "dtype": dtype}
+    if decoder.space.is_image:
+        settings["first"] = first.digest
+    return Method(name, settings, enlarge, str(decoder.model.licence or "not stated"), takes_noise=True)
 
 
-def _baseline(name: str, autoencoder: Autoencoder | None, how: Literal["lanczos", "bicubic"], scale: int) -> Method:
+def _baseline(name: str, autoencoder: Autoencoder | None, asked: BaselineName, upscale: Enlarge, scale: int) -> Method:
     def enlarge(sample: Sample, seed: int) -> Tensor:
-        del seed
-        small = sample.low if autoencoder is None else autoencoder.decode(sample.latent).clamp(-1, 1)
-        return resize(small, small.shape[2] * scale, small.shape[3] * scale, how=how)
+        small = sample.low if autoencoder is None else autoencoder.decode(sample.latent).float().cpu().clamp(-1, 1)
+        if small is None:
+            raise ValueError(f"{name} enlarges a small photograph, and a generator's latent has none")
+        return upscale(small, scale, seed)
 
-    return Method(name, {"autoencoder": None if autoencoder is None else autoencoder.digest, "filter": how}, enlarge)
+    settings: dict[str, object] = {"autoencoder": autoencoder and autoencoder.digest, "filter": asked.how}
+    if asked.argument:
+        settings["argument"] = asked.argument
+    licences = [*([autoencoder.licence] if autoencoder else []), UPSCALERS[asked.how].licence]
+    return Method(name, settings, enlarge, " + ".join(dict.fromkeys(licences)))
+
+
+def _original(sample: Sample, seed: int) -> Tensor:
+    if sample.original is None:
+        raise ValueError(f"{ORIGINAL}: a generator's latent has none")
+    return to_tensor(sample.original)
 
 
 __all__ = ["BaselineName", "DecoderName", "Lineup", "Method", "Sample", "open_lineup", "parse_method"]

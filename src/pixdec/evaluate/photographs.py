@@ -1,9 +1,9 @@
-"""The photographs of an evaluation: which there are, and each as the sample that all methods get."""
+"""What an evaluation decodes: sources, of photographs here, each as the sample that all methods get."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,39 +48,75 @@ def find_photographs(data: str | Path, out: str | Path) -> list[Photograph]:
     return photographs
 
 
-def sheet_names(photographs: Sequence[Photograph]) -> dict[str, str]:
-    """Photograph's name -> its sheet's: folder/kodim01.png -> folder/kodim01.webp; where two would share one, the
-    suffix stays in it (kodim01.png.webp)."""
-    plain = {photograph.name: str(Path(photograph.name).with_suffix(".webp")) for photograph in photographs}
-    shared = Counter(name.casefold() for name in plain.values())
-    return {name: f"{name}.webp" if shared[sheet.casefold()] > 1 else sheet for name, sheet in plain.items()}
+@dataclass(frozen=True)
+class Source:
+    """One image of an evaluation, before anything is read.
 
-
-def is_cropped(path: Path, multiple: int) -> bool:
-    """Whether a side of the image is no multiple; from its header. ValueError if it cannot be read, or is smaller."""
-    width, height = image_size(path)
-    if min(width, height) < multiple:
-        raise ValueError(f"{path}: {width}x{height} pixels; expected sides of at least {multiple}, scale times factor")
-    return bool(width % multiple or height % multiple)
-
-
-def prepare(path: Path, lineup: Lineup, *, sigma: float, seed: int) -> Sample:
-    """A photograph as all methods get it: cropped in the middle to multiples of scale · factor, shrunk by the scale
-    (bicubic, antialiased, rounded to 8 bits), encoded once, and the latent noised to `sigma`.
-
-    Raises:
-        ValueError: the file is missing or damaged, or the encoder refuses the image.
+    Attributes:
+        name: in tables.
+        has: what there is to measure against: "original", "low", "text".
+        identify: all that determines the sample besides the lineup (JSON), and whether it is cropped. ValueError or
+            OSError if it cannot be used.
+        load: the sample.
+        stop: the generator's step that its latent is of; None of a photograph.
+        clean: without noise, so that methods that take none can decode it.
     """
-    original = crop_middle(read_image(path), lineup.multiple)
-    low = degrade(to_tensor(original), lineup.scale)
-    return Sample(original, low, lineup.encoder.encode(low).noised(sigma, seed))
+
+    name: str
+    has: frozenset[str]
+    identify: Callable[[], tuple[dict[str, object], bool]]
+    load: Callable[[], Sample]
+    stop: int | None = None
+    clean: bool = True
 
 
-def crop_middle(image: Image.Image, multiple: int) -> Image.Image:
-    """Without what exceeds multiples of `multiple` pixels, half of it on each side."""
-    width, height = image.width - image.width % multiple, image.height - image.height % multiple
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to photographs before they are shrunk and encoded. sigma, seed: the noise in the latents. crop: at
+    most so many pixels a side, the middle; 0 takes all."""
+
+    sigma: float = 0.0
+    seed: int = 0
+    crop: int = 0
+
+
+def photograph_sources(
+    photographs: Sequence[Photograph], lineup: Lineup, how: Preparation | None = None
+) -> list[Source]:
+    """The photographs as sources. A text file beside one, NAME.txt, says what is written on it."""
+    how = how or Preparation()
+    return [_source(photograph, lineup, how) for photograph in photographs]
+
+
+def _source(photograph: Photograph, lineup: Lineup, how: Preparation) -> Source:
+    path, beside = photograph.path, photograph.path.with_suffix(".txt")
+    text = beside.read_text(encoding="utf-8") if beside.is_file() else None
+
+    def identify() -> tuple[dict[str, object], bool]:
+        width, height = image_size(path)
+        if min(width, height) < lineup.multiple:
+            least = f"expected sides of at least {lineup.multiple}, scale times factor"
+            raise ValueError(f"{path}: {width}x{height} pixels; {least}")
+        cropped = bool(width % lineup.multiple or height % lineup.multiple or 0 < how.crop < max(width, height))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        settings = {"photograph": digest, "sigma": how.sigma, "seed": how.seed}
+        return {**settings, **({"crop": how.crop} if how.crop else {})}, cropped
+
+    def load() -> Sample:
+        original = crop_middle(read_image(path), lineup.multiple, how.crop)
+        low = degrade(to_tensor(original), lineup.scale)
+        latent = lineup.encoder.encode(low).noised(how.sigma, how.seed)
+        return Sample(latent, low, original, text)
+
+    return Source(photograph.name, frozenset({"original", "low"} | ({"text"} if text else set())), identify, load)
+
+
+def crop_middle(image: Image.Image, multiple: int, most: int = 0) -> Image.Image:
+    """Without what exceeds multiples of `multiple` pixels, and `most` pixels if that is not 0, half of it on each
+    side."""
+    width, height = (min(side, most or side) // multiple * multiple for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
 
 
-__all__ = ["Photograph", "find_photographs", "is_cropped", "prepare", "sheet_names"]
+__all__ = ["Photograph", "Preparation", "Source", "crop_middle", "find_photographs", "photograph_sources"]

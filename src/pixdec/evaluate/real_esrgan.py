@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.evaluate.packages import packaged
+from pixdec.evaluate.metrics.packages import packaged
 
 _WIDTH, _GROWTH, _BLOCKS = 64, 32, 23
 _HALF_FLAG = 0x01306B47  # ncnn: what follows is float16, padded to four bytes

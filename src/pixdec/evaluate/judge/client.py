@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pixdec.evaluate.judge.prompt import AS_JSON, RESPONSE_FORMAT
-from pixdec.evaluate.metrics import QUANTIZATION_POWER, radial_spectrum
+from pixdec.evaluate.metrics.fidelity import QUANTIZATION_POWER, radial_spectrum
 from pixdec.io.files import reason_of
 
 DEFAULTS: Mapping[str, object] = {"temperature": 0, "max_tokens": 1024}

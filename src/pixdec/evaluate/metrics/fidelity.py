@@ -1,5 +1,5 @@
-"""Figures that compare two images: PSNR, SSIM, spectrum error, color drift, consistency; and one of an image alone,
-how much of a regular pattern it shows.
+"""Figures that compare two images: PSNR, SSIM, spectrum error, fine detail, color drift, consistency; and one of an
+image alone, how much of a regular pattern it shows.
 
 Every function takes 8-bit RGB images as they are saved: (H, W, 3) uint8 arrays or PIL images of mode RGB.
 """
@@ -7,11 +7,14 @@ Every function takes 8-bit RGB images as they are saved: (H, W, 3) uint8 arrays 
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -63,21 +66,30 @@ def psnr(image: Picture, reference: Picture) -> float:
     return 10 * math.log10(255**2 / error) if error > 0 else math.inf
 
 
-def ssim(image: Picture, reference: Picture) -> float:
+def ssim(image: Picture, reference: Picture, *, padding: Literal["valid", "same"] = "valid") -> float:
     """Structural similarity (Wang et al. 2004, eq. 13), mean over pixels and channels; 1 for identical images.
 
     (2 μ_a μ_b + C1)(2 σ_ab + C2) / ((μ_a² + μ_b² + C1)(σ_a² + σ_b² + C2)) in an 11x11 Gaussian window of σ 1.5,
-    C1 = (0.01·255)², C2 = (0.03·255)². ValueError when the sizes differ or a side is under 11. Needs scikit-image.
+    C1 = (0.01·255)², C2 = (0.03·255)². "valid": windows that lie within the image, as scikit-image and torchmetrics
+    have it; "same": one around each pixel, zeros beyond the border, as fused_ssim has it. ValueError when the sizes
+    differ or a side is under 11.
     """
-    import skimage.metrics
+    a, b = (torch.tensor(each, dtype=torch.float64).permute(2, 0, 1)[:, None] for each in as_pair(image, reference))
+    if min(a.shape[2:]) < SSIM_WINDOW:
+        raise ValueError(f"image of {a.shape[3]}x{a.shape[2]}: SSIM needs sides of at least {SSIM_WINDOW}")
+    taps = torch.exp(-((torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2) ** 2) / (2 * 1.5**2))
+    taps /= taps.sum()
 
-    a, b = as_pair(image, reference)
-    if min(a.shape[:2]) < SSIM_WINDOW:
-        raise ValueError(f"image of {a.shape[1]}x{a.shape[0]}: SSIM needs sides of at least {SSIM_WINDOW}")
-    value = cast(Any, skimage.metrics).structural_similarity(
-        a, b, data_range=255, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-    )
-    return float(value)
+    def blurred(planes: Tensor) -> Tensor:  # (3,1,H,W)
+        rows = F.conv2d(planes, taps.view(1, 1, -1, 1), padding=padding)
+        return F.conv2d(rows, taps.view(1, 1, 1, -1), padding=padding)
+
+    mean_a, mean_b = blurred(a), blurred(b)
+    spread = blurred(a * a) - mean_a**2 + blurred(b * b) - mean_b**2
+    shared = blurred(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    value = (2 * mean_a * mean_b + c1) * (2 * shared + c2) / ((mean_a**2 + mean_b**2 + c1) * (spread + c2))
+    return float(value.mean())
 
 
 def radial_spectrum(image: Picture) -> Floats:
@@ -122,6 +134,22 @@ def spectrum_error(image: Picture, reference: Picture, *, band: tuple[float, flo
         raise ValueError(f"band {band} holds none of the {len(place)} rings of this image: widen it")
     logs = [np.log10(np.maximum(power[chosen], QUANTIZATION_POWER)) for power in (power_a, power_b)]
     return float(np.mean(np.abs(logs[0] - logs[1])))
+
+
+def high_frequency(image: Picture, reference: Picture, *, above: float = 0.25) -> float:
+    """Energy of the fine detail against the reference's, in dB: 10 log10 of the ratio; below 0 is too soft.
+
+    The energy is the sum of `radial_spectrum` over the rings above the fraction `above` of Nyquist, each weighed by its
+    radius (its number of frequencies), and at least that of 8-bit rounding noise. It does not see where the detail is:
+    noise has energy too. ValueError when the sizes differ, or no ring lies above.
+    """
+    energies = list[float]()
+    for power in map(radial_spectrum, as_pair(image, reference)):
+        place = np.arange(1, len(power) + 1) / len(power)
+        if not (chosen := place > above).any():
+            raise ValueError(f"above {above}: none of the {len(place)} rings of this image; expected less than 1")
+        energies.append(float(np.sum(place[chosen] * np.maximum(power[chosen], QUANTIZATION_POWER))))
+    return 10 * math.log10(energies[0] / energies[1])
 
 
 def block_means(image: Picture, side: int) -> Floats:

@@ -1,4 +1,4 @@
-"""Sample sheets: the same piece of a photograph by each method, side by side, at 100 %."""
+"""The same piece of a photograph by each method: crops at 100 % for the report, and sheets of them side by side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pixdec.evaluate.metrics import Floats, luma
+from pixdec.evaluate.metrics.fidelity import Floats, luma
 from pixdec.io.images import save_image
 
 SIDE = 256  # pixels of a piece; less where the photograph is smaller
@@ -18,24 +18,20 @@ LABEL = 20  # pixels of the strip above each piece
 GAP = 4
 
 
-def save_sheet(
-    original: Image.Image, results: Mapping[str, Image.Image], path: Path, *, settings: Mapping[str, object]
-) -> None:
-    """The most detailed piece of the original, and the same of each result, in rows of five, each under its name.
+def save_sheet(pieces: Mapping[str, Image.Image], path: Path, *, settings: Mapping[str, object]) -> None:
+    """Pieces of one size, in rows of five, each under its name.
 
     The folder is made. Raises OSError if the file cannot be written.
     """
-    box = most_detailed(original)
-    width, height = box[2] - box[0], box[3] - box[1]
-    pieces = [("original", original), *results.items()]
+    width, height = next(iter(pieces.values())).size
     columns = min(COLUMNS, len(pieces))
     rows = -(-len(pieces) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (LABEL + height + GAP) - GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for index, (name, picture) in enumerate(pieces):
+    for index, (name, piece) in enumerate(pieces.items()):
         left, top = index % columns * (width + GAP), index // columns * (LABEL + height + GAP)
         draw.text((left + 2, top + LABEL // 2), fitted(name, width - 4, font), "black", font, anchor="lm")
-        sheet.paste(picture.crop(box), (left, top + LABEL))
+        sheet.paste(piece, (left, top + LABEL))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(sheet, path, settings=settings)
 
@@ -55,6 +51,13 @@ def most_detailed(image: Image.Image) -> tuple[int, int, int, int]:
     return left, top, left + width, top + height
 
 
+def middle(image: Image.Image) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the piece in the middle."""
+    width, height = min(SIDE, image.width), min(SIDE, image.height)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return left, top, left + width, top + height
+
+
 def fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text, or as much of its end as is `width` pixels wide: the end of a path tells more than its beginning."""
     if font.getlength(text) <= width:
@@ -63,4 +66,4 @@ def fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Image
     return next((end for end in ends if font.getlength(end) <= width), "")
 
 
-__all__ = ["fitted", "most_detailed", "save_sheet"]
+__all__ = ["fitted", "middle", "most_detailed", "save_sheet"]

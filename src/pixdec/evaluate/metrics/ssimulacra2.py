@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from pixdec.evaluate.metrics import Picture, as_pair
+from pixdec.evaluate.metrics.fidelity import Picture, as_pair
 
 
 def load_ssimulacra2() -> Any:

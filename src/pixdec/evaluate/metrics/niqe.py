@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pixdec.evaluate.metrics import Floats, Picture, as_array
-from pixdec.evaluate.packages import packaged
+from pixdec.evaluate.metrics.fidelity import Floats, Picture, as_array
+from pixdec.evaluate.metrics.packages import packaged
 
 PATCH = 96  # side at the first scale; half of it at the second
 FEATURES = 36  # 18 at each of two scales

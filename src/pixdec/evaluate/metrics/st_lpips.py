@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixdec.evaluate.metrics import Picture, as_pair
-from pixdec.evaluate.packages import packaged
+from pixdec.evaluate.metrics.fidelity import Picture, as_pair
+from pixdec.evaluate.metrics.packages import packaged
 
 WEIGHTS = "weights/vST0.0/vgg_shift_tolerant.pth"
+ALEX_WEIGHTS = "weights/vST0.0/alex_shift_tolerant.pth"
+_ALEX = ((0, 2), (5, 2), (9, 1), (11, 1), (13, 1))  # of each level's convolution: its name in the file, its padding
 _SLICES = ((0, 2), (6, 8), (12, 14, 16), (20, 22, 24), (28, 30, 32))
 _WIDTHS = (64, 128, 256, 512, 512)
 
@@ -71,17 +73,58 @@ class ShiftTolerantVGG(nn.Module):
         return total
 
 
+class ShiftTolerantAlex(nn.Module):
+    """ST-LPIPS on AlexNet: cheaper than VGG-16, and what its authors recommend for ranking.
+
+    The first convolution is blurred before its ReLU, every blur follows a reflection padding of 2, and a maximum of 3 x
+    3 places at stride 1 stands before each later blur. Weights and errors as for `ShiftTolerantVGG`.
+    """
+
+    def __init__(self, path: Path | None = None):
+        super().__init__()
+        path = path or packaged("stlpips_pytorch", ALEX_WEIGHTS, "ST-LPIPS's weights")
+        self.state = {key: value.float() for key, value in torch.load(path, "cpu", weights_only=True).items()}
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Images (B,3,H,W) in [-1,1] -> the features of five levels, unit length over channels."""
+        x, made = (images - self.state["scaling_layer.shift"]) / self.state["scaling_layer.scale"], list[Tensor]()
+        for level, (name, padding) in enumerate(_ALEX, 1):
+            if level in (2, 3):
+                x = self._blurred(F.max_pool2d(x, 3, stride=1))
+            weight, bias = (self.state[f"net.slice{level}.{name}.{part}"] for part in ("weight", "bias"))
+            x = F.conv2d(x, weight, bias, padding=padding)
+            x = F.relu(self._blurred(x) if level == 1 else x)
+            made.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+        return made
+
+    def distance(self, images: Tensor, truth: Tensor) -> Tensor:
+        """(B,) sum over levels of the mean over places of mix·(f − f')²."""
+        levels = zip(self.features(images), self.features(truth), strict=True)
+        mixed = [((a - b).square() * self.state[f"lin{i}.model.1.weight"]).sum(1) for i, (a, b) in enumerate(levels)]
+        return torch.stack([each.mean((1, 2)) for each in mixed]).sum(0)
+
+    def _blurred(self, x: Tensor) -> Tensor:
+        kernel = self.state["net.slice1.1.filt"][:1].expand(x.shape[1], 1, 3, 3)
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
+
+
 @cache
 def shared_vgg() -> ShiftTolerantVGG:
     """The network with the installed weights, read once."""
     return ShiftTolerantVGG().requires_grad_(False)
 
 
+@cache
+def shared_alex() -> ShiftTolerantAlex:
+    """As `shared_vgg`, of AlexNet."""
+    return ShiftTolerantAlex()
+
+
 @torch.no_grad()
-def st_lpips(image: Picture, reference: Picture) -> float:
-    """ST-LPIPS (VGG) between two 8-bit RGB images (H, W, 3); 0 for identical ones, lower is better.
+def st_lpips(image: Picture, reference: Picture, network: ShiftTolerantVGG | ShiftTolerantAlex | None = None) -> float:
+    """ST-LPIPS between two 8-bit RGB images (H, W, 3), on VGG-16 by default; 0 for identical ones, lower is better.
 
     ValueError when the sizes differ, or the weights are not installed.
     """
     a, b = (torch.tensor(each).permute(2, 0, 1)[None] / 127.5 - 1 for each in as_pair(image, reference))
-    return float(shared_vgg().distance(a, b))
+    return float((network or shared_vgg()).distance(a, b))

@@ -1,0 +1,278 @@
+"""The metrics of an evaluation by name, with how each is shown, what it needs, and whose code and weights it is.
+
+Names: those of `OWN`; `all` for those of them that can run here; `torchmetrics:CLASS`, an image or regression metric by
+the name of its class; `pyiqa:NAME`; the language models of `language`; `paper` for the columns of PiD's Table 1, and
+the same on crops. NAME@crops is the mean over five crops of 448 pixels at 100 %: most scorers shrink an image to that
+size, and see nothing of what a decoder adds.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from PIL import Image
+
+from pixdec.evaluate.metrics.fidelity import (
+    color_drift,
+    consistency,
+    high_frequency,
+    pattern,
+    psnr,
+    spectrum_error,
+    ssim,
+)
+from pixdec.evaluate.metrics.legibility import find_tesseract, legibility
+from pixdec.evaluate.metrics.niqe import niqe, published
+from pixdec.evaluate.metrics.ssimulacra2 import load_ssimulacra2, ssimulacra2
+from pixdec.evaluate.metrics.st_lpips import shared_alex, shared_vgg, st_lpips
+from pixdec.io.files import reason_of
+
+Need = Literal["original", "low", "text"]
+ALL, PAPER, ON_CROPS = "all", "paper", "@crops"
+CROP = 448  # pixels a side, that language models and CLIP see
+PAPER_METRICS = (
+    "pyiqa:musiq-paq2piq",
+    "pyiqa:niqe",
+    "deqa",
+    "pyiqa:maniqa",
+    "pyiqa:qalign",
+    "unipercept-iaa",
+    "unipercept-iqa",
+    "vq-r1",
+)
+OURS = "pixdec, Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A decoded image, 8-bit RGB as it is saved, and what it can be measured against.
+
+    Attributes:
+        original: the photograph or page itself, of the same size.
+        low: the small image that was encoded, `scale` times smaller.
+        text: what is written on it.
+    """
+
+    image: Image.Image
+    original: Image.Image | None = None
+    low: Image.Image | None = None
+    text: str | None = None
+    scale: int = 4
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How good an image is, as one number.
+
+    Attributes:
+        name: as it is asked for.
+        heading: with its unit.
+        better: "↑", "↓", or "→ 0".
+        digits: shown behind the point.
+        score: ValueError where it cannot be computed.
+        needs: what it is measured against.
+        source: code, weights and licences.
+    """
+
+    name: str
+    heading: str
+    better: str
+    digits: int
+    score: Callable[[Shown], float]
+    needs: tuple[Need, ...] = ()
+    source: str = OURS
+
+    @property
+    def title(self) -> str:
+        return f"{self.heading} {self.better}".strip()
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What is measured. `absent`: those that cannot be, and what to install. `refused`: those of them that were named,
+    and not only part of `all`."""
+
+    chosen: tuple[Metric, ...]
+    absent: dict[str, str]
+    refused: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> list[str]:
+        return [metric.name for metric in self.chosen]
+
+    def of(self, has: frozenset[str]) -> list[Metric]:
+        """Those that an image with this beside it can be measured by."""
+        return [metric for metric in self.chosen if has.issuperset(metric.needs)]
+
+
+def measure(shown: Shown, metrics: Sequence[Metric]) -> tuple[dict[str, float], dict[str, str]]:
+    """The figures of an image by metric, and why others failed; the failure of one is no other's."""
+    figures, failed = dict[str, float](), dict[str, str]()
+    for metric in metrics:
+        try:
+            figures[metric.name] = metric.score(shown)
+        except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            failed[metric.name] = reason_of(error)
+    return figures, failed
+
+
+def _against(function: Callable[..., float], **settings: object) -> Callable[[Shown], float]:
+    return lambda shown: function(shown.image, shown.original, **settings)
+
+
+_BOTH: tuple[Need, ...] = ("original",)
+_STLPIPS = "weights of stlpips-pytorch, BSD-2"
+OWN = {
+    metric.name: metric
+    for metric in (
+        Metric("psnr", "PSNR dB", "↑", 2, _against(psnr), _BOTH),
+        Metric("ssim", "SSIM", "↑", 3, _against(ssim), _BOTH),
+        Metric("ssim_same", "SSIM (same padding)", "↑", 3, _against(ssim, padding="same"), _BOTH),
+        Metric("st_lpips", "ST-LPIPS (VGG)", "↓", 3, _against(st_lpips), _BOTH, _STLPIPS),
+        Metric(
+            "st_lpips_alex",
+            "ST-LPIPS (Alex)",
+            "↓",
+            3,
+            lambda shown: _against(st_lpips, network=shared_alex())(shown),
+            _BOTH,
+            _STLPIPS,
+        ),
+        Metric("ssimulacra2", "SSIMULACRA2", "↑", 1, _against(ssimulacra2), _BOTH, "package ssimulacra2, BSD-3"),
+        Metric(
+            "niqe",
+            "NIQE (published model)",
+            "↓",
+            2,
+            lambda shown: niqe(shown.image),
+            source="pixdec's code; the original release's parameters from BasicSR, Apache-2.0",
+        ),
+        Metric("spectrum_error", "spectrum error, bels", "↓", 3, _against(spectrum_error), _BOTH),
+        Metric(
+            "spectrum_error_high",
+            "spectrum error above 1/scale of Nyquist, bels",
+            "↓",
+            3,
+            lambda shown: _against(spectrum_error, band=(1 / shown.scale, 1.0))(shown),
+            _BOTH,
+        ),
+        Metric(
+            "high_frequency",
+            "energy above 1/scale of Nyquist, dB",
+            "→ 0",
+            2,
+            lambda shown: _against(high_frequency, above=1 / shown.scale)(shown),
+            _BOTH,
+        ),
+        Metric("color_drift", "color drift ΔE2000", "↓", 2, _against(color_drift), _BOTH),
+        Metric("pattern", "regular pattern, bels", "→ 0", 2, lambda shown: pattern(shown.image)),
+        Metric("consistency", "consistency dB", "↑", 2, lambda shown: _consistency(shown), ("low",)),
+        Metric(
+            "legibility",
+            "words read by Tesseract",
+            "↑",
+            2,
+            lambda shown: legibility(shown.image, shown.text or ""),
+            ("text",),
+            "Tesseract, Apache-2.0",
+        ),
+    )
+}
+# What raises ValueError where the weights or code of others that they need are not installed.
+NEEDS: dict[str, Callable[[], object]] = {
+    "st_lpips": shared_vgg,
+    "st_lpips_alex": shared_alex,
+    "ssimulacra2": load_ssimulacra2,
+    "niqe": published,
+    "legibility": find_tesseract,
+}
+
+
+def _consistency(shown: Shown) -> float:
+    assert shown.low is not None, "without the small image it is not asked for"
+    return consistency(shown.image, shown.low, scale=shown.scale)
+
+
+def open_metrics(names: Sequence[str] = (ALL,), device: str | torch.device = "cpu") -> Metrics:
+    """The metrics of these names, loaded; those of other libraries are tried on one small image.
+
+    One that cannot run here is absent, and the others are measured.
+
+    Raises:
+        ValueError: no name; one that is unknown, or that judges sets of images.
+    """
+    if not names:
+        raise ValueError(f"no metric; name {ALL}, or some of {', '.join(OWN)}, torchmetrics:CLASS, pyiqa:NAME")
+    wanted = dict[str, bool]()  # -> whether it was named itself
+    for name in names:
+        if name == ALL:
+            wanted = {**dict.fromkeys(OWN, False), **wanted}
+        elif name == PAPER:
+            wanted |= dict.fromkeys([each + end for end in ("", ON_CROPS) for each in PAPER_METRICS], True)
+        else:
+            wanted[name] = True
+    chosen, absent = list[Metric](), dict[str, str]()
+    for name in wanted:
+        opener = _opener(name, torch.device(device))
+        try:
+            chosen.append(opener())
+        except ValueError as error:
+            absent[name] = str(error)
+    if not chosen:
+        raise ValueError("; ".join(absent.values()))
+    order = list(OWN)
+    chosen.sort(key=lambda metric: order.index(metric.name) if metric.name in OWN else len(order))
+    return Metrics(tuple(chosen), absent, frozenset(name for name in absent if wanted[name]))
+
+
+def _opener(name: str, device: torch.device) -> Callable[[], Metric]:
+    """What loads a metric. ValueError for a name that stands for none."""
+    from pixdec.evaluate.metrics import language, library
+
+    whole = name.removesuffix(ON_CROPS)
+    if whole != name:
+        opener = _opener(whole, device)
+        return lambda: on_crops(opener())
+    if name in OWN:
+        return lambda: _own(name)
+    if name in language.SCORERS:
+        return lambda: language.open_scorer(name, device)
+    if library.is_name(name):
+        return lambda: library.open_foreign(name, device)
+    near = difflib.get_close_matches(name, [ALL, PAPER, *OWN, *language.SCORERS], 1)
+    meant = f"did you mean {near[0]}?" if near else f"expected {ALL}, {', '.join([*OWN, *language.SCORERS])}"
+    raise ValueError(f"metric {name!r}: {meant}; others are torchmetrics:CLASS or pyiqa:NAME")
+
+
+def _own(name: str) -> Metric:
+    NEEDS.get(name, object)()
+    return OWN[name]
+
+
+def on_crops(metric: Metric) -> Metric:
+    """The mean of a metric over five crops at 100 %: the corners and the middle."""
+
+    def score(shown: Shown) -> float:
+        boxes = five_crops(*shown.image.size)
+        pieces = [
+            replace(shown, image=shown.image.crop(box), original=shown.original and shown.original.crop(box), low=None)
+            for box in boxes
+        ]
+        return sum(map(metric.score, pieces)) / len(pieces)
+
+    return replace(metric, name=metric.name + ON_CROPS, heading=f"{metric.heading}, five crops", score=score)
+
+
+def five_crops(width: int, height: int, side: int = CROP) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of the four corners and the middle; smaller where the image is."""
+    wide, high = min(side, width), min(side, height)
+    right, bottom = width - wide, height - high
+    corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]
+    return [(left, top, left + wide, top + high) for left, top in corners]
+
+
+__all__ = ["ALL", "NEEDS", "OWN", "Metric", "Metrics", "Shown", "measure", "open_metrics"]

@@ -1,0 +1,115 @@
+"""The figures of a run on disk: one line of JSON for each image and method, written as they come.
+
+A line is found again by its key, a digest of all that determines the image it measures; so runs with other methods or
+settings can share a file, and what has been measured is not measured again. Failures are written, and tried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from pixdec.io.files import replacing
+
+Figures = Mapping[str, float]  # metric -> value, of one image
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one method scores on one image.
+
+    Attributes:
+        figures: by metric, "seconds" among them; NaN where a metric gave that.
+        failed: by metric, why there is no figure.
+        key: what it is found by, and its crop and features are named after.
+        original: the same of the image that it is measured against; None without one.
+        cropped: the image is the middle of its photograph.
+        earlier: an earlier run measured all of it.
+    """
+
+    image: str
+    method: str
+    figures: Figures
+    failed: Mapping[str, str]
+    key: str
+    original: str | None = None
+    cropped: bool = False
+    earlier: bool = False
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An image that could not be used (`method` None), or that one method failed on; the reason in a line."""
+
+    image: str
+    method: str | None
+    reason: str
+
+
+def key_of(settings: Mapping[str, object]) -> str:
+    """A digest of settings (JSON); the order of their names does not matter."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def plain(value: float) -> float | str | None:
+    """A figure for JSON, which has neither infinity ("inf") nor NaN (None)."""
+    return value if math.isfinite(value) else None if math.isnan(value) else str(value)
+
+
+def from_plain(value: float | str | None) -> float:
+    """What `plain` was given."""
+    return math.nan if value is None else float(value)
+
+
+def read_results(path: Path) -> dict[str, dict[str, float]]:
+    """key -> metric -> figure. A missing file holds none; a last line that an interrupted run left unfinished is
+    removed from it.
+
+    Raises:
+        ValueError: another line is not one that `append_result` wrote.
+        OSError: the file cannot be read, or the last line not be removed.
+    """
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with replacing(path) as temporary:
+            temporary.write_bytes(whole)
+    rows: dict[str, dict[str, float]] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record = cast("dict[str, object]", json.loads(line))
+            figures = cast("dict[str, float | str | None]", record["figures"])
+            found = {name: from_plain(value) for name, value in figures.items()}
+            rows.setdefault(str(record["key"]), {}).update(found)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: line {number} is no row of figures; delete the file to measure anew") from error
+    return rows
+
+
+def append_result(path: Path, row: Row, made_with: Mapping[str, object]) -> None:
+    """Add a line, and see it on the disk.
+
+    Raises:
+        OSError: the file cannot be written to.
+    """
+    figures = {name: plain(value) for name, value in row.figures.items()}
+    record = {"key": row.key, "image": row.image, "method": row.method, "made_with": made_with, "figures": figures}
+    line = json.dumps({**record, **({"failed": dict(row.failed)} if row.failed else {})}, ensure_ascii=False)
+    try:
+        with path.open("ab") as file:
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+__all__ = ["Broken", "Row", "append_result", "from_plain", "key_of", "plain", "read_results"]
