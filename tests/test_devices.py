@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import platform
+import resource
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
-from pixdec.devices import computes_in_bfloat16, has_bfloat16_units, release_memory
+from pixdec.devices import computes_in_bfloat16, has_bfloat16_units, release_memory, reused_memory
 
 
 def test_models_in_reference_cycles_are_released() -> None:
@@ -44,3 +47,16 @@ def test_a_processor_held_to_avx2_has_no_bfloat16_units(monkeypatch: pytest.Monk
     assert has_bfloat16_units()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not has_bfloat16_units()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator only")
+def test_reused_memory_goes_back_at_the_end() -> None:
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before, size = held(), 2**27
+    with reused_memory(), reused_memory():
+        block = torch.zeros(size, dtype=torch.uint8)
+        del block
+        assert held() - before > size / 2
+    assert held() - before < size / 2

@@ -1,12 +1,17 @@
 """What the machine has: the device to take when none is named, whether its processor computes in bfloat16, its
 memory given back, and all of it in words."""
 
+import ctypes
 import gc
 import os
 import platform
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -44,6 +49,44 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+_reuse, _reusing = Lock(), 0
+
+
+@contextmanager
+def reused_memory() -> Generator[None]:
+    """What is freed meanwhile stays with the process for its next tensor, and goes back to the system at the end.
+
+    glibc otherwise returns each large block at once, and fresh pages cost a convolution network on a processor a third
+    of its time. Elsewhere it does nothing."""
+    global _reusing
+    if not (libc := _glibc()):
+        yield
+        return
+    with _reuse:
+        _reusing += 1
+        for option, value in _KEEP.items():
+            libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        with _reuse:
+            _reusing -= 1
+            if not _reusing:
+                for option, value in _RETURN.items():
+                    libc.mallopt(option, value)
+                libc.malloc_trim(0)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEEP = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_THRESHOLD: 2**30}
+_RETURN = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25}  # where glibc's own end up when large blocks are freed
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def environment() -> dict[str, str]:

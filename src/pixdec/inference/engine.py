@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -20,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from pixdec.devices import computes_in_bfloat16, is_out_of_memory, release_memory
+from pixdec.devices import computes_in_bfloat16, is_out_of_memory, release_memory, reused_memory
 from pixdec.inference.arrangement import CHUNKS, Arrangement, Weights
 from pixdec.inference.budget import Asked, DecodePlan, condition_of, plan_decode
 from pixdec.inference.compiled import compile_blocks
@@ -415,7 +416,7 @@ class _Calls:
         def of(rows: tuple[int, ...]) -> Tensor:
             return self._of(rows, variant, text, x_t, t)
 
-        with variant.lock:
+        with variant.lock, reused_memory() if self._engine.device.type == "cpu" else nullcontext():
             if not self._exact or len(rows) == 1:
                 return of(rows)
             joining = (self.arranged, len(rows))

@@ -68,7 +68,8 @@ class Block(nn.Module):
         self.second = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:  # (B,K,h,w), (B,K,1,1) twice
-        return x + self.second(F.leaky_relu(torch.addcmul(shift, self.first(x), scale), _SLOPE))
+        inner = self.first(x).mul_(scale).add_(shift)  # in place: fresh memory costs more than the arithmetic
+        return self.second(F.leaky_relu_(inner, _SLOPE)).add_(x)
 
 
 class Nano(nn.Module):
@@ -155,7 +156,7 @@ class Nano(nn.Module):
         x = self.fold(seen.contiguous(memory_format=torch.channels_last))  # (B,51,h,w) -> (B,K,h,w)
         for block, (gain, shift) in zip(self.blocks, self._modulations(t, sigma), strict=True):
             x = block(x, gain, shift)
-        detail = F.leaky_relu(F.pixel_shuffle(self.unfold(x), scale), _SLOPE)  # (B,detail,H,W)
+        detail = F.leaky_relu_(F.pixel_shuffle(self.unfold(x), scale), _SLOPE)  # (B,detail,H,W)
         return self.last(detail).float().addcmul(condition.enlarged, _trust(sigma))
 
     def _modulations(self, t: Tensor, sigma: Tensor) -> list[tuple[Tensor, Tensor]]:
