@@ -200,7 +200,7 @@ def test_download_in_each_format(visit: Visit, photograph: Callable[..., Path], 
         page.get_by_label("Format of the download").select_option(format)
         with page.expect_download() as download:
             page.locator("#download").click()
-        assert download.value.suggested_filename == f"holiday-pixdec-nano.{suffix}"
+        assert download.value.suggested_filename == f"holiday-4x.{suffix}"
         download.value.save_as(tmp_path / "got")
         assert Image.open(tmp_path / "got").format.lower() == format
 

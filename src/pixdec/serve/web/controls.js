@@ -28,6 +28,11 @@ export function fillModels(select, models, source) {
   return fits;
 }
 
+/** Mark the example that is open. */
+export function press(list, id) {
+  for (const button of list.querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.id === id);
+}
+
 export const stepsOf = ({ steps, default_steps: usual }) =>
   Array.isArray(steps) ? [Math.min(...steps), Math.max(...steps), usual] : [1, Math.max(steps, usual), usual];
 
@@ -63,7 +68,7 @@ export function fillGallery(list, examples, choose) {
   list.replaceChildren(
     ...examples.map((example) => {
       const item = document.createElement("li"), button = document.createElement("button");
-      Object.assign(button, { type: "button", title: words.credit(example) });
+      Object.assign(button, { type: "button", title: example.credit ? words.credit(example) : example.title });
       button.dataset.id = example.id;
       button.append(Object.assign(new Image(), { src: example.url, alt: "" }), words.example(example));
       button.addEventListener("click", () => choose(example.id));

@@ -8,6 +8,15 @@ export async function examples() {
   return listed.map((example) => ({ ...example, url: url(example.file), resultUrl: example.result && url(example.result.file) }));
 }
 
+/** The files that `pixdec page` was given, as examples. */
+export const given = (names) =>
+  names.split("/").filter(Boolean).map((title, i) => ({ id: `given-${i}`, title, given: true, url: new URL(`given/${i}`, document.baseURI).href }));
+
+export const file = async ({ title, url }) => {
+  const data = await (await fetch(url)).blob();
+  return new File([data], title, { type: data.type });
+};
+
 /** An example as `intake.read` gives back a person's own image. */
 export async function open(example) {
   if (example.kind === "latent") return { ...example, name: example.stops[0].file, note: "", fileAt: (stop) => blob(example.stops[stop].file) };

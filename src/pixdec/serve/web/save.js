@@ -19,7 +19,7 @@ export function savingAs(at, now, say, fail) {
     try {
       const url = run.job ? URL.createObjectURL(await picture(`${run.job.links.result}?format=${format}`)) : run.resultUrl;
       const suffix = run.job ? format.replace("jpeg", "jpg") : "webp"; // an example's own file
-      const name = `${recipe.name.replace(/\.[^.]+$/, "")}-${recipe.model}.${suffix}`;
+      const name = `${recipe.name.replace(/\.[^.]+$/, "")}-${recipe.scale}x.${suffix}`;
       Object.assign(document.createElement("a"), { href: url, download: name }).click();
       if (run.job) setTimeout(() => URL.revokeObjectURL(url), 60_000);
     } catch (error) {

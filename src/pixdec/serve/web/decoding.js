@@ -1,0 +1,126 @@
+// From a picture to its decode: what is said, what is shown meanwhile, and how it ends.
+import { Failure } from "./api.js";
+import * as controls from "./controls.js";
+import { sharing } from "./save.js";
+import { at, compare, form, model, recipe, runs, session, settings, steps } from "./session.js";
+import { toAddress } from "./state.js";
+import { look } from "./view.js";
+import { words } from "./words.js";
+
+const rates = new Map(); // model → output megapixels a second of one step, as measured here
+let sourceUrl = "";
+
+export function say(text, { bad = false, retry = false } = {}) {
+  Object.assign(at("status"), { textContent: text, className: bad ? "bad" : "" });
+  at("retry").hidden = !retry;
+}
+
+/** Progress: a share, undefined where none is known, null when nothing goes on. */
+export function busy(share) {
+  at("progress").hidden = at("cancel").hidden = share === null;
+  compare.toggleAttribute("busy", share !== null);
+  if (share === undefined) at("progress").removeAttribute("value");
+  else at("progress").value = share ?? 0;
+}
+
+export function fail(error) {
+  busy(null);
+  const ended = { failed: words.errors.failed(error.message), expired: words.errors.expired, cancelled: words.canceled }[error.status];
+  say(ended ?? (error instanceof Failure ? error.message : words.errors.other(String(error.message ?? error))), { bad: true, retry: true });
+}
+
+/** Take what a person or the address chose, and show it. */
+export async function take(opened, { example = "", file = "" } = {}) {
+  const { state } = session;
+  runs.clear();
+  session.source?.bitmap?.close?.();
+  if (sourceUrl) URL.revokeObjectURL(sourceUrl);
+  Object.assign(session, { source: opened, shown: null });
+  Object.assign(state, { example, file, stop: Math.min(state.stop, (opened.stops?.length ?? 1) - 1) });
+  const fits = controls.fillModels(form.elements.model, session.models, opened);
+  if (!fits.some(({ id }) => id === state.model)) state.model = fits[0]?.id ?? "";
+  controls.press(at("gallery"), opened.id);
+  at("source").textContent = opened.credit ? words.credit(opened) : opened.kind === "latent" ? words.latentFile(opened.name) : opened.name;
+  at("facts").textContent = "";
+  for (const each of ["before", "after"]) compare.clear(each);
+  if (opened.bitmap) await place(opened);
+  if (isReady(opened)) runs.keep({ settings: settings(), resultUrl: opened.resultUrl, ready: true });
+  await decode();
+}
+
+async function place({ file, width, height }) {
+  sourceUrl = URL.createObjectURL(file);
+  const full = [width, height].map((side) => side * model().scale);
+  await Promise.all([compare.show("before", sourceUrl, words.input, full), compare.show("after", sourceUrl, "", full)]);
+}
+
+function isReady({ result }) {
+  const { seed, strength } = session.state;
+  return result && result.model === model().id && result.steps === steps() && !seed && !strength;
+}
+
+/** Show the decode that the settings ask for: one that is kept, or a new one. */
+export async function decode() {
+  refresh();
+  const { source, state } = session, asked = settings();
+  const found = runs.find(asked);
+  if (found) {
+    runs.stop();
+    busy(null);
+    return reveal(found);
+  }
+  const said = foretold(source), { id } = model();
+  const tell = (text) => say([said, text].filter(Boolean).join(" "));
+  tell(words.sending);
+  busy(undefined);
+  const { stop, ...fields } = { ...asked, strength: asked.strength || null, space: source.space ?? null, format: "png" };
+  const on = {
+    job: (job) => tell(job.state === "queued" ? words.queued(job.position) : words.decoding),
+    full: ({ message }) => say(message, { bad: true }),
+    first: (url) => compare.show("before", url, words.vae),
+    preview({ step, steps, image }) {
+      tell(words.step(step, steps));
+      busy(step / (steps + 0.5));
+      compare.show("after", image, words.atStep(id, step, steps));
+    },
+  };
+  try {
+    const file = source.fileAt?.(state.stop) ?? source.file;
+    const run = await runs.start({ kind: source.kind, name: recipe().name, settings: asked, fields, file }, (event, data) => on[event](data));
+    if (!run || session.source !== source) return;
+    busy(null);
+    const { job } = run;
+    if (job.seconds?.decode) rates.set(id, (job.width * job.height * job.steps) / 1e6 / job.seconds.decode);
+    await reveal(run);
+  } catch (error) {
+    if (session.source === source) fail(error);
+  }
+}
+
+function foretold({ kind, width, height, note }) {
+  if (kind !== "image") return "";
+  const { id, scale, default_steps, megapixels_per_second: rate } = model();
+  const each = rates.get(id) ?? (rate && rate * default_steps);
+  return words.ready(width, height, scale, each && (width * height * scale ** 2 * steps()) / 1e6 / each) + note;
+}
+
+async function reveal(run) {
+  session.shown = run;
+  const { source } = session, { job, firstUrl, resultUrl, settings: { model: id, steps: count } } = run;
+  say(job ? words.done(job) : words.shown);
+  const size = job ? [job.width, job.height] : [source.width, source.height].map((side) => side * model().scale);
+  if (firstUrl && source.kind === "latent") await compare.show("before", firstUrl, words.vae, size);
+  await compare.show("after", resultUrl, words.result(id, count), size);
+  at("facts").textContent = words.facts(source.bitmap && [source.width, source.height], size, job?.peak_bytes);
+  for (const each of ["download", "format"]) at(each).hidden = false;
+  if (session.state.mode === "lens") await look();
+}
+
+function refresh() {
+  toAddress(session.state);
+  controls.fillForm(form, session.state, model(), session.source);
+  const { licence } = model();
+  at("licence").hidden = !words.isClosed(licence);
+  at("licence").textContent = words.noncommercial(licence);
+  sharing.tell(recipe());
+}

@@ -1,0 +1,25 @@
+// What the page knows: the models, the picture that was given, the settings, and the decode that is shown.
+import { Runs } from "./runs.js";
+import { fromAddress } from "./state.js";
+
+export const at = (id) => document.getElementById(id);
+export const [compare, lens, form] = ["compare", "lens", "settings"].map(at);
+export const session = { state: fromAddress(), models: [], limits: {}, source: null, shown: null };
+export const runs = new Runs();
+
+export const model = () => session.models.find(({ id }) => id === session.state.model) ?? session.models[0];
+export const steps = () => session.state.steps || model().default_steps;
+
+/** What a decode depends on, besides the picture. */
+export function settings() {
+  const { source, state } = session;
+  return { model: model().id, steps: steps(), seed: state.seed, ...(source.kind === "latent" ? { stop: state.stop } : { strength: state.strength }) };
+}
+
+/** The same as a person would type it. */
+export function recipe() {
+  const { source, state } = session;
+  const { space, scale } = model();
+  const name = source.stops?.[state.stop].file ?? source.name;
+  return { kind: source.kind, name, space, scale, strength: 0, ...settings() };
+}
