@@ -12,8 +12,7 @@ export const sharing = {
 
 /** Listen to the buttons. `now()` gives the run that is shown and its recipe. */
 export function savingAs(at, now, say, fail) {
-  at("download").addEventListener("click", async (event) => {
-    event.preventDefault();
+  at("download").addEventListener("click", async () => {
     const { run, recipe } = now();
     const format = at("format").value;
     try {
