@@ -14,7 +14,6 @@ import tyro
 from PIL import Image
 
 from pixdec import ImageEncoder, Latent, PixelDecoder
-from pixdec.encoder import TINY
 from pixdec.io.images import to_tensor
 
 WEB = Path(__file__).parents[1] / "src/pixdec/serve/web/examples"
@@ -70,9 +69,10 @@ def main(photos: Path = Path("../shared/photos/val"), out: Path = WEB) -> None:
     stops = list[dict[str, object]]()
     for sigma in STOPS:
         noisy = clean.noised(sigma, seed=0)
-        half = Latent(noisy.tensor.to(torch.float16), noisy.space, noisy.sigma, statistics=False)
+        tensor = noisy.tensor.to(torch.float16)
+        half = Latent(tensor, noisy.space, noisy.sigma, statistics=False, encoder=noisy.encoder)
         name = f"{LATENTS.name}-{sigma:.1f}.safetensors"
-        half.save(out / name, {"encoder": TINY})
+        half.save(out / name)
         stops.append({"sigma": sigma, "file": name})
     listed.append({**_entry(LATENTS, "latent"), "space": clean.space.name, "stops": stops})
     (out / "index.json").write_text(json.dumps({"examples": listed}, indent=1) + "\n")

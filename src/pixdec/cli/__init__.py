@@ -41,6 +41,7 @@ VERBS = {
     "train": ("Train", "train a decoder of your own"),
     "l2p": ("L2p", "turn a latent generator into one of pixels"),
     "serve": ("Serve", "decode for others, over HTTP"),
+    "page": ("Page", "see what a decoder does to your images, in the browser"),
     "models": ("Models", "list the models that can be named"),
     "inspect": ("Inspect", "say what a checkpoint, a latent or an image is"),
     "env": ("Env", "print versions and devices, for an issue"),

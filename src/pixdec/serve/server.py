@@ -6,9 +6,12 @@ import logging
 import socket
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from fastapi.responses import FileResponse, Response
 
 from pixdec.serve.engine import Engine
 from pixdec.serve.http import app_for
@@ -53,8 +56,22 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def serve(settings: ServeSettings, host: str = "127.0.0.1", port: int = 8000) -> int:
+def serve(
+    settings: ServeSettings,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    given: Sequence[Path] = (),
+    listening_at: Callable[[str], object] | None = None,
+) -> int:
     """Run the service until a signal ends it.
+
+    Args:
+        settings: what is served, and how.
+        host: the address to listen on.
+        port: 0 takes a free one.
+        given: files that the page shows beside its examples, at /given/0 and so on.
+        listening_at: called with the address once it listens.
 
     Returns:
         0 if every request that it took was done, 1 if some were failed by the end.
@@ -67,8 +84,14 @@ def serve(settings: ServeSettings, host: str = "127.0.0.1", port: int = 8000) ->
     check(settings)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     engine = Engine(settings)
+    app = app_for(engine)
+
+    @app.get("/given/{place}", include_in_schema=False)
+    async def file(place: int) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return FileResponse(given[place]) if place < len(given) else Response(status_code=404)
+
     config = uvicorn.Config(
-        app_for(engine),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -81,7 +104,10 @@ def serve(settings: ServeSettings, host: str = "127.0.0.1", port: int = 8000) ->
     server = Server(config)
     server.engine = engine
     with engine:
-        print(f"pixdec listens on http://{host}:{listening.getsockname()[1]}", flush=True)
+        url = f"http://{host}:{listening.getsockname()[1]}"
+        print(f"pixdec listens on {url}", flush=True)
+        if listening_at is not None:
+            listening_at(url)
         server.run([listening])
     return int(engine.failed_at_close)
 

@@ -207,7 +207,7 @@ class Worker:
                 self.send("failed", id, failure_of(error))
 
     def _prepare(self, pieces: list[Piece], id: str, work: Work, previews: bool) -> None:
-        from pixdec.encoder import first_decode
+        from pixdec.encoder import TINY, first_decode
         from pixdec.generation.enlarge import UpscaleSettings, image_for, latent_of
         from pixdec.io.images import read_picture, to_pil
         from pixdec.latents import Latent
@@ -233,6 +233,8 @@ class Worker:
                 latent = latent if sigma is None else latent.with_sigma(sigma)
                 if decoder.space.is_image and not latent.space.is_image:
                     vae = self.settings.models[work.model].vae
+                    if vae is None and latent.encoder not in (None, TINY):  # a client's file decides not what is loaded
+                        raise ValueError(f"a latent of {latent.encoder}; this service has no VAE for its latents")
                     latent = first_decode(latent) if vae is None else first_decode(latent, vae)
                 first = latent.tensor if decoder.space.is_image else None
                 factor = latent.space.factor * decoder.scale

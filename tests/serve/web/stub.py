@@ -41,6 +41,7 @@ class Stub:
     refuse: list[tuple[int, str]] = field(default_factory=list)  # the next submissions' answers
     break_streams: int = 0
     fail: str = ""
+    loaded: bool = True
     expired: bool = False
     key: str = ""
     address: str = ""
@@ -59,6 +60,8 @@ class Stub:
         }
         nano = {**model, "id": "pixdec-nano", "space": "rgb", "licence": "Apache-2.0", "megapixels_per_second": 0.5}
         pid = {**model, "id": "pid-flux2-2k", "space": "flux2", "licence": "NSCLv1", "megapixels_per_second": None}
+        if not self.loaded:
+            nano.update(loaded=False, steps=None, default_steps=None, megapixels_per_second=None)
         return {"object": "list", "data": [nano, pid], "limits": self.limits}
 
     def submit(self, kind: str, form: dict[str, bytes]) -> dict[str, Any]:
@@ -72,7 +75,7 @@ class Stub:
             _, _, h, w = Latent.load(path, statistics=False).tensor.shape
             path.unlink()
             first = Image.linear_gradient("L").resize((16 * w, 16 * h)).convert("RGB")
-        identity, steps = f"job-{len(self.jobs)}", int(fields["steps"])
+        identity, steps = f"job-{len(self.jobs)}", int(fields.get("steps", 4))
         size = tuple(4 * side for side in first.size)
         result = ImageOps.posterize(first.resize(size, Image.Resampling.LANCZOS), 9 - steps)
         links = {

@@ -35,12 +35,17 @@ def test_no_image_too_large_and_too_heavy(
     settled(page)
 
 
-def test_a_full_queue_is_asked_again(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
-    stub.refuse = [(429, "full")]
+def test_a_full_queue_and_a_server_that_loads_are_asked_again(
+    visit: Visit, stub: Stub, photograph: Callable[..., Path]
+) -> None:
+    stub.refuse, stub.loaded = [(503, "loading"), (429, "full")], False
     page = visit(quiet=True)
     choose(page, photograph())
-    say(page, "Trying again in 1 s")
+    say(page, "it loads the decoder")
+    say(page, "too much to do. Trying again in 1 s")
     settled(page)
+    assert "steps" not in stub.asked[0]
+    assert page.locator(".tag.right").inner_text() == "pixdec-nano, 4 steps"
 
 
 def test_a_server_that_is_gone_and_comes_back(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:

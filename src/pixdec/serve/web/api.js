@@ -36,7 +36,8 @@ async function failureOf(response) {
   const message = body.error?.message ?? `${status} ${response.statusText}`;
   const retryAfter = Number(response.headers.get("Retry-After")) || 5;
   if (status === 410) return new Failure(words.errors.expired, { status });
-  if (status === 429 || status === 503) return new Failure(words.errors.full(retryAfter), { status, retryAfter });
+  if (status === 429) return new Failure(words.errors.full(retryAfter), { status, retryAfter });
+  if (status === 503) return new Failure(words.errors.loading(retryAfter), { status, retryAfter });
   if (status === 401) return new Failure(words.errors.key, { status });
   return new Failure(words.errors.other(message), { status });
 }

@@ -1,4 +1,5 @@
 // Filling the form and the groups of choices, and reading them.
+import { isLatent } from "./intake.js";
 import { words } from "./words.js";
 
 /** A group of radio buttons in `place`; `choose(name)` on a change. */
@@ -33,16 +34,18 @@ export function press(list, id) {
   for (const button of list.querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.id === id);
 }
 
-export const stepsOf = ({ steps, default_steps: usual }) =>
-  Array.isArray(steps) ? [Math.min(...steps), Math.max(...steps), usual] : [1, Math.max(steps, usual), usual];
+/** The least and the most steps of the dial, which ends where a person would. */
+function stepsOf({ steps, default_steps: usual }) {
+  const [least, most] = Array.isArray(steps) ? [Math.min(...steps), Math.max(...steps)] : [1, steps ?? 4];
+  return [least, Math.min(most, Math.max(4, usual ?? 4))];
+}
 
 /** Show the state in the form; what does not apply to the source is hidden. */
 export function fillForm(form, state, model, source) {
   const { steps, strength, seed, stop } = form.elements;
   form.elements.model.value = model.id;
   [steps.min, steps.max] = stepsOf(model);
-  steps.max = Math.min(steps.max, Math.max(4, model.default_steps)); // dials end where a person would
-  [steps.value, strength.value, seed.value] = [state.steps || model.default_steps, state.strength, state.seed];
+  [steps.value, strength.value, seed.value] = [state.steps || model.default_steps || 4, state.strength, state.seed];
   steps.parentElement.hidden = steps.min === steps.max;
   const stops = source.stops ?? [];
   stop.max = Math.max(0, stops.length - 1);
@@ -70,7 +73,8 @@ export function fillGallery(list, examples, choose) {
       const item = document.createElement("li"), button = document.createElement("button");
       Object.assign(button, { type: "button", title: example.credit ? words.credit(example) : example.title });
       button.dataset.id = example.id;
-      button.append(Object.assign(new Image(), { src: example.url, alt: "" }), words.example(example));
+      const picture = isLatent({ name: example.title }) ? document.createElement("i") : Object.assign(new Image(), { src: example.url, alt: "" });
+      button.append(picture, Object.assign(document.createElement("span"), { textContent: words.example(example) }));
       button.addEventListener("click", () => choose(example.id));
       item.append(button);
       return item;

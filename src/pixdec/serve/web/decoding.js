@@ -73,7 +73,8 @@ export async function decode() {
   const tell = (text) => say([said, text].filter(Boolean).join(" "));
   tell(words.sending);
   busy(undefined);
-  const { stop, ...fields } = { ...asked, strength: asked.strength || null, space: source.space ?? null, format: "png" };
+  const count = state.steps || model().default_steps; // null leaves it to a model that is not loaded yet
+  const { stop, ...fields } = { ...asked, steps: count, strength: asked.strength || null, space: source.space ?? null, format: "png" };
   const on = {
     job: (job) => tell(job.state === "queued" ? words.queued(job.position) : words.decoding),
     full: ({ message }) => say(message, { bad: true }),
@@ -90,6 +91,7 @@ export async function decode() {
     if (!run || session.source !== source) return;
     busy(null);
     const { job } = run;
+    if (!model().default_steps) model().default_steps = job.steps;
     if (job.seconds?.decode) rates.set(id, (job.width * job.height * job.steps) / 1e6 / job.seconds.decode);
     await reveal(run);
   } catch (error) {
@@ -100,7 +102,7 @@ export async function decode() {
 function foretold({ kind, width, height, note }) {
   if (kind !== "image") return "";
   const { id, scale, default_steps, megapixels_per_second: rate } = model();
-  const each = rates.get(id) ?? (rate && rate * default_steps);
+  const each = rates.get(id) ?? (rate && rate * (default_steps ?? 4));
   return words.ready(width, height, scale, each && (width * height * scale ** 2 * steps()) / 1e6 / each) + note;
 }
 
@@ -110,7 +112,7 @@ async function reveal(run) {
   say(job ? words.done(job) : words.shown);
   const size = job ? [job.width, job.height] : [source.width, source.height].map((side) => side * model().scale);
   if (firstUrl && source.kind === "latent") await compare.show("before", firstUrl, words.vae, size);
-  await compare.show("after", resultUrl, words.result(id, count), size);
+  await compare.show("after", resultUrl, words.result(id, job?.steps ?? count), size);
   at("facts").textContent = words.facts(source.bitmap && [source.width, source.height], size, job?.peak_bytes);
   for (const each of ["download", "format"]) at(each).hidden = false;
   if (session.state.mode === "lens") await look();

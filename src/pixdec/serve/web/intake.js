@@ -2,7 +2,7 @@
 import { Failure } from "./api.js";
 import { words } from "./words.js";
 
-const isLatent = (file) => /\.(safetensors|latent)$/i.test(file.name);
+export const isLatent = (file) => /\.(safetensors|latent)$/i.test(file.name);
 
 /** A file → { kind, file, name, width, height, bitmap, note }; refuses what cannot be read, in words. */
 export async function read(file, limits, scale) {

@@ -25,7 +25,7 @@ export function python({ kind, name, model, space, scale, steps, strength, seed 
     ...(first ? ["from pixdec.encoder import first_decode"] : []),
     "",
     `decoder = PixelDecoder.from_pretrained(${JSON.stringify(model)})`,
-    `latent = ${first ? `first_decode(${latent}, "pixdec-tiny")` : latent}`,
+    `latent = ${first ? `first_decode(${latent})` : latent}`,
     `image = decoder.decode(latent, seed=${seed}, steps=${steps})[0]`,
     `image.save(${JSON.stringify(`${stem(name)}-${scale}x.png`)})`,
   ].join("\n");

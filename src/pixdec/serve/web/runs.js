@@ -2,6 +2,7 @@
 import { Failure, cancel, follow, picture, submit } from "./api.js";
 
 const KEPT = 4;
+const TRIES = 12; // of a queue that is full, or a server that loads its decoder
 
 export class Runs {
   #current = null;
@@ -71,7 +72,7 @@ export class Runs {
 
   #url = async (link, signal) => URL.createObjectURL(await picture(link, signal));
 
-  /** A full queue is asked again when it said, five times. */
+  /** A full queue is asked again when it said. */
   async #submit(verb, file, name, fields, signal, tell) {
     for (let tries = 0; ; tries++) {
       try {
@@ -79,7 +80,7 @@ export class Runs {
         if (signal.aborted) cancel(job);
         return job;
       } catch (error) {
-        if (!error.retryAfter || tries === 5 || signal.aborted) throw error;
+        if (!error.retryAfter || tries === TRIES || signal.aborted) throw error;
         tell("full", error);
         await new Promise((resolve, reject) => {
           setTimeout(resolve, 1000 * error.retryAfter);

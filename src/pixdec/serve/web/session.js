@@ -8,7 +8,7 @@ export const session = { state: fromAddress(), models: [], limits: {}, source: n
 export const runs = new Runs();
 
 export const model = () => session.models.find(({ id }) => id === session.state.model) ?? session.models[0];
-export const steps = () => session.state.steps || model().default_steps;
+export const steps = () => session.state.steps || model().default_steps || 4; // of a model that is not loaded yet
 
 /** What a decode depends on, besides the picture. */
 export function settings() {

@@ -58,6 +58,7 @@ export const words = {
     tooHeavy: (size, limit) => `This file has ${bytes(size)}; this server takes ${bytes(limit)}. Choose a smaller one, or use pixdec upscale on the command line.`,
     gone: "The server does not answer. Your image and your settings are kept: start it again with pixdec serve, then try again.",
     full: (after) => `The server has too much to do. Trying again in ${after} s.`,
+    loading: (after) => `The server is not ready: it loads the decoder, or is about to end. Trying again in ${after} s.`,
     expired: "The server no longer has this result. Try again to decode it anew.",
     noModel: (model) => `This server does not have ${model}. Choose another model.`,
     key: "This server asks for a key.",
