@@ -29,14 +29,12 @@ from torch.nn import functional as F
 from benchmarks.facts import machine_facts
 from benchmarks.methods import DTYPES, Method, load_libraries, open_decoder, prepare
 from benchmarks.speed import Settings
-from pixdec.devices import best_device, release_memory
+from pixdec.devices import best_device, is_out_of_memory, release_memory
 from pixdec.inference.limits import available_memory
 from pixdec.inference.quantize import stored
 from pixdec.io.files import reason_of
 
 SPARE = 0.9  # of the limit: the parent ends the process at the limit itself
-# What libraries say when there is no memory, in errors that are not of a kind of their own.
-NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "not enough memory")
 PROC = Path("/proc/self")
 
 
@@ -53,8 +51,7 @@ def main() -> None:
         outcome = {"status": "ok", **outcome}
     except Exception as error:  # whatever it is, it is this row's result
         text = f"{type(error).__name__}: {reason_of(error)}"[:400]
-        no_memory = isinstance(error, MemoryError) or any(words in text.lower() for words in NO_MEMORY)
-        outcome = {"status": "out of memory" if no_memory else "failed", "reason": text}
+        outcome = {"status": "out of memory" if is_out_of_memory(error) else "failed", "reason": text}
     Path(sys.argv[1]).write_text(json.dumps(outcome))
 
 

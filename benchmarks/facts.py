@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,8 +15,3 @@ def machine_facts(device: torch.device) -> dict[str, str]:
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return {**environment(), "device": str(device), "code": digest.hexdigest()[:12]}
-
-
-def lines_of(facts: dict[str, Any]) -> list[str]:
-    """As Markdown."""
-    return [f"- {name}: {value}" for name, value in facts.items()]

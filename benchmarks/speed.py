@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.facts import lines_of
 from benchmarks.methods import check_name
 from pixdec.io.files import replacing
 
@@ -199,7 +198,8 @@ def run_child(settings: Settings, method: str | None = None, side: int = 0) -> d
 
 def page(facts: dict[str, Any], rows: Sequence[Row], command: str) -> str:
     """The Markdown of a table."""
-    lines = [f"# Time and memory: {facts['network']}", "", "Made by", "", f"    {command}", "", *lines_of(facts), NOTES]
+    measured = [f"- {name}: {value}" for name, value in facts.items()]
+    lines = [f"# Time and memory: {facts['network']}", "", "Made by", "", f"    {command}", "", *measured, NOTES]
     lines += ["## Time", "", *_grid(rows, lambda row: row.time)]
     lines += ["", "## Peak memory", "", *_grid(rows, lambda row: row.memory)]
     missing = [f"- {row.line()}" for row in rows if row.status != "ok"]

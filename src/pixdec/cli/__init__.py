@@ -124,7 +124,9 @@ def _parse(arguments: list[str]) -> Verb:
         if name == "train" and rest[:1] not in ([], ["--help"], ["-h"]):
             return module.parse(rest)
         kind: Callable[..., Verb] = getattr(module, VERBS[name][0])
-        return tyro.cli(kind, prog=f"pixdec {name}", args=rest, config=(tyro.conf.DisallowNone,))
+        return tyro.cli(
+            kind, prog=f"pixdec {name}", args=rest, config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
+        )
 
 
 @contextlib.contextmanager
