@@ -435,10 +435,12 @@ class WorkerHandle:
 
 
 def _settings_on(settings: ServeSettings, device: str) -> ServeSettings:
-    """The settings of a device's worker: models without a device are those of the default one."""
-    default = _best_device()
-    models = {name: each for name, each in settings.models.items() if (each.device or default) == device}
-    return settings.model_copy(update={"models": models})
+    """The settings of a device's worker; what names no device is of the default one."""
+    default, here = _best_device(), dict[str, Any]()
+    for kind in ("models", "pipelines"):
+        each = getattr(settings, kind)
+        here[kind] = {name: entry for name, entry in each.items() if (entry.device or default) == device}
+    return settings.model_copy(update=here)
 
 
 def _to_decode(work: Work, data: bytes, shape: tuple[int, ...]) -> Work:

@@ -409,7 +409,8 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
             )
         for name in engine.settings.pipelines:
             data.append({"id": name, "object": "model", "owned_by": "pixdec", "kind": "pipeline"})
-        return {"object": "list", "data": data, "limits": limits.model_dump(), "profiles": engine.settings.profiles}
+        profiles = {name: each.model_dump(exclude_none=True) for name, each in engine.settings.profiles.items()}
+        return {"object": "list", "data": data, "limits": limits.model_dump(), "profiles": profiles}
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

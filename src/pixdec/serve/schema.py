@@ -161,11 +161,12 @@ def work_of(asked: Asked, engine: Engine) -> Work:
 def _with_profile(asked: Asked, engine: Engine) -> Asked:
     if asked.profile is None:
         return asked
-    found = engine.settings.profiles.get(asked.profile)
-    if found is None:
+    profile = engine.settings.profiles.get(asked.profile)
+    if profile is None:
         known = ", ".join(engine.settings.profiles) or "none is configured"
         raise ServiceError("invalid_field", f"profile={asked.profile!r}: expected one of {known}", 400, "profile")
-    return asked.model_copy(update={key: value for key, value in found.items() if getattr(asked, key, 0) is None})
+    found = profile.model_dump(exclude_none=True).items()
+    return asked.model_copy(update={key: value for key, value in found if getattr(asked, key, 0) is None})
 
 
 def _check_common(asked: Asked, model: Mapping[str, Any], limits: Limits) -> None:
@@ -274,11 +275,11 @@ def _generate(asked: Generate, name: str, model: Mapping[str, Any], engine: Engi
     if (steps or 0) > 1000 or (asked.stop_after or 0) > (steps or 1000):
         raise ServiceError("invalid_field", f"stop_after={asked.stop_after}: of {steps} steps", 400, "stop_after")
     options = {
-        "negative_prompt": asked.negative_prompt,
+        "negative": asked.negative_prompt,
         "width": asked.width,
         "height": asked.height,
-        "num_inference_steps": asked.generator_steps,
-        "guidance_scale": asked.guidance,
+        "generator_steps": asked.generator_steps,
+        "guidance": asked.guidance,
         "stop_after": asked.stop_after,
         "as_image": model["space"] == "rgb",
     }

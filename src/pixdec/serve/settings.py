@@ -57,6 +57,15 @@ class Limits(Strict):
     prompt: int = Field(default=4000, ge=0)  # characters
 
 
+class Profile(Strict):
+    """What a request gets that names it, for each of these that it leaves out itself."""
+
+    strength: float | None = Field(default=None, ge=0, le=0.8)
+    sigma: float | None = Field(default=None, ge=0, le=1)
+    steps: int | None = Field(default=None, ge=1)
+    stop_after: int | None = Field(default=None, ge=1)
+
+
 class ServeSettings(Strict):
     """A service.
 
@@ -76,6 +85,7 @@ class ServeSettings(Strict):
         grace: for how many seconds a shutdown waits for what runs.
         keys: names of keys to their secrets; with none, whoever reaches the service may use it.
         origins: of the pages of other hosts that may call the service (CORS).
+        profiles: of requests: how faithful or creative, in one word.
         body_seconds: for how many seconds a client may take to send a request.
     """
 
@@ -98,7 +108,13 @@ class ServeSettings(Strict):
     keys: dict[str, str] = Field(default_factory=dict)
     origins: tuple[str, ...] = Field(default=(), strict=False)
     body_seconds: float = Field(default=60, gt=0)
-    profiles: dict[str, dict[str, float | int]] = Field(default_factory=dict)
+    profiles: dict[str, Profile] = Field(
+        default_factory=lambda: {
+            "faithful": Profile(strength=0.0),
+            "balanced": Profile(strength=0.15),
+            "creative": Profile(strength=0.4),
+        }
+    )
 
     def model_post_init(self, context: Any, /) -> None:
         """See that amounts are amounts.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import os
 import pickle
 import signal
@@ -34,9 +35,12 @@ if TYPE_CHECKING:
     from pixdec.decoder import PixelDecoder
     from pixdec.encoder import ImageEncoder
     from pixdec.generation.enlarge import UpscaleSettings
+    from pixdec.generation.pipeline import Blueprint
     from pixdec.inference.engine import DecodeStep
     from pixdec.io.images import Picture
     from pixdec.latents import Latent
+
+logger = logging.getLogger("pixdec.serve")
 
 BEAT = 0.25  # seconds between signs of life
 PREVIEW = 320  # pixels of the longer side
@@ -92,7 +96,7 @@ class Worker:
     def __init__(self, connection: Connection, settings: ServeSettings, device: str):
         self.connection, self.settings, self.device = connection, settings, device
         self.models: OrderedDict[str, Loaded] = OrderedDict()
-        self.pipelines: dict[str, Any] = {}
+        self.pipelines: dict[str, tuple[Blueprint, Any]] = {}
         self.cancelled: set[str] = set()
 
     def run(self) -> None:
@@ -101,11 +105,12 @@ class Worker:
 
         torch.set_grad_enabled(False)
         descriptions = dict[str, dict[str, Any]]()
-        for name, model in self.settings.models.items():
-            if model.device in (None, self.device):
-                descriptions[name] = _description(self.model(name))
-                if not self.settings.load:
-                    self._evict(0)
+        for name in self.settings.models:
+            descriptions[name] = _description(self.model(name))
+            if not self.settings.load:
+                self._evict(0)
+        for name in self.settings.pipelines if self.settings.load else ():
+            self.pipeline(name)
         self.send("ready", descriptions)
         self._tell_models()
         while True:
@@ -140,6 +145,16 @@ class Worker:
             self._tell_models()
         self.models.move_to_end(name)
         return self.models[name]
+
+    def pipeline(self, name: str) -> tuple[Blueprint, Any]:
+        """A pipeline, which stays."""
+        from pixdec.generation.pipeline import find_pipeline, load_pipeline
+
+        if name not in self.pipelines:
+            settings = self.settings.pipelines[name]
+            blueprint = find_pipeline(settings.source)
+            self.pipelines[name] = blueprint, load_pipeline(blueprint, self.device, None, offload=settings.offload)
+        return self.pipelines[name]
 
     def _load(self, name: str, settings: ModelSettings) -> Loaded:
         from pixdec.generation.decoding import open_decoder
@@ -227,7 +242,8 @@ class Worker:
                 piece = Piece(id, work, previews, latent, picture, upscale)
             else:
                 sigma = work.options.get("sigma")
-                latent = Latent.from_bytes(work.data, space=work.options.get("space"))
+                sent = work.pipeline is None  # what our own pipeline made is not in question
+                latent = Latent.from_bytes(work.data, space=work.options.get("space"), statistics=sent)
                 if latent.tensor.shape[0] != 1:
                     raise ValueError(f"the latent holds {latent.tensor.shape[0]}; expected one for each request")
                 latent = latent if sigma is None else latent.with_sigma(sigma)
@@ -275,7 +291,9 @@ class Worker:
         latents = [piece.latent for piece in pieces]
         tensor, sigma = (torch.cat([getattr(each, name) for each in latents]) for name in ("tensor", "sigma"))
         joined = Latent(tensor, latents[0].space, sigma, statistics=False)
-        prompts, seeds = [piece.work.prompt for piece in pieces], [piece.work.seed for piece in pieces]
+        reads = decoder.model.needs_text  # a prompt for a pipeline may end at one that does not
+        prompts = [piece.work.prompt if reads else "" for piece in pieces]
+        seeds = [piece.work.seed for piece in pieces]
         if decoder.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(decoder.device)
         started = time.perf_counter()
@@ -336,24 +354,35 @@ class Worker:
         import torch
         from safetensors.torch import save
 
-        from pixdec.generation.pipeline import find_pipeline, load_pipeline, pipeline_errors
+        from pixdec.generation.pipeline import call_arguments, check_call, pipeline_errors
+        from pixdec.generation.prompts import Prompt
+        from pixdec.generation.settings import GenerationSettings
         from pixdec.integrations.diffusers import capture
+        from pixdec.integrations.diffusers.spaces import space_of
 
         assert work.pipeline is not None
-        settings = self.settings.pipelines[work.pipeline]
-        if work.pipeline not in self.pipelines:
-            blueprint = find_pipeline(settings.source)
-            self.pipelines[work.pipeline] = load_pipeline(blueprint, self.device, None, offload=settings.offload)
-        pipe, call = self.pipelines[work.pipeline], dict(work.options)
-        stop_after, as_image = call.pop("stop_after", None), bool(call.pop("as_image"))
-        call = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance, **call}
-        call = {name: value for name, value in call.items() if value is not None}
+        settings, asked = self.settings.pipelines[work.pipeline], work.options
+        blueprint, pipe = self.pipeline(work.pipeline)
+        generation = GenerationSettings(
+            pipeline=settings.source,
+            steps=asked.get("generator_steps", settings.steps),
+            guidance=asked.get("guidance", settings.guidance),
+            negative=asked.get("negative"),
+            height=asked.get("height"),
+            width=asked.get("width"),
+        )
+        call = call_arguments(blueprint, Prompt(work.prompt, ""), generation)
+        try:
+            check_call(blueprint, space_of(pipe, None), call, "the request")
+        except ValueError as error:
+            raise _unusable(error) from error
+        total = blueprint.steps(call.get("num_inference_steps")) or 0
         started = time.perf_counter()
 
         def after_step(_pipe: Any, index: int, _t: Any, held: dict[str, Any]) -> dict[str, Any]:
             if not self.wanted(id):
                 raise Cancelled
-            self._tell_step(id, index, int(call.get("num_inference_steps", index + 1)), None)
+            self._tell_step(id, index, asked.get("stop_after") or max(total, index + 1), None)
             return held
 
         if not self.wanted(id):
@@ -364,9 +393,8 @@ class Worker:
             with pipeline_errors(self.device):
                 latent = capture(
                     pipe,
-                    stop_after=stop_after,
-                    space="rgb" if as_image else None,
-                    prompt=work.prompt,
+                    stop_after=asked.get("stop_after"),
+                    space="rgb" if asked["as_image"] else None,
                     generator=generator,
                     callback_on_step_end=after_step,
                     **call,
@@ -394,6 +422,7 @@ def failure_of(error: BaseException) -> ServiceError:
         )
     if isinstance(error, ValueError):
         return ServiceError("unprocessable", first_line_of(error), 422)
+    logger.error("a work failed", exc_info=error)
     return ServiceError("internal", f"the decoder failed ({type(error).__name__})", 500)
 
 
