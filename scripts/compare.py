@@ -46,6 +46,7 @@ def main(
     """Writes OUT.md, OUT.json and a few OUT-*.webp, and a report for each set in RUNS. `most`: photographs; `pages` of
     text; `crop`: of larger photographs the middle, so many pixels a side."""
     lineup, metrics = open_lineup(methods_of(model, taef2), encoder=f"taef2:{taef2}", device=device), open_metrics()
+    out.parent.mkdir(parents=True, exist_ok=True)
     sets = {
         "Kodak 1 to 12": find_photographs(kodak, runs)[:12],
         f"photographs, at most {crop} pixels a side": find_photographs(photos, runs)[:most],
@@ -71,7 +72,6 @@ def main(
                 lines += [] if f"{image}.png" != summary.images[0] else ["", "The original, then in the table's order."]
                 lines += ["", f"![{image}]({out.name}-{image}.webp)"]
     text = "\n".join(lines).replace(f"taef2:{taef2}+", "TAEF2 + ") + "\n"
-    out.parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in ((".md", text), (".json", json.dumps(documents, indent=1, ensure_ascii=False) + "\n")):
         with replacing(out.with_name(out.name + suffix)) as temporary:
             temporary.write_text(content.replace(str(taef2), "TAEF2"), encoding="utf-8")

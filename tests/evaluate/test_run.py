@@ -20,7 +20,7 @@ from pixdec.evaluate.report.page import write_report
 from pixdec.evaluate.report.sheets import GAP, LABEL, most_detailed
 from pixdec.evaluate.report.tables import compare_runs, summarize
 from pixdec.evaluate.results import Broken, Row, append_result, read_results
-from pixdec.evaluate.run import evaluate, sets_of
+from pixdec.evaluate.run import Place, evaluate, sets_of
 from pixdec.evaluate.sets import Features
 from pixdec.io.images import read_image, resize, to_pil, to_tensor
 from pixdec.latents import Latent, get_space
@@ -75,7 +75,7 @@ def rows_of(
     features: Features | None = None,
 ) -> list[Row]:
     sources = photograph_sources(find_photographs(photos, out), lineup, how)
-    outcomes = list(evaluate(sources, lineup, metrics, out, seed=(how or Preparation()).seed, features=features))
+    outcomes = list(evaluate(sources, lineup, metrics, Place(out, features), (how or Preparation()).seed))
     assert all(isinstance(outcome, Row) for outcome in outcomes), outcomes
     return [outcome for outcome in outcomes if isinstance(outcome, Row)]
 

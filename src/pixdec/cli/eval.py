@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pixdec.evaluate.methods import Lineup
     from pixdec.evaluate.photographs import Source
     from pixdec.evaluate.results import Broken, Row
+    from pixdec.latents import LatentSpace
 
 PAGES = 40  # of small text
 MethodsAndData = Annotated[
@@ -27,6 +28,19 @@ MethodsAndData = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(metavar="METHOD ... DATA", help_behavior_hint="(one method or more, then the photographs)"),
 ]
+
+
+@dataclass(frozen=True)
+class Find:
+    """Calling it finds the sources for a lineup. `space`: the latents', where it is known before the lineup is; what
+    makes or decodes them if the user names nothing."""
+
+    sources: Callable[[Lineup], Iterable[Source | Broken]]
+    space: LatentSpace | None = None
+    encoder: str = "tiny"
+
+    def __call__(self, lineup: Lineup) -> Iterable[Source | Broken]:
+        return self.sources(lineup)
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,14 @@ class Eval:
     end."""
     generator_steps: int | None = None
     """For --pipeline: steps of its full schedule."""
+    guidance: float | None = None
+    """For --pipeline: the strength of guidance; without it the pipeline's own."""
+    height: int | None = None
+    """For --pipeline: of the generator's image, in pixels."""
+    width: int | None = None
+    """For --pipeline: of the generator's image, in pixels."""
+    images: Flag = False
+    """Keep every image whole, OUT/images/METHOD/NAME.png, for `pixdec judge`."""
     sigma: float = 0.0
     """Noise the latents to this level, 0 to 1, and tell the decoders."""
     seed: int = 0
@@ -98,25 +120,28 @@ class Eval:
         from pixdec.evaluate.report.page import PAGE, write_report
         from pixdec.evaluate.report.tables import SUMMARY, TABLE, summarize
         from pixdec.evaluate.results import Broken
-        from pixdec.evaluate.run import evaluate, sets_of
+        from pixdec.evaluate.run import Place, evaluate, sets_of
         from pixdec.evaluate.sets import open_features
 
         out, device = Path(self.output), self.device or best_device()
-        title, find = self._data(out)
         check_device(self.device)
+        title, find = self._data(out) if self.pipeline is None else self._generated(out)
         prepare([out / name for name in (PAGE, SUMMARY, TABLE)])
         metrics = open_metrics([name.strip() for name in self.metrics.split(",")], device)
         features = None if self.sets is None else open_features(self.sets, torch.device(device))
-        lineup = self._lineup()
+        lineup = self._lineup(find)
         for name, reason in {
             **{name: metrics.absent[name] for name in metrics.absent if name in metrics.refused},
             **lineup.missing,
         }.items():
             report.failed(name, ValueError(reason))
-        sources = find(lineup)
-        outcomes: list[Row | Broken] = []
+        found = list(find(lineup))
+        sources = [each for each in found if not isinstance(each, Broken)]
+        outcomes: list[Row | Broken] = [each for each in found if isinstance(each, Broken)]
+        for broken in outcomes:
+            _tell(broken, report)
         with progress(len(sources) * len(lineup.methods), "image") as bar:
-            for outcome in evaluate(sources, lineup, metrics, out, seed=self.seed, features=features):
+            for outcome in evaluate(sources, lineup, metrics, Place(out, features, images=self.images), self.seed):
                 outcomes.append(outcome)
                 whole = isinstance(outcome, Broken) and outcome.method is None
                 bar.update(len(lineup.methods) if whole else 1)
@@ -160,7 +185,7 @@ class Eval:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: expected at least 1")
 
-    def _data(self, out: Path) -> tuple[str, Callable[[Lineup], list[Source]]]:
+    def _data(self, out: Path) -> tuple[str, Find]:
         """What is evaluated on: its name, and what makes sources of it."""
         from pixdec.evaluate.photographs import Preparation, find_photographs, photograph_sources
         from pixdec.evaluate.small_text import render_pages
@@ -170,14 +195,41 @@ class Eval:
             photographs = render_pages(out / "pages", int(found[1] or PAGES))
         else:
             photographs = find_photographs(data, out)[: self.limit]
-        return Path(data).name, lambda lineup: photograph_sources(photographs, lineup, how)
+        return Path(data).name, Find(lambda lineup: photograph_sources(photographs, lineup, how))
 
-    def _lineup(self) -> Lineup:
+    def _generated(self, out: Path) -> tuple[str, Find]:
+        """As `_data`, of a generator's latents."""
+        from pixdec.evaluate.generated import GeneratedLatents, prompts_in
+        from pixdec.generation.settings import GenerationSettings
+
+        assert self.pipeline is not None and self.prompts is not None, "checked"
+        settings = GenerationSettings(
+            pipeline=self.pipeline,
+            decoder="",
+            space=self.space,
+            steps=self.generator_steps,
+            seed=self.seed,
+            height=self.height,
+            width=self.width,
+            guidance=self.guidance,
+            latents_only=True,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        made = GeneratedLatents(prompts_in(self.prompts)[: self.limit], settings, self.stops, out)
+        stops = ", ".join(map(str, made.stops))
+        title = f"{Path(self.pipeline).name} at steps {stops} of {made.steps}, {Path(self.prompts).name}"
+        return title, Find(made.sources, made.space, f"vae:{self.pipeline}")
+
+    def _lineup(self, find: Find) -> Lineup:
         from pixdec.evaluate.methods import open_lineup
 
         dtype = torch_dtype(self.dtype)
-        names = self.inputs[:-1]
-        return open_lineup(names, encoder=self.encoder or "tiny", space=self.space, device=self.device, dtype=dtype)
+        names = self.inputs[:-1] if self.pipeline is None else self.inputs
+        encoder = self.encoder or find.encoder
+        return open_lineup(
+            names, encoder=encoder, space=self.space, latents=find.space, device=self.device, dtype=dtype
+        )
 
     def _compare(self, report: Report) -> int:
         from pixdec.evaluate.report.tables import compare_runs

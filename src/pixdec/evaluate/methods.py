@@ -137,14 +137,15 @@ def open_lineup(
     *,
     encoder: str = "tiny",
     space: str | None = None,
+    latents: LatentSpace | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Lineup:
     """Load what the names stand for, each model once.
 
     `encoder` names the autoencoder that makes the latents. `space`, `device` and `dtype` are for the decoders, as in
-    `PixelDecoder.from_pretrained`; autoencoders are on the same device, in float32. Without any decoder, `space` None
-    is FLUX.2's and the scale 4.
+    `PixelDecoder.from_pretrained`; autoencoders are on the same device, in float32. `latents` is the space that the
+    methods are given latents of; without it and any decoder of latents it is FLUX.2's, and without any the scale is 4.
 
     Raises:
         ValueError: no name, one twice, one that cannot be loaded or takes other steps; decoders of several spaces or
@@ -166,6 +167,10 @@ def open_lineup(
         if isinstance(wanted, DecoderName)
     }
     shared, scale = _shared(decoders, space)
+    if latents is not None and latents is not shared:
+        if any(not decoder.space.is_image and not shared.holds_latents_of(latents) for decoder in decoders.values()):
+            raise ValueError(f"latents of {latents.name}: the decoders take those of {shared.name}")
+        shared = latents
     autoencoders = {encoder: open_autoencoder(encoder, shared, place)}
     methods, missing = list[Method](), dict[str, str]()
     for name, wanted in asked.items():

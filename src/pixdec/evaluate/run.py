@@ -11,6 +11,7 @@ results are measured against the photographs.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from pixdec.evaluate.sets import Features, compare_sets
 from pixdec.io.files import reason_of
 from pixdec.io.images import save_image, to_pil
 
-RESULTS, CROPS, FEATURES = "results.jsonl", "crops", "features"  # in the output folder
+RESULTS, CROPS, FEATURES, IMAGES = "results.jsonl", "crops", "features", "images"  # in the output folder
 ORIGINAL = "original"  # the method's name of what there is to compare with
 # Of one image, and no reason not to go on with the next.
 FAILURES = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
@@ -53,10 +54,8 @@ def evaluate(
     sources: Sequence[Source],
     lineup: Lineup,
     metrics: Metrics,
-    out: str | Path,
-    *,
+    out: str | Path | Place,
     seed: int = 0,
-    features: Features | None = None,
 ) -> Iterator[Row | Broken]:
     """One row for each image and method, in this order; the folder `out` gets results.jsonl and the crops.
 
@@ -65,14 +64,15 @@ def evaluate(
     those with noise are for methods that take it.
 
     Args:
+        out: a folder; or a `Place`, which says what else is kept there.
         seed: of the decoders' noise, the same for every image.
-        features: the network whose features of all images are kept for figures of sets.
 
     Raises:
         ValueError: OUT/results.jsonl is not such a file.
         OSError: a file cannot be written.
     """
-    place = _Place(Path(out), features)
+    place = out if isinstance(out, Place) else Place(Path(out))
+    (place.out / CROPS).mkdir(parents=True, exist_ok=True)
     earlier = read_results(place.out / RESULTS)
     for source in sources:
         try:
@@ -105,6 +105,7 @@ def evaluate(
                     if original is not None and not whole:
                         assert sample.original is not None, "the source has one"
                         place.keep(sample.original, sample.original, original)
+                        place.keep_image(sample.original, ORIGINAL, source.name)
                         whole = True
                     figures, failed = _measured(task, source, sample, lineup, metrics, place, seed)
                 except FAILURES as error:
@@ -117,12 +118,14 @@ def evaluate(
             yield replace(row, figures=_chosen(row.figures, source, metrics))
 
 
-class _Place:
-    """Where a run keeps what it makes of each image besides figures: a crop, and features."""
+@dataclass(frozen=True)
+class Place:
+    """Where a run keeps what it makes of each image besides figures: a crop, features for figures of sets, and if
+    wanted the image itself, images/METHOD/NAME.png."""
 
-    def __init__(self, out: Path, features: Features | None):
-        self.out, self.features = out, features
-        (out / CROPS).mkdir(parents=True, exist_ok=True)
+    out: Path
+    features: Features | None = None
+    images: bool = False
 
     def crop(self, key: str) -> Path:
         return self.out / CROPS / f"{key}.webp"
@@ -141,6 +144,16 @@ class _Place:
             self.features.save(image, feature)
         box = middle(image) if original is None else most_detailed(original)
         save_image(image.crop(box), self.crop(key), settings={"pixdec": __version__, "verb": "eval", "box": list(box)})
+
+    def image(self, label: str, name: str) -> Path:
+        folder = re.sub(r"[^\w.@+:-]+", "_", label)
+        return self.out / IMAGES / folder / f"{Path(name).with_suffix('')}.png"
+
+    def keep_image(self, image: Image.Image, label: str, name: str) -> None:
+        if self.images:
+            path = self.image(label, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_image(image, path, settings={"pixdec": __version__, "verb": "eval", "method": label})
 
 
 def sets_of(rows: Sequence[Row], out: str | Path, features: Features) -> dict[str, dict[str, float | int]]:
@@ -169,18 +182,20 @@ def _task(
     shared: Mapping[str, object],
     metrics: Metrics,
     earlier: Mapping[str, Mapping[str, float]],
-    place: _Place,
+    place: Place,
 ) -> _Task:
     made_with = {**shared, **method.settings}
     key = key_of(made_with)
     known = earlier.get(key, {})
     wanted = {*(metric.name for metric in metrics.of(source.has)), "seconds"}
-    done = wanted <= set(known) and place.holds(key)
-    return _Task(method, label_of(method, source), made_with, key, known, done)
+    label = label_of(method, source)
+    kept = place.holds(key) and (not place.images or place.image(label, source.name).exists())
+    done = wanted <= set(known) and kept
+    return _Task(method, label, made_with, key, known, done)
 
 
 def _measured(
-    task: _Task, source: Source, sample: Sample, lineup: Lineup, metrics: Metrics, place: _Place, seed: int
+    task: _Task, source: Source, sample: Sample, lineup: Lineup, metrics: Metrics, place: Place, seed: int
 ) -> tuple[dict[str, float], dict[str, str]]:
     start = time.perf_counter()
     image = to_pil(task.method.enlarge(sample, seed))[0]  # which waits for the device
@@ -189,6 +204,7 @@ def _measured(
     shown = Shown(image, sample.original, low, sample.text, lineup.scale)
     figures, failed = measure(shown, [each for each in metrics.of(source.has) if each.name not in task.known])
     place.keep(image, sample.original, task.key)
+    place.keep_image(image, task.label, source.name)
     return {"seconds": seconds, **task.known, **figures}, failed
 
 
