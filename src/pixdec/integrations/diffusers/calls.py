@@ -104,40 +104,30 @@ def generate(
 
     Raises ValueError as `capture` does, and before anything runs if the decoder is of another space.
     """
-    options = DecoderOptions(decoder_prompt, decoder_steps, decoder_seed)
-    stops = check_stops(stop_after)
-    wrapped = pipeline_arguments.pop("return_dict", None)
-    with own_vae(pipe):
-        images, output = _decoded(pipe, decoder, stops, space, options, pipeline_arguments)
-    result = images if isinstance(stop_after, list | tuple) else images[0]
-    if wrapped is None:
-        return result
-    return _with_images(output, result) if wrapped else (result,)
-
-
-def _decoded(
-    pipe: Any,
-    decoder: PixelDecoder,
-    stops: list[Stop],
-    named: str | None,
-    options: DecoderOptions,
-    arguments: dict[str, Any],
-) -> tuple[list[Any], Any]:
-    """The decoded images at each stop, and the pipeline's own output object, which holds latents."""
-    arguments = dict(arguments)
-    output_type = arguments.pop("output_type", "pil")
+    stops, arguments = check_stops(stop_after), dict(pipeline_arguments)
+    wrapped, output_type = arguments.pop("return_dict", None), arguments.pop("output_type", "pil")
     if output_type not in _OUTPUTS:
         raise ValueError(f"output_type={output_type!r}: expected one of {', '.join(map(repr, _OUTPUTS))}")
-    space = shared_space(pipe, decoder, named)
-    check_nothing_skipped(pipe, arguments)
     prompt = arguments.get("prompt")
     if isinstance(prompt, list):  # Z-Image writes its chat template into the list it is given
         prompt = cast("list[str]", prompt)
         arguments["prompt"] = list(prompt)
-    latents, output = _run(pipe, stops, space, arguments, as_image=decoder.space.is_image)
-    if output_type == "latent":
-        return list(latents), output
-    return [_decode(pipe, decoder, latent, prompt, options, output_type) for latent in latents], output
+
+    def decoded(latent: Latent) -> Any:
+        captions = decoder_prompt
+        if captions is None:
+            captions = prompts_for(prompt, latent.tensor.shape[0]) if decoder.model.needs_text else ""
+        return _decode(pipe, decoder, latent, DecoderOptions(captions, decoder_steps, decoder_seed), output_type)
+
+    with own_vae(pipe):
+        own = shared_space(pipe, decoder, space)
+        check_nothing_skipped(pipe, arguments)
+        latents, output = _run(pipe, stops, own, arguments, as_image=decoder.space.is_image)
+        images = latents if output_type == "latent" else [decoded(latent) for latent in latents]
+    result = images if isinstance(stop_after, list | tuple) else images[0]
+    if wrapped is None:
+        return result
+    return _with_images(output, result) if wrapped else (result,)
 
 
 def shared_space(pipe: Any, decoder: PixelDecoder, named: str | None) -> LatentSpace:
@@ -200,24 +190,15 @@ def latent_at(loop: Loop, held: Held, grid: Tensor) -> Latent:
     return Latent(grid, space, mixture.sigma(space), statistics=False)
 
 
-def _decode(
-    pipe: Any,
-    decoder: PixelDecoder,
-    latent: Latent,
-    prompt: str | list[str] | None,
-    options: DecoderOptions,
-    output_type: Literal["pil", "np", "pt"],
-) -> Any:
-    captions = options.prompt
-    if captions is None:
-        captions = prompts_for(prompt, latent.tensor.shape[0]) if decoder.model.needs_text else ""
+def _decode(pipe: Any, decoder: PixelDecoder, latent: Latent, options: DecoderOptions, output_type: str) -> Any:
+    """The images of a latent, with the pipeline's watermark."""
+    captions = "" if options.prompt is None else options.prompt
+    how = {"seed": options.seed, "steps": options.steps}
     watermark = getattr(pipe, "watermark", None)
     if watermark is None:
-        return decoder.decode(
-            latent, captions, seed=options.seed, steps=options.steps, output=cast("Literal['pil']", output_type)
-        )
+        return decoder.decode(latent, captions, output=cast("Literal['pil']", output_type), **cast("Any", how))
     # SDXL marks its images unless the pipeline was made without; so are ours. It takes and gives [-1, 1].
-    images: Tensor = decoder.decode(latent, captions, seed=options.seed, steps=options.steps, output="pt")
+    images: Tensor = decoder.decode(latent, captions, output="pt", **cast("Any", how))
     return pipe.image_processor.postprocess(watermark.apply_watermark(images * 2 - 1), output_type=output_type)
 
 
