@@ -58,6 +58,17 @@ def test_a_server_that_is_gone_and_comes_back(visit: Visit, stub: Stub, photogra
     settled(page)
 
 
+def test_a_server_that_goes_in_the_middle(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
+    page = visit(quiet=True)
+    page.route("**/events", lambda route: route.abort())
+    choose(page, photograph())
+    say(page, "The server does not answer.")
+    assert page.locator(".tag.left").inner_text() == "Input"  # what was given is still there
+    page.unroute("**/events")
+    page.get_by_role("button", name="Try again").click()
+    settled(page)
+
+
 def test_a_stream_that_breaks_is_opened_again(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
     stub.break_streams = 2
     page = visit(quiet=True)

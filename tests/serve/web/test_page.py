@@ -105,6 +105,17 @@ def test_the_divider_follows_a_pointer_out_of_the_window(visit: Visit) -> None:
     page.mouse.up()
 
 
+def test_the_divider_and_the_lens_follow_a_finger(visit: Visit) -> None:
+    page = visit(width=390, height=844, has_touch=True, is_mobile=True)
+    box = page.locator(".first .sheet").bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] * 0.25, box["y"] + 40)
+    assert page.locator("pix-compare").evaluate("each => each.at") == pytest.approx(25, abs=0.5)
+    page.get_by_label("Lens").check()
+    box = page.locator(".first .sheet").bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.75)
+    page.get_by_role("button", name="Lens at 25 % across and 75 % down").wait_for()
+
+
 def test_modes_show_what_they_say(visit: Visit) -> None:
     page = visit()
     page.get_by_label("Side by side").check()
