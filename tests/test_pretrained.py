@@ -85,5 +85,7 @@ def test_the_bundled_pair_needs_nothing_else_and_a_generators_latent_needs_its_v
         assert torch.equal(bundled.decode(latent.tensor, steps=1, output="pt"), image)
     with pytest.raises(ValueError, match=r"a latent of flux2.*--vae: a diffusers AutoencoderKLFlux2.*'pixdec-tiny'"):
         bundled.decode(Latent(latent.tensor, "flux2"))
+    with pytest.raises(ValueError, match="it says that someone/vae encoded it"):  # a file names nothing to be loaded
+        bundled.decode(Latent(latent.tensor, "flux2", encoder="someone/vae"))
     with pytest.raises(ValueError, match=r"a latent of flux1.*first_decode\(latent, vae\)"):
         bundled.decode(Latent(torch.randn(1, 16, 2, 2), "flux1"))

@@ -84,18 +84,21 @@ def first_decode(latent: Latent, vae: nn.Module | str | Path | None = None) -> L
     same noise level: what a decoder of images enlarges.
 
     vae: what decodes it: a VAE or TAE of diffusers (an `Autoencoder…` of the latent's space), or the name or folder of
-        one. "pixdec-tiny" is the bundled autoencoder, for the latents of its own encoder (`ImageEncoder`) only. None
-        takes what encoded the latent, where that is known (`Latent.encoder`).
+        one. "pixdec-tiny" is the bundled autoencoder, for the latents of its own encoder (`ImageEncoder`) only; None
+        takes it for these. What else a latent's file names is loaded for nobody who does not say so.
 
     Raises:
         ValueError: none is given where one is needed; it cannot be loaded, or is of another space.
     """
-    space, vae = latent.space, latent.encoder if vae is None else vae
+    space = latent.space
+    if vae is None and latent.encoder == TINY:
+        vae = TINY
     if vae is None:
         own = f", or {TINY!r} if ImageEncoder made it" if space.name == TINY_SPACE else ""
+        said = own if latent.encoder is None else f"; it says that {latent.encoder} encoded it"
         raise ValueError(
             f"a latent of {space.name}, which a VAE has to decode to an image first: give the generator's, "
-            f"first_decode(latent, vae) or --vae: a diffusers {space.vae_class or 'VAE'} or TAE by name or folder{own}"
+            f"first_decode(latent, vae) or --vae: a diffusers {space.vae_class or 'VAE'} or TAE by name or folder{said}"
         )
     if isinstance(vae, str | Path):
         vae = _named(space, str(vae))

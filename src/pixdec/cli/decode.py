@@ -72,7 +72,7 @@ class Decode:
     """Decode latents also whose statistics look wrong (raw, of another space)."""
     vae: str | None = None
     """What decodes a latent to an image first, for decoders of images: a VAE or TAE of diffusers, a hub id or a folder,
-    or pixdec-tiny. Without it what encoded the latent, if its file says so."""
+    or pixdec-tiny, which is taken without it for the latents that it encoded."""
     by: Decoding = USUAL
 
     def run(self) -> int:
@@ -135,13 +135,13 @@ class Decode:
 
     def _images(self, job: Job, latent: Latent) -> list[_Image]:
         """The images of a file of latents: prompt and seed as the options say, else as its settings say."""
+        from pixdec.encoder import TINY
         from pixdec.io.arguments import seed_of
         from pixdec.latents import latent_settings
 
         path, settings = job.source, latent_settings(job.source)
         count, _, rows, columns = latent.tensor.shape
-        vae = self.vae or latent.encoder or settings.get("encoder")
-        vae = vae if isinstance(vae, str) else None
+        vae = self.vae or (TINY if TINY in (latent.encoder, settings.get("encoder")) else None)
         prompt = settings.get("prompt", "") if self.prompt is None else self.prompt
         if not isinstance(prompt, str):
             raise ValueError(f"{path}: its prompt is {prompt!r}, expected a text; give --prompt")
