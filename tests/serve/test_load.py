@@ -2,15 +2,14 @@
 
 import contextlib
 import os
-import random
 import signal
 import socket
-import threading
 import time
 
 import httpx2 as httpx
 import pytest
 
+from benchmarks.serve import aborts, fuzz, sizes, storm
 from pixdec.serve.engine import Engine
 from pixdec.serve.jobs import ServiceError
 from tests.serve.service import QUICK, picture, served, work
@@ -18,28 +17,33 @@ from tests.serve.service import QUICK, picture, served, work
 
 @pytest.fixture(scope="module")
 def alone(engine):
-    return [engine.run(work(seed)).data for seed in range(6)]
+    return [engine.run(work(seed)).data for seed in range(4)]
 
 
-def test_the_same_bytes_alone_and_in_batches_with_cancelled_neighbors(engine, alone):
-    draw, sizes = random.Random(0), []
-    on_batch, engine.on_batch = engine.on_batch, sizes.append
-    for _ in range(4):
-        seeds = [draw.randrange(6) for _ in range(8)]
-        jobs = [engine.submit(work(seed)) for seed in seeds]
-        for job in draw.sample(jobs, 3):
-            threading.Timer(draw.random() * 0.5, engine.cancel, [job]).start()
-        for seed, job in zip(seeds, jobs, strict=True):
-            try:
-                assert job.wait(60).data == alone[seed]
-            except ServiceError as failure:
-                assert failure.code == "cancelled"
-    engine.on_batch = on_batch
+def test_the_same_bytes_alone_and_in_batches_with_cancelled_neighbors(engine, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(engine, "on_batch", sizes.append)
+    assert aborts(engine, 40)["differ"] == 0
     assert max(sizes) == QUICK.batch
 
 
+def test_memory_is_flat_over_random_sizes(engine):
+    assert sizes(engine, 30)["grown_mb"] < 100
+
+
+def test_hostile_bodies_are_refused_and_leave_nothing(engine, url):
+    found = fuzz(url, 300)
+    assert all(status < 500 for status in found["statuses"]), found
+    assert found["files_left"] == []
+    assert engine.run(work(0)).size == (48, 48)
+
+
+def test_a_storm_of_clients_that_hang_up_passes(engine, url):
+    assert storm(url, engine, 20)["status"] == 200
+
+
 def test_a_cancelled_job_stops_within_a_step(engine):
-    job = engine.submit(work(0, size=150, steps=4))
+    job = engine.submit(work(0, 150, 150, steps=4))
     seen = []
     job.watch(lambda event, more: (seen.append(job.step), job.step == 1 and engine.cancel(job)))
     with pytest.raises(ServiceError, match="cancelled"):
@@ -62,7 +66,7 @@ def test_health_answers_during_a_decode_and_slow_clients_block_nobody(engine, cl
     slow = [socket.create_connection((host, int(port))) for _ in range(20)]
     for each in slow:
         each.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n")
-    job = engine.submit(work(0, size=120))
+    job = engine.submit(work(0, 120, 120))
     times = []
     while not job.ended:
         started = time.perf_counter()
@@ -76,7 +80,7 @@ def test_health_answers_during_a_decode_and_slow_clients_block_nobody(engine, cl
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_hangs_is_replaced(engine, client, alone, how):
-    job = engine.submit(work(2, size=100))
+    job = engine.submit(work(2, 100, 100))
     while job.state == "queued":
         time.sleep(0.01)
     os.kill(engine.workers[0].process.pid, how)

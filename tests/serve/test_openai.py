@@ -69,7 +69,7 @@ def test_the_client_times_out_and_its_work_stops(official, engine):
 
 def test_a_full_queue_is_429_and_retries_succeed(engine, official, monkeypatch):
     monkeypatch.setattr(engine, "settings", QUICK.model_copy(update={"queue": 1}))
-    running = engine.submit(work(0, size=150))
+    running = engine.submit(work(0, 150, 150))
     while running.state == "queued":
         time.sleep(0.01)
     engine.submit(work(0))

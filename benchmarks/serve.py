@@ -1,0 +1,322 @@
+"""The service under load and abuse, at full size: `python -m benchmarks.serve -o serve.json`. `tests/serve` runs the
+same in a size that a suite can bear.
+
+With `--device cuda --source pid-flux1-2k` the figures are those of that model; its images are latents of noise.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import random
+import socket
+import statistics
+import struct
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psutil
+import tyro
+import uvicorn
+from PIL import Image
+
+from pixdec.serve.engine import Engine
+from pixdec.serve.http import app_for
+from pixdec.serve.jobs import ServiceError, Work
+from pixdec.serve.settings import ModelSettings, ServeSettings
+
+MODEL = "pixdec-nano"
+
+
+def picture(width: int = 12, height: int = 12, seed: int = 0, kind: str = "PNG") -> bytes:
+    """The file of an image of noise."""
+    file = io.BytesIO()
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(values).save(file, kind)
+    return file.getvalue()
+
+
+def work(seed: int = 0, width: int = 12, height: int = 12, steps: int | None = None) -> Work:
+    """An upscale."""
+    data, shape = picture(width, height, seed), tuple(sorted((height, width)))
+    return Work("upscale", MODEL, data, shape, 16 * width * height, seed=seed, steps=steps)
+
+
+@contextlib.contextmanager
+def served(engine: Engine) -> Generator[str]:
+    """The engine behind HTTP, on a port of its own."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+    server = uvicorn.Server(uvicorn.Config(app_for(engine), log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def aborts(engine: Engine, requests: int, seed: int = 0) -> dict[str, int]:
+    """Requests with random aborts among them: how many were cancelled, and how many of the others had other bytes than
+    alone."""
+    draw, alone = random.Random(seed), [engine.run(work(each)).data for each in range(6)]
+    found = Counter({"cancelled": 0, "differ": 0, "requests": requests})
+    for start in range(0, requests, engine.settings.queue // 2):
+        seeds = [draw.randrange(6) for _ in range(min(engine.settings.queue // 2, requests - start))]
+        jobs = [engine.submit(work(each)) for each in seeds]
+        for job in draw.sample(jobs, len(jobs) // 3):
+            threading.Timer(draw.random() * 0.5, engine.cancel, [job]).start()
+        for each, job in zip(seeds, jobs, strict=True):
+            try:
+                found["differ"] += job.wait(120).data != alone[each]
+            except ServiceError as failure:
+                found[failure.code] += 1
+    return dict(found)
+
+
+def sizes(engine: Engine, requests: int) -> dict[str, float]:
+    """Requests of random sizes: how much the worker's memory has grown, in MB, after the first tenth."""
+    draw, process, first = random.Random(0), psutil.Process(engine.workers[0].process.pid), 0
+    for i in range(requests):
+        engine.run(work(i, draw.randint(4, 40), draw.randint(4, 40), steps=1))
+        if i == requests // 10:
+            first = process.memory_info().rss
+    return {"requests": requests, "grown_mb": round((process.memory_info().rss - first) / 1e6, 1)}
+
+
+def storm(url: str, engine: Engine, requests: int) -> dict[str, float]:
+    """Requests whose clients hang up, and then a clean one: seconds until it is answered."""
+    import httpx2
+
+    def hang_up(i: int) -> None:
+        with contextlib.suppress(httpx2.HTTPError):
+            httpx2.post(f"{url}/v1/upscale", files={"image": picture(60, 60, i)}, timeout=0.05)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(hang_up, range(requests)))
+    started = time.perf_counter()
+    answer = httpx2.post(f"{url}/v1/upscale", files={"image": picture()}, timeout=120)
+    return {"requests": requests, "status": answer.status_code, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def fuzz(url: str, requests: int, seed: int = 0) -> dict[str, Any]:
+    """Damaged and hostile bodies: the statuses, the slowest answer, and files that were left."""
+    import httpx2
+
+    draw, statuses, slowest = random.Random(seed), Counter[int](), 0.0
+    temporary = Path(tempfile.gettempdir())
+    before = set(temporary.iterdir())
+    with httpx2.Client(base_url=url, timeout=30) as client:
+        for _ in range(requests):
+            path, headers, body = _hostile(draw)
+            started = time.perf_counter()
+            try:
+                status = client.post(path, content=body, headers=headers).status_code
+            except httpx2.RemoteProtocolError:  # it hung up on what was no HTTP
+                status = 0
+            statuses[status] += 1
+            slowest = max(slowest, time.perf_counter() - started)
+    left = [file.name for file in set(temporary.iterdir()) - before if "pixdec" in file.name or "upload" in file.name]
+    return {"requests": requests, "statuses": dict(statuses), "slowest": round(slowest, 3), "files_left": left}
+
+
+def _hostile(draw: random.Random) -> tuple[str, dict[str, str], bytes]:
+    """A route, headers and a body."""
+    path = draw.choice(["/v1/upscale", "/v1/decode", "/v1/images/edits", "/v1/generate", "/v1/images/generations"])
+    name = "latent" if path == "/v1/decode" else "image"
+    file = _hostile_file(draw, latent=name == "latent")
+    field, value = (
+        draw.choice(["steps", "seed", "model", "scale", "size", "n", "prompt", "\x00", "é"]),
+        draw.choice(["", "-1", "4", "1e9", "NaN", "null", "[[]]", "a" * 5000, "\xed\xa0\x80"]),
+    )
+    if draw.random() < 0.4:
+        fields = {name: base64.b64encode(file).decode(), field: draw.choice([value, 4, -1, None, [], {}, 1e300, True])}
+        body = json.dumps(fields).encode()
+        return path, {"content-type": "application/json"}, _damaged(draw, body) if draw.random() < 0.4 else body
+    disposition = f'Content-Disposition: form-data; name="{name}"; filename="../../etc/x"'
+    text = f'Content-Disposition: form-data; name="{field}"\r\n\r\n{value}'
+    parts = [f"--b\r\n{disposition}\r\n\r\n".encode() + file, f"\r\n--b\r\n{text}".encode(), b"\r\n--b--\r\n"]
+    body = b"".join(parts)
+    kind = draw.choice(
+        ["multipart/form-data; boundary=b"] * 6 + ["multipart/form-data", "multipart/form-data; boundary=x"]
+    )
+    return path, {"content-type": kind}, _damaged(draw, body) if draw.random() < 0.5 else body
+
+
+def _hostile_file(draw: random.Random, *, latent: bool) -> bytes:
+    if latent:
+        shape = draw.choice([[1, 3, 4, 4], [1, 16, 2, 2], [1, 3, 10**6, 10**6], [-1], [1, 3, 4, 4.5], []])
+        header = {"latent": {"dtype": "F32", "shape": shape, "data_offsets": [0, draw.choice([192, 10**12])]}}
+        metadata = {"pixdec": "latent", "space": draw.choice(["rgb", "flux2", "x"]), "sigma": draw.choice(["[0]", "x"])}
+        text = json.dumps({"__metadata__": metadata, **header}).encode()
+        length = draw.choice([len(text), len(text), 2**63, 0])
+        file = struct.pack("<Q", length) + text + draw.randbytes(192)
+    else:
+        kind = draw.choice(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "bomb"])
+        file = (
+            _bomb(draw.choice([(50_000, 50_000), (50_000, 1), (2**31 - 1, 1)]))
+            if kind == "bomb"
+            else picture(4, 4, 0, kind)
+        )
+    return _damaged(draw, file) if draw.random() < 0.7 else file
+
+
+def _bomb(size: tuple[int, int]) -> bytes:
+    """A PNG that says it is large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
+
+
+def _damaged(draw: random.Random, data: bytes) -> bytes:
+    found = bytearray(data)
+    for _ in range(draw.randint(1, 6)):
+        if found:
+            found[draw.randrange(len(found))] = draw.randrange(256)
+    return bytes(found[: draw.randint(0, len(found))] if draw.random() < 0.4 else found)
+
+
+def overhead(url: str, source: str, device: str, side: int, repeats: int) -> dict[str, float]:
+    """Seconds of the same image by a bare decode, read and written too, and by the service, medians in turns."""
+    import httpx2
+
+    from pixdec.decoder import PixelDecoder
+    from pixdec.generation.enlarge import upscale
+    from pixdec.io.images import read_picture
+    from pixdec.io.writing import encode_image
+
+    decoder, data = PixelDecoder.from_pretrained(source, device), picture(side, side)
+    bare, service = list[float](), list[float]()
+    with httpx2.Client(base_url=url, timeout=600) as client:
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            encode_image(upscale(read_picture(io.BytesIO(data)), decoder).pil(), "PNG", settings={})
+            bare.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            client.post("/v1/upscale", files={"image": data}).raise_for_status()
+            service.append(time.perf_counter() - started)
+    found = statistics.median(bare[1:]), statistics.median(service[1:])
+    return {
+        "side": side,
+        "bare": round(found[0], 3),
+        "service": round(found[1], 3),
+        "ratio": round(found[1] / found[0], 3),
+    }
+
+
+def throughput(engine: Engine, side: int, clients: Sequence[int], seconds: float) -> list[dict[str, float]]:
+    """Images a second, and the median and 99th percentile of the seconds of one, for so many clients at once."""
+    rows = list[dict[str, float]]()
+    for count in clients:
+        times, end = list[float](), time.perf_counter() + seconds
+
+        def ask(seed: int, times: list[float] = times, end: float = end) -> None:
+            while time.perf_counter() < end:
+                started = time.perf_counter()
+                engine.run(work(seed, side, side))
+                times.append(time.perf_counter() - started)
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(ask, range(count)))
+        rate = len(times) / (time.perf_counter() - started)
+        ordered = sorted(times)
+        p50, p99 = (round(ordered[min(len(ordered) - 1, int(len(ordered) * q))], 3) for q in (0.5, 0.99))
+        rows.append(
+            {
+                "clients": count,
+                "batch": engine.settings.batch,
+                "images_per_second": round(rate, 3),
+                "p50": p50,
+                "p99": p99,
+            }
+        )
+    return rows
+
+
+def plot(rows: Sequence[dict[str, float]], path: Path) -> None:
+    """p50 and p99 against load."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for batch in dict.fromkeys(row["batch"] for row in rows):
+        some = [row for row in rows if row["batch"] == batch]
+        for name, style in (("p50", "-o"), ("p99", "--o")):
+            rates = [row["images_per_second"] for row in some]
+            axes.plot(rates, [row[name] for row in some], style, label=f"{name}, batches of {batch:.0f}")
+    axes.set(xlabel="images a second", ylabel="seconds", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The service under load and abuse."""
+
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """A JSON file; a plot of latency against load lies beside it."""
+    source: str = MODEL
+    """The model, by name or file."""
+    device: str = "cpu"
+    """Where it decodes."""
+    requests: int = 500
+    """With aborts among them."""
+    sizes: int = 2000
+    """Requests of random sizes."""
+    fuzz: int = 10_000
+    """Hostile bodies."""
+    side: int = 256
+    """Pixels of the image whose time is compared with a bare decode."""
+    seconds: float = 20
+    """For each number of clients."""
+
+
+def main(settings: Settings) -> None:
+    """All of it, one after the other; what is found is printed and written as it comes."""
+    import torch
+
+    from benchmarks.facts import machine_facts
+
+    offered = {MODEL: ModelSettings(source=settings.source, device=settings.device)}
+    found: dict[str, Any] = {"machine": machine_facts(torch.device(settings.device)), "command": sys.argv[1:]}
+    rows = list[dict[str, float]]()
+
+    def keep(name: str, value: Any) -> None:
+        found[name] = value
+        print(name, json.dumps(value), flush=True)
+        settings.output.write_text(json.dumps(found, indent=1) + "\n")
+
+    for batch in (1, 4):
+        with Engine(ServeSettings(models=offered, batch=batch)) as engine:
+            engine.wait_ready(600)
+            if batch > 1 and settings.requests:
+                keep("aborts", aborts(engine, settings.requests))
+                keep("sizes", sizes(engine, settings.sizes))
+                with served(engine) as url:
+                    keep("fuzz", fuzz(url, settings.fuzz))
+                    keep("storm", storm(url, engine, 100))
+                    keep("overhead", overhead(url, settings.source, settings.device, settings.side, 5))
+            rows += throughput(engine, 32, (1, 2, 4, 8), settings.seconds)
+            keep("throughput", rows)
+    plot(rows, settings.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
