@@ -36,6 +36,7 @@ VERBS = {
     "decode": ("Decode", "latents to images"),
     "generate": ("Generate", "prompts to images, through a diffusers pipeline"),
     "eval": ("Eval", "measure decoders, beside each other and beside baselines"),
+    "check": ("Check", "see that a decoder is as good as it was"),
     "judge": ("Judge", "have a model or a person choose between images of two methods"),
     "data": ("Data", "prepare images for training"),
     "train": ("Train", "train a decoder of your own"),
