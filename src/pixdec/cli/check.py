@@ -55,8 +55,8 @@ class Check:
             raise ValueError(f"tolerance={self.tolerance}: expected 0 or more")
         path, files = Path(self.reference), list[Path]()
         for given in map(Path, self.inputs):
-            below = [given / file for file in files_below(given, READABLE | {".safetensors"})]
-            files += below if given.is_dir() else [given]
+            kinds = READABLE | {".safetensors"}
+            files += [given / file for file in files_below(given, kinds)] if given.is_dir() else [given]
         if not files:
             raise ValueError(f"{' '.join(self.inputs)}: no photographs or latents there")
         before = {} if self.save else read_reference(path)
