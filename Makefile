@@ -70,7 +70,7 @@ dist: .venv/bin/python
 MINUTES ?= 60
 NANO = $(RUNS)/nano
 bundled-models: .venv/dev
-	$(BIN)/python -m scripts.nano.data --photos $(PHOTOS) --taef2 $(TAEF2) --out $(NANO)/data --teacher 600 \
+	$(BIN)/python -m scripts.nano.data --photos $(PHOTOS) --taef2 $(TAEF2) --out $(NANO)/data --teacher 1500 \
 	    $(if $(FONTS),--fonts $(FONTS)) $(if $(REAL_ESRGAN),--real-esrgan $(REAL_ESRGAN))
 	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage shape \
 	    $(if $(ST_LPIPS),--vgg $(ST_LPIPS))

@@ -103,13 +103,14 @@ def lows(image: Image.Image, taef2: TAEF2, rng: random.Random) -> Tensor:
 
 @torch.inference_mode()
 def teach(folder: Path, count: int, weights: Path | None) -> None:
-    """N crops of `CROP`² and what Real-ESRGAN makes of them, `low` (N,64,64,3) and `high` (N,256,256,3), resumable."""
+    """N crops of photographs (it garbles text), `CROP`², and what Real-ESRGAN makes of them, `low` (N,64,64,3) and
+    `high` (N,256,256,3), resumable."""
     target = folder / "teacher.safetensors"
     done = load_file(target) if target.exists() else {"low": torch.empty(0, CROP, CROP, 3, dtype=torch.uint8)}
     highs = list(done["high"]) if "high" in done else []
     crops = list(done["low"])
     network = load_real_esrgan(weights).to(torch.bfloat16)
-    files = sorted(p for p in folder.glob("*.safetensors") if p != target)
+    files = sorted(p for p in folder.glob("*.safetensors") if p != target and not p.stem.startswith("page-"))
     for number in range(len(crops), count):
         rng = random.Random(number)
         best: tuple[float, Tensor] | None = None

@@ -56,7 +56,8 @@ class Recipe:
     perceptual: float = 0.05
     adversary: float = 0.1
     levels: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # of ST-LPIPS
-    teacher: float = 0.0  # share of batches that Real-ESRGAN's images are the truth of
+    teacher: float = 0.0  # share of images whose truth is Real-ESRGAN's
+    pages: float = 0.5  # share of pages in the others
     noisy: float = 0.25  # share of low-resolution images with sigma > 0
     most_sigma: float = 0.6
     average: float = 0.998
@@ -64,8 +65,8 @@ class Recipe:
 
 # Pixel losses first: perceptual ones and adversaries make dots of edges that the network cannot place yet.
 STAGES = {
-    "shape": Recipe(first=5, rate=1e-3, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.15, noisy=0.15),
-    "look": Recipe(teacher=0.2),
+    "shape": Recipe(first=4, rate=6e-4, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.75, noisy=0.15),
+    "look": Recipe(teacher=0.75),
     "texture": Recipe(),
 }
 
@@ -79,15 +80,16 @@ class Data:
         for path in sorted(folder.glob("*.safetensors")):
             if path.stem == "teacher":
                 self.teacher = load_file(path)
+                self.teacher["high"] = _corrected(self.teacher["low"], self.teacher["high"])
             elif path.stem == "crops":
                 self.photos += _unpacked(load_file(path))
             else:
                 (self.pages if path.stem.startswith("page-") else self.photos).append(load_file(path))
         self.areas = [each["low"].shape[1] * each["low"].shape[2] for each in self.photos]
 
-    def draw(self, rng: random.Random, *, teacher: bool) -> tuple[Tensor, Tensor]:
+    def draw(self, rng: random.Random, *, teacher: float, pages: float) -> tuple[Tensor, Tensor]:
         """One (3,4c,4c) and its (3,c,c), in [-1,1]."""
-        if teacher and self.teacher is not None:
+        if self.teacher is not None and rng.random() < teacher:
             i, c = rng.randrange(len(self.teacher["low"])), self.crop
             y, x = (rng.randrange(self.teacher["low"].shape[1] - c + 1) for _ in range(2))
             low = self.teacher["low"][i, y : y + c, x : x + c]
@@ -95,12 +97,12 @@ class Data:
         else:
             picked = (
                 rng.choice(self.pages)
-                if self.pages and rng.random() < 0.12
+                if self.pages and rng.random() < pages
                 else rng.choices(self.photos, self.areas)[0]
             )
             low, high = max((self._crop(picked, rng) for _ in range(2)), key=_busy)
-            if rng.random() < 0.3:
-                low = _spoilt(low, rng)
+        if rng.random() < 0.25:
+            low = _spoilt(low, rng)
         turns, mirrored = rng.randrange(4), rng.random() < 0.5
         pair = [torch.rot90(each.permute(2, 0, 1), turns, (1, 2)) for each in (high, low)]
         high, low = ((each.flip(2) if mirrored else each).float() / 127.5 - 1 for each in pair)
@@ -125,6 +127,22 @@ def _unpacked(crops: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         {"high": image(f"high-{i}"), "low": torch.stack([image(f"low-{i}-{j}") for j in range(variants)])}
         for i in range(count)
     ]
+
+
+def _corrected(low: Tensor, high: Tensor) -> Tensor:
+    """The teacher's images (N,H,W,3) without its faults, by the low-resolution ones (N,h,w,3): Real-ESRGAN shifts
+    colors, so the means of 4 x 4 of their pixels are put right; and it draws halos along edges, so values stay within
+    the range of the 5 x 5 pixels around, and an eighth of it."""
+    made = list[Tensor]()
+    for small, large in zip(low, high, strict=True):
+        small, large = (each.permute(2, 0, 1)[None].float() for each in (small, large))
+        missing = F.avg_pool2d(small, 4) - F.avg_pool2d(large, 4 * SCALE)
+        large = large + F.interpolate(missing, large.shape[2:], mode="bilinear")
+        most, least = F.max_pool2d(small, 5, 1, 2), -F.max_pool2d(-small, 5, 1, 2)
+        more = (most - least) / 8
+        least, most = (F.interpolate(each, large.shape[2:], mode="bilinear") for each in (least - more, most + more))
+        made.append(large.clamp(least, most)[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8))
+    return torch.stack(made)
 
 
 def _busy(pair: tuple[Tensor, Tensor]) -> float:
@@ -224,11 +242,8 @@ class Trainer:
         for optimizer, factor in ((self.optimizer, recipe.rate), (self.critic_optimizer, recipe.critic_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = factor * rate
-        by_teacher = rng.random() < recipe.teacher
-        truth, low = (
-            torch.stack(each)
-            for each in zip(*(data.draw(rng, teacher=by_teacher) for _ in range(recipe.batch)), strict=True)
-        )
+        drawn = [data.draw(rng, teacher=recipe.teacher, pages=recipe.pages) for _ in range(recipe.batch)]
+        truth, low = (torch.stack(each) for each in zip(*drawn, strict=True))
         sigmas = [
             rng.uniform(0, recipe.most_sigma) if rng.random() < recipe.noisy else 0.0 for _ in range(recipe.batch)
         ]
@@ -342,6 +357,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--stage", choices=STAGES, default="look")
     parser.add_argument("--batch", type=int, help="images of a step, where the machine takes more than 8")
+    parser.add_argument("--start", type=Path, help="weights to begin from, where --out holds no state")
     parser.add_argument("--save", type=int, default=250, help="steps between saves")
     parser.add_argument("--vgg", type=Path, help="ST-LPIPS's VGG weights, if the package is not installed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -352,6 +368,9 @@ def main() -> None:
     latest = given.out / "state.pt"
     if latest.exists():
         trainer.load(torch.load(latest, map_location=given.device, weights_only=True))
+    elif given.start is not None:
+        for network in (trainer.network, trainer.average):
+            network.load_state_dict(load_file(given.start), strict=False)
     data = Data(given.data, recipe.crop)
     pairs = list[tuple[Tensor, Tensor]]()
     for path in sorted(given.held_out.glob("*.safetensors"))[:6] if given.held_out else ():

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from pixdec.models.nano import Nano, NanoSettings
+from pixdec.models.nano import Nano, NanoSettings, without_halos
 from pixdec.weights.load import load_decoder, save_decoder
 
 SMALL = NanoSettings(width=8, blocks=2, detail=4, embedding=8)
@@ -35,10 +35,22 @@ def test_a_velocity_has_the_image_s_shape_and_every_parameter_a_finite_gradient(
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
-def test_the_velocity_leads_to_the_estimate():
+def test_the_velocity_leads_to_the_estimate_without_halos():
     made, (x_t, t, _, low, sigma) = network(), inputs()
     x0 = x_t - t.view(-1, 1, 1, 1) * made(x_t, t, None, low, sigma)
-    assert torch.allclose(x0, made.estimate(x_t, t, made.condition(low), sigma), atol=1e-5)
+    expected = without_halos(made.estimate(x_t, t, made.condition(low), sigma), low)
+    assert torch.allclose(x0, expected, atol=1e-5)
+
+
+def test_halos_go_and_what_lies_within_the_range_around_stays():
+    low = torch.zeros(1, 3, 6, 8)
+    low[..., 4:] = 0.8
+    x0 = torch.nn.functional.interpolate(low, scale_factor=4)
+    x0[..., 14], x0[..., 17], x0[..., 15], x0[..., 4] = -0.5, 1.0, 0.3, 0.2
+    held = without_halos(x0.clone(), low)
+    assert torch.allclose(held[0, 0, 0, [14, 17, 15, 4]], torch.tensor([-0.1, 0.9, 0.3, 0.0]))
+    changed = (held != x0).any(dim=2).any(dim=1)[0]
+    assert changed.nonzero().flatten().tolist() == [4, 14, 17]
 
 
 def test_a_new_network_enlarges_as_bicubic_does():

@@ -16,7 +16,7 @@ from scripts.nano.train import STAGES, Data, Trainer, decode
 
 SMALL = NanoSettings(width=8, blocks=2, detail=4, embedding=8)
 RECIPE = replace(STAGES["shape"], crop=16, batch=4, first=2, adversary=0.1, teacher=0.0, warm_up=1)
-GOLDEN = (0.1935, 0.1890)  # pixels, mean of the first and of the last five steps
+GOLDEN = (0.1885, 0.1978)  # pixels, mean of the first and of the last five steps
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,6 @@ def test_a_pack_holds_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     pack(folder, tmp_path / "pack", mebibytes=0.2)
     packed = Data(tmp_path / "pack", 16)
     assert packed.photos
-    high, low = packed.draw(random.Random(0), teacher=False)
+    high, low = packed.draw(random.Random(0), teacher=0, pages=0)
     assert (high.shape, low.shape) == ((3, 64, 64), (3, 16, 16))
     assert -1 <= float(high.min()) <= float(high.max()) <= 1

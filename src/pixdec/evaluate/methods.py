@@ -214,7 +214,8 @@ def _steps(name: str, decoder: PixelDecoder, steps: int | None) -> int | None:
     """As many as are asked for, else a student's own number; None leaves it to a teacher."""
     if decoder.model.kind != "student":
         return steps
-    count = steps or len(decoder.model.times) - 1
+    count = steps or decoder.model.default_steps
+    assert count is not None
     try:
         student_times(decoder.model.times, count)
     except ValueError as error:

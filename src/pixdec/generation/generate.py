@@ -317,7 +317,7 @@ class Generation:
         decoder, steps = self._decoder, self.settings.decoder_steps
         assert decoder is not None, "without a decoder there are no images"
         if steps is None:
-            steps = len(decoder.model.times) - 1 if decoder.model.kind == "student" else TEACHER_STEPS
+            steps = decoder.model.default_steps or TEACHER_STEPS
         return {
             **self._latent_asked(item),
             "model": decoder.model.name,

@@ -453,8 +453,7 @@ def times_for(model: LoadedDecoder, steps: int | None, height: int, width: int) 
         ValueError: a number of steps that it does not take.
     """
     if model.kind == "student":
-        trained = model.times
-        return student_times(trained, len(trained) - 1 if steps is None else steps)
+        return student_times(model.times, cast("int", model.default_steps) if steps is None else steps)
     shift = resolution_shift(height, width, model.version)
     return shifted_times(TEACHER_STEPS if steps is None else steps, shift, TEACHER_START)
 

@@ -27,7 +27,7 @@ class NanoSettings:
     """Attributes:
     width: channels on the low-resolution grid.
     blocks: how many residual blocks.
-    detail: channels at full resolution, before the last convolution.
+    detail: channels at full resolution, before the last convolution; at half of it there are twice as many.
     embedding: width of the noise levels' sinusoids.
     scale: side of the output / side of the low-resolution image.
     """
@@ -84,7 +84,8 @@ class Nano(nn.Module):
             nn.Linear(2 * settings.embedding, 2 * width), nn.SiLU(), nn.Linear(2 * width, settings.blocks * 2 * width)
         )
         self.blocks = nn.ModuleList(Block(width) for _ in range(settings.blocks))
-        self.unfold = nn.Conv2d(width, settings.detail * scale**2, 3, padding=1)
+        self.halfway = nn.Conv2d(width, 2 * settings.detail * 4, 3, padding=1)
+        self.unfold = nn.Conv2d(2 * settings.detail, settings.detail * 4, 3, padding=1)
         self.last = nn.Conv2d(settings.detail, 3, 3, padding=1)
         self.reset_parameters()
 
@@ -146,7 +147,7 @@ class Nano(nn.Module):
     ) -> Tensor:
         """As `forward`, from a condition that was computed before."""
         assert text is None
-        x0 = self.estimate(x_t, t, condition, sigma)
+        x0 = without_halos(self.estimate(x_t, t, condition, sigma), condition.low)
         return (x_t - x0).div_(t.float().clamp(min=SMALLEST_TIME).view(-1, 1, 1, 1))
 
     def estimate(self, x_t: Tensor, t: Tensor, condition: NanoCondition, sigma: Tensor) -> Tensor:
@@ -156,8 +157,9 @@ class Nano(nn.Module):
         x = self.fold(seen.contiguous(memory_format=torch.channels_last))  # (B,51,h,w) -> (B,K,h,w)
         for block, (gain, shift) in zip(self.blocks, self._modulations(t, sigma), strict=True):
             x = block(x, gain, shift)
-        detail = F.leaky_relu_(F.pixel_shuffle(self.unfold(x), scale), _SLOPE)  # (B,detail,H,W)
-        return self.last(detail).float().addcmul(condition.enlarged, _trust(sigma))
+        x = F.leaky_relu_(F.pixel_shuffle(self.halfway(x), 2), _SLOPE)  # (B,2·detail,2h,2w)
+        x = F.leaky_relu_(F.pixel_shuffle(self.unfold(x), 2), _SLOPE)  # (B,detail,H,W)
+        return self.last(x).float().addcmul(condition.enlarged, _trust(sigma))
 
     def _modulations(self, t: Tensor, sigma: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each block a gain and a shift (B,K,1,1)."""
@@ -166,6 +168,18 @@ class Nano(nn.Module):
         made = self.levels(levels.to(self.fold.weight.dtype))  # (B,blocks·2·K)
         parts = made.view(len(t), self.settings.blocks, 2, -1, 1, 1)
         return [(1 + parts[:, i, 0], parts[:, i, 1]) for i in range(self.settings.blocks)]
+
+
+def without_halos(x0: Tensor, low: Tensor) -> Tensor:
+    """x0 (B,3,s·h,s·w), in place, held to the range of the 5 x 5 pixels around each in the low-resolution image
+    (B,3,h,w), and an eighth of that range: what sharpens an edge overshoots beside it."""
+    most, least = F.max_pool2d(low, 5, 1, 2), -F.max_pool2d(-low, 5, 1, 2)
+    more = (most - least) / 8
+    height, width = low.shape[2:]
+    blocks = x0.view(*low.shape[:3], x0.shape[2] // height, width, x0.shape[3] // width)
+    least, most = (each[:, :, :, None, :, None] for each in (least - more, most + more))
+    blocks.clamp_(least, most)
+    return x0
 
 
 def _trust(sigma: Tensor) -> Tensor:

@@ -468,7 +468,7 @@ def _description(loaded: Loaded) -> dict[str, Any]:
         "scale": decoder.scale,
         "factor": decoder.space.factor,
         "steps": [1, trained],
-        "default_steps": trained or TEACHER_STEPS,
+        "default_steps": decoder.model.default_steps or TEACHER_STEPS,
         "licence": decoder.model.licence,
         "needs_text": decoder.model.needs_text,
         "encodes": loaded.encoder is not None or decoder.space.is_image,

@@ -73,6 +73,14 @@ class Identity(Facts):
         return 1 if self.settings.adapter is None else self.settings.adapter.scale
 
     @property
+    def default_steps(self) -> int | None:
+        """Steps of a decode that names none: all that a student was trained for, but one of a nano, whose later ones
+        add little to it; None leaves it to who calls a teacher."""
+        if isinstance(self.settings, NanoSettings):
+            return 1
+        return len(self.times) - 1 if self.kind == "student" else None
+
+    @property
     def needs_text(self) -> bool:
         """Whether the network reads a caption."""
         return isinstance(self.settings, PiDSettings) and self.settings.backbone.text_width is not None

@@ -42,9 +42,7 @@ function stepsOf({ steps, default_steps: usual }) {
 
 /** Show the state in the form; what does not apply to the source is hidden. */
 export function fillForm(form, state, model, source) {
-  const { steps, strength, seed, stop, prompt } = form.elements;
-  prompt.value = state.prompt;
-  prompt.parentElement.hidden = !model.needs_text;
+  const { steps, strength, seed, stop } = form.elements;
   form.elements.model.value = model.id;
   [steps.min, steps.max] = stepsOf(model);
   [steps.value, strength.value, seed.value] = [state.steps || model.default_steps || 4, state.strength, state.seed];
@@ -53,15 +51,9 @@ export function fillForm(form, state, model, source) {
   stop.max = Math.max(0, stops.length - 1);
   stop.value = state.stop;
   for (const field of form.querySelectorAll("[data-for]")) field.hidden = field.dataset.for !== source.kind || (field.contains(stop) && !stops.length);
-  tellForm(form, source);
-}
-
-/** Say in words what the dials are at. */
-export function tellForm(form, { stops }) {
-  const { steps, strength, stop } = form.elements;
   tell(form, steps, words.steps(steps.valueAsNumber));
   tell(form, strength, words.strength(strength.valueAsNumber));
-  if (stops) tell(form, stop, words.sigma(stops[stop.valueAsNumber].sigma));
+  if (stops.length) tell(form, stop, words.sigma(stops[state.stop].sigma));
 }
 
 function tell(form, input, text) {
@@ -70,9 +62,9 @@ function tell(form, input, text) {
 }
 
 export function readForm(form) {
-  const { model, steps, strength, seed, stop, prompt } = form.elements;
+  const { model, steps, strength, seed, stop } = form.elements;
   const number = (input) => (Number.isFinite(input.valueAsNumber) ? input.valueAsNumber : 0);
-  return { model: model.value, steps: number(steps), strength: number(strength), seed: Math.trunc(number(seed)), stop: number(stop), prompt: prompt.value };
+  return { model: model.value, steps: number(steps), strength: number(strength), seed: Math.trunc(number(seed)), stop: number(stop) };
 }
 
 export function fillGallery(list, examples, choose) {
