@@ -132,7 +132,7 @@ def test_recipes_that_cannot_be(tmp_path: Path, name: str, text: str, message: s
     assert main(["train", "decoder", str(tmp_path / "absent.toml")]) == 2
 
 
-@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in RECIPES for name in RECIPES[stage]])
+@pytest.mark.parametrize(("stage", "name"), [(s, name) for s in ("prior", "decoder", "student") for name in RECIPES[s]])
 def test_every_recipe_can_be_counted(stage: str, name: str):
     recipe = RECIPES[stage][name]()
     parts = parts_of(recipe)

@@ -20,17 +20,19 @@ from pixdec.io.files import first_line_of
 
 if TYPE_CHECKING:
     from pixdec.train.build import RunOptions
-    from pixdec.train.recipes import Recipe
+    from pixdec.train.recipes import AnyRecipe
     from pixdec.train.runs import Run
 
-STAGES = ("prior", "decoder", "student")
+STAGES = ("prior", "decoder", "student", "l2p")
 
 
 @dataclass(frozen=True)
 class Train:
     """Train a decoder of your own: `pixdec train decoder tiny --data FOLDER -o RUN`.
 
-    Stages: prior, decoder, student. `pixdec train decoder` lists the recipes of a stage, and `pixdec train decoder tiny
+    Stages: prior, decoder, student, and l2p (a latent generator turned into one of pixels).
+
+    `pixdec train decoder` lists the recipes of a stage, and `pixdec train decoder tiny
     --help` shows every field of one: all can be set, here or in a file (`pixdec train decoder mine.toml`). The same
     command again goes on with a run that was stopped.
     """
@@ -59,7 +61,7 @@ class TrainRun:
 
     options: Options
     given: RunOptions
-    recipe: Recipe
+    recipe: AnyRecipe
     notes: tuple[str, ...] = ()
 
     def run(self) -> int:
@@ -99,7 +101,7 @@ class TrainRun:
     def _dry_run(self) -> int:
         from pixdec.train.dry_run import counted, measured
 
-        print(*counted(self.recipe), sep="\n")
+        print(*counted(self.recipe, self.given.start), sep="\n")
         if self.options.data:
             run = self._build()
             try:
@@ -143,7 +145,7 @@ def parse(arguments: Sequence[str]) -> TrainRun:
     rest, and shows help, by SystemExit."""
     stage, chosen, *rest = [*arguments, ""] if len(arguments) < 2 else arguments
     notes = tuple[str, ...]()
-    if chosen == "nano":
+    if chosen == "nano" and stage != "l2p":
         chosen, (rest, notes) = "tiny", _of_the_last_release(rest)
     if stage not in STAGES:
         raise ValueError(f"train {stage}: expected a stage, one of {', '.join(STAGES)}")
@@ -153,7 +155,7 @@ def parse(arguments: Sequence[str]) -> TrainRun:
 
     recipe = open_recipe(stage, chosen)
 
-    def configured(options: Options, given: RunOptions, recipe: Recipe) -> TrainRun:
+    def configured(options: Options, given: RunOptions, recipe: AnyRecipe) -> TrainRun:
         return TrainRun(options, given, recipe, notes)
 
     configured.__annotations__ = {

@@ -23,7 +23,8 @@ from pixdec.train.examples import Source, open_source
 from pixdec.train.loop import Progress
 from pixdec.train.low_rank import add_lora
 from pixdec.train.parallel import Share, join, prepare
-from pixdec.train.recipes import DecoderRecipe, PriorRecipe, Recipe, StudentRecipe
+from pixdec.train.pixels import build_pixels
+from pixdec.train.recipes import AnyRecipe, DecoderRecipe, PixelRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
 from pixdec.train.runs import Run, draws_for, to_device
 from pixdec.train.sample_sheets import SheetInputs, Sheets
@@ -49,7 +50,8 @@ class RunOptions:
     """What makes latents: "tiny" (the bundled one, FLUX.2 space), "taef2:FOLDER", or a diffusers VAE or vision encoder
     by name or folder. Several take turns over the images of a batch."""
     gemma: str | None = None
-    """The caption encoder, where it is not the released models' own or lies in a folder."""
+    """The caption encoder, where it is not the released models' own or lies in a folder; for l2p, the source's
+    pipeline, which embeds prompts."""
     features: str | None = None
     """For a prior with representation.weight: DINOv2 by name or folder, whose features the network foretells."""
     device: str | None = None
@@ -61,7 +63,7 @@ class RunOptions:
 NOTHING = RunOptions()
 
 
-def train(recipe: Recipe, data: str | Path, output: str | Path, options: RunOptions = NOTHING) -> Iterator[Progress]:
+def train(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunOptions = NOTHING) -> Iterator[Progress]:
     """Begins the run in the folder `output`, or goes on with it, and yields after every step.
 
     Args:
@@ -77,13 +79,23 @@ def train(recipe: Recipe, data: str | Path, output: str | Path, options: RunOpti
     yield from build(recipe, data, output, options).go()
 
 
-def build(recipe: Recipe, data: str | Path, output: str | Path, options: RunOptions = NOTHING) -> Run:
+def build(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunOptions = NOTHING) -> Run:
     """Everything a run needs, loaded and put on its device; see `train`.
 
     Raises:
         ValueError: weights that do not fit, an encoder of another space, data that cannot be used.
         OSError: weights that are not on disk and cannot be fetched.
     """
+    if isinstance(recipe, PixelRecipe):
+        return build_pixels(
+            recipe,
+            data,
+            output,
+            start=options.start,
+            text_encoder=options.gemma,
+            device=options.device,
+            licence=options.licence,
+        )
     world = join(options.device, recipe.machine.context)
     files.prepare([Path(output) / "settings.json"])  # before anything is loaded
     source = open_source(data, recipe, world.share)

@@ -34,9 +34,10 @@ class PowerAverage:
     """The power-function average of a network's weights: beta_n = (1 − 1/n)^(gamma+1) (EDM2, eq. 127). Weights that do
     not learn are not averaged; sharded ones are, shard by shard."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, *, active: bool = True):
         self.count = 0
-        self.weights = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+        learning = ((name, p) for name, p in network.named_parameters() if p.requires_grad and active)
+        self.weights = {name: p.detach().clone() for name, p in learning}
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
@@ -59,7 +60,11 @@ class State:
         learning_rate: float,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        whole: bool = True,
+        average: bool = True,
     ):
+        """`whole`: checkpoints hold what does not learn too. `average`: keep one."""
+        self.whole = whole
         self.networks = dict(networks)
         self.learning = {
             name: {key: p for key, p in network.named_parameters() if p.requires_grad}
@@ -72,19 +77,24 @@ class State:
             for name, parameters in self.learning.items()
         }
         self.first = next(iter(self.networks.values()))
-        self.average = PowerAverage(self.first)
+        self.average = PowerAverage(self.first, active=average)
         self.step = 0
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint holds. Tensors of networks and of the average are the live ones."""
         values = dict[str, Tensor]()
         for name, network in self.networks.items():
-            values |= {f"networks.{name}.{key}": value for key, value in network.state_dict().items()}
+            values |= {f"networks.{name}.{key}": value for key, value in self._kept(name, network).items()}
             for key, parameter in self.learning[name].items():
                 moments = _moments(self.optimizers[name], parameter)
                 values |= {f"optimizers.{name}.{key}.{moment}": value for moment, value in moments.items()}
         values |= {f"average.{key}": value for key, value in self.average.weights.items()}
         return values | {"step": torch.tensor(self.step), "averaged": torch.tensor(self.average.count)}
+
+    def _kept(self, name: str, network: nn.Module) -> dict[str, Tensor]:
+        """What of a network is saved."""
+        present = cast("dict[str, Tensor]", network.state_dict())
+        return {key: value for key, value in present.items() if self.whole or key in self.learning[name]}
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint beside `folder` and renames it into place; all processes call it together.
@@ -156,7 +166,10 @@ class State:
         """The first network's whole state dict on the CPU, averaged weights where there are, the present ones of what
         does not learn. All processes call it together; only the first gets something, the others {}."""
         first, values = not together() or distributed.get_rank() == 0, dict[str, Tensor]()
+        learning = next(iter(self.learning.values()))
         for name, present in cast("dict[str, Tensor]", self.first.state_dict()).items():
+            if not (self.whole or name in learning or ".base_layer." in name):  # that which a LoRA changes is needed
+                continue
             value = whole_tensor(self.average.weights.get(name, present).detach())
             if first:
                 values[name] = value.to("cpu", copy=True)

@@ -15,9 +15,10 @@ from torch import nn
 
 from pixdec.models.pid import PiD
 from pixdec.train.build import Tools, conditions_of, new_stage
-from pixdec.train.loop import new_state, train
+from pixdec.train.loop import train
 from pixdec.train.low_rank import add_lora
-from pixdec.train.recipes import PriorRecipe, Recipe, StudentRecipe
+from pixdec.train.pixels import model_on_meta
+from pixdec.train.recipes import AnyRecipe, PixelRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
 from pixdec.train.runs import Run
 from pixdec.train.stages.stage import Conditioner
@@ -37,12 +38,14 @@ class Part:
     bytes: int
 
 
-def parts_of(recipe: Recipe) -> list[Part]:
+def parts_of(recipe: AnyRecipe, start: str | None = None) -> list[Part]:
     """The parts of all networks that a recipe trains or needs, without their weights; encoders are not counted.
 
     Raises:
         ValueError: settings that do not go together.
     """
+    if isinstance(recipe, PixelRecipe):
+        return _pixel_parts(recipe, start)
     with torch.device("meta"):
         network = PiD(recipe.network)
         teacher = PiD(recipe.network) if isinstance(recipe, StudentRecipe) else None
@@ -69,6 +72,17 @@ def parts_of(recipe: Recipe) -> list[Part]:
     return found
 
 
+def _pixel_parts(recipe: PixelRecipe, start: str | None) -> list[Part]:
+    low = recipe.machine.precision == "bfloat16"
+    counts, learning, bytes_of = Counter[str](), Counter[str](), Counter[str]()
+    for key, parameter in model_on_meta(recipe, start).named_parameters():
+        part, count, learns = key.removeprefix("transformer.").split(".")[0], parameter.numel(), parameter.requires_grad
+        counts[part] += count
+        learning[part] += count if learns else 0
+        bytes_of[part] += count * ((20 if recipe.objective.average else 16) if learns else 2 if low else 4)
+    return [Part("pixels", part, counts[part], learning[part], bytes_of[part]) for part in counts]
+
+
 def _tools(recipe: Recipe, network: PiD) -> Tools:
     """Stand-ins that are never called."""
     settings, backbone = conditions_of(recipe), recipe.network.backbone
@@ -79,9 +93,9 @@ def _tools(recipe: Recipe, network: PiD) -> Tools:
     return Tools(None if settings is None else Conditioner(settings, []), None, null, representation)
 
 
-def counted(recipe: Recipe) -> Iterator[str]:
-    """The parts as lines of a Markdown table, and their sum."""
-    parts = parts_of(recipe)
+def counted(recipe: AnyRecipe, start: str | None = None) -> Iterator[str]:
+    """The parts as lines of a Markdown table, and their sum; `start` is what a run of l2p begins with."""
+    parts = parts_of(recipe, start)
     yield "| network | part | parameters | learning | GiB |"
     yield "|---|---|---:|---:|---:|"
     for each in parts:
@@ -99,7 +113,7 @@ def measured(run: Run) -> Iterator[str]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     period = recipe.objective.ratio if isinstance(recipe, StudentRecipe) else 1
-    state, losses = new_state(stage.networks, recipe.loop), run.losses(0)
+    state, losses = run.new_state(), run.losses(0)
     seconds = dict[tuple[str, ...], float]()
     settings = replace(recipe.loop, steps=period + 1)
     for progress in train(state, losses, settings, stage.turn):

@@ -8,10 +8,12 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from pixdec.train.data.photos import Photos, ahead
 from pixdec.train.data.stream import StreamLoader, StreamSettings
 from pixdec.train.parallel import Share
-from pixdec.train.recipes import DataSettings, Recipe
+from pixdec.train.recipes import AnyRecipe, DataSettings, PixelRecipe
 from pixdec.train.stages.stage import Examples
 
 
@@ -32,7 +34,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(data: str | Path, recipe: Recipe, share: Share) -> Source:
+def open_source(data: str | Path, recipe: AnyRecipe, share: Share) -> Source:
     """The examples of `data` for one of `share.count` processes: packed shards (a folder with index.jsonl, such an
     index, or their URL), or a folder of images.
 
@@ -46,7 +48,7 @@ def open_source(data: str | Path, recipe: Recipe, share: Share) -> Source:
         return PackedSource(text, recipe, share)
     if not folder.is_dir():
         raise ValueError(f"{data}: no such folder; name a folder of images, or shards that `pixdec data pack` made")
-    if recipe.network.backbone.text_width is not None:
+    if recipe.reads_text:
         raise ValueError(
             f"{data}: this recipe's network reads captions, which a plain folder has none of; pack it first: "
             f"pixdec data pack {data} -o shards"
@@ -55,7 +57,7 @@ def open_source(data: str | Path, recipe: Recipe, share: Share) -> Source:
     return FolderSource(photos, recipe, share)
 
 
-def _place(recipe: Recipe, share: Share, number: int) -> Place:
+def _place(recipe: AnyRecipe, share: Share, number: int) -> Place:
     """Part number `number` of a whole run."""
     step, part = divmod(number, recipe.loop.parts)
     return Place(step, part, share.places(recipe.loop.batch, part, recipe.loop.parts))
@@ -66,7 +68,7 @@ class FolderSource:
     """Square crops of the pictures of a folder, and drawn pages, without captions."""
 
     photos: Photos
-    recipe: Recipe
+    recipe: AnyRecipe
     share: Share
 
     def begin(self, step: int) -> Iterator[tuple[Place, Examples]]:
@@ -84,7 +86,7 @@ class FolderSource:
 class PackedSource:
     """Batches of packed shards, in aspect buckets, with captions and what was computed beforehand."""
 
-    def __init__(self, index: str, recipe: Recipe, share: Share):
+    def __init__(self, index: str, recipe: AnyRecipe, share: Share):
         self.recipe, self.share = recipe, share
         data = recipe.data
         self.settings = stream_settings(data, recipe, share)
@@ -96,10 +98,12 @@ class PackedSource:
         self.loader.load_state_dict({**self.loader.state_dict(), "batches": first * self.share.count})
         for number, batch in enumerate(self.loader, first):
             place = _place(self.recipe, self.share, number)
-            yield place, Examples(batch.images, batch.captions, batch.latents, batch.embeddings)
+            text = batch.embeddings
+            alike = None if text is None or isinstance(self.recipe, PixelRecipe) else torch.stack(text)
+            yield place, Examples(batch.images, batch.captions, batch.latents, alike, text, batch.seeds)
 
 
-def stream_settings(data: DataSettings, recipe: Recipe, share: Share) -> StreamSettings:
+def stream_settings(data: DataSettings, recipe: AnyRecipe, share: Share) -> StreamSettings:
     """The loader's settings for one process of a run."""
     each = len(share.places(recipe.loop.batch, 0, recipe.loop.parts))
     return StreamSettings(
@@ -110,8 +114,8 @@ def stream_settings(data: DataSettings, recipe: Recipe, share: Share) -> StreamS
         multiple=data.multiple,
         fit=data.fit,
         pages=data.pages,
-        latents=data.precomputed,
-        embeddings=data.precomputed and recipe.network.backbone.text_width is not None,
+        latents=data.precomputed and not isinstance(recipe, PixelRecipe),
+        embeddings=data.precomputed and recipe.reads_text,
         unreadable=data.unreadable,
         streams=data.streams,
     )

@@ -67,13 +67,17 @@ class Progress:
     seconds: float
 
 
-def new_state(networks: Mapping[str, nn.Module], settings: LoopSettings) -> State:
-    """The state of a run at its first step."""
+def new_state(
+    networks: Mapping[str, nn.Module], settings: LoopSettings, *, whole: bool = True, average: bool = True
+) -> State:
+    """The state of a run at its first step; `whole` and `average` as `State` has them."""
     return State(
         networks,
         learning_rate=settings.learning_rate,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
+        whole=whole,
+        average=average,
     )
 
 

@@ -27,6 +27,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from pixdec.devices import best_device, computes_in_bfloat16
+from pixdec.l2p.model import PixelModel
 from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD
 from pixdec.train.context import context_of, meet, own_cuda
@@ -152,9 +153,12 @@ def prepare(
         if together():
             distributed.broadcast(tensor, 0)
     for network in (*learning, *frozen):
-        if not isinstance(network, PiD):
+        if not isinstance(network, PiD | PixelModel):
             continue
-        if world.context.count > 1:
+        if isinstance(network, PixelModel):
+            network.recompute = machine.recompute
+            _round_frozen(network, low=low)
+        elif world.context.count > 1:
             split_context(network, world)
         for block in _blocks(network):
             _wrap(block, machine)
@@ -187,8 +191,17 @@ def _sharded(machine: MachineSettings) -> bool:
     return machine.shard and together()
 
 
-def _blocks(network: PiD) -> list[nn.Module]:
+def _blocks(network: PiD | PixelModel) -> list[nn.Module]:
+    if isinstance(network, PixelModel):
+        return [block for name in network.source.block_lists for block in getattr(network.transformer, name)]
     return [*network.backbone.patch_blocks, *network.backbone.pixel_blocks]
+
+
+def _round_frozen(network: PixelModel, *, low: bool) -> None:
+    """Blocks in which nothing learns are kept in what is computed in: half of the model is frozen."""
+    for block in _blocks(network) if low else ():
+        if not any(parameter.requires_grad for parameter in block.parameters()):
+            block.to(torch.bfloat16)
 
 
 def _wrap(block: nn.Module, machine: MachineSettings) -> None:
@@ -219,7 +232,7 @@ def _shard(network: nn.Module, mesh: DeviceMesh, low: torch.dtype | None, *, lea
     # Of use for networks whose outputs somebody changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     scalars = {parameter for parameter in network.parameters() if parameter.ndim == 0}
-    if not isinstance(network, PiD):
+    if not isinstance(network, PiD | PixelModel):
         policy = MixedPrecisionPolicy(low, torch.float32, output_dtype=torch.float32)
         fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=scalars)
         return
@@ -227,6 +240,8 @@ def _shard(network: nn.Module, mesh: DeviceMesh, low: torch.dtype | None, *, lea
     for block in _blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=learns, ignored_params=scalars)
+    if isinstance(network, PixelModel):
+        return
     calls: list[tuple[nn.Module, str]] = [(network, name) for name in ("condition", "velocity")]
     if network.adapter is not None:
         calls.append((network.adapter, "low_resolution"))

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from pixdec.io.files import reason_of
-from pixdec.train.recipes import KINDS, RECIPES, Recipe
+from pixdec.train.recipes import KINDS, RECIPES, AnyRecipe
 from pixdec.weights.settings import settings_from_json, settings_to_json
 
 SUFFIXES = (".toml", ".py")
 
 
-def open_recipe(stage: str, name: str) -> Recipe:
+def open_recipe(stage: str, name: str) -> AnyRecipe:
     """The recipe of a stage: one of `RECIPES`, or of a file.
 
     Raises:
@@ -44,7 +44,7 @@ def open_recipe(stage: str, name: str) -> Recipe:
     return make()
 
 
-def _from_toml(stage: str, path: Path) -> Recipe:
+def _from_toml(stage: str, path: Path) -> AnyRecipe:
     values = tomllib.loads(path.read_text("utf-8"))
     base = values.pop("recipe", None)
     if not isinstance(base, str):
@@ -61,7 +61,7 @@ def _changed(begun: Any, values: Any) -> Any:
     return None if values == "none" else values
 
 
-def _from_python(stage: str, path: Path) -> Recipe:
+def _from_python(stage: str, path: Path) -> AnyRecipe:
     try:
         made: object = runpy.run_path(str(path))["recipe"]()
     except OSError:

@@ -5,19 +5,20 @@ B batch · sides in pixels
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.sampling.flow import STUDENT_TIMES
-from pixdec.train.data.fit import FitSettings
+from pixdec.train.data.fit import CENTER, FitSettings
 from pixdec.train.data.photos import CropSettings
 from pixdec.train.draws import LevelSettings
 from pixdec.train.loop import LoopSettings
 from pixdec.train.low_rank import LoraSettings
 from pixdec.train.parallel import MachineSettings
 from pixdec.train.stages.decoder import DecoderSettings
+from pixdec.train.stages.l2p import PixelObjective
 from pixdec.train.stages.prior import PriorSettings
 from pixdec.train.stages.stage import ConditionSettings
 from pixdec.train.stages.student import StudentSettings
@@ -71,6 +72,29 @@ class Recipe:
     machine: MachineSettings = field(default_factory=MachineSettings)
     folder: FolderSettings = field(default_factory=FolderSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the network takes embedded captions."""
+        return self.network.backbone.text_width is not None
+
+
+@dataclass(frozen=True)
+class PixelRecipe:
+    """The transfer of a latent generator to pixels; the network is what the run begins with. `lora`: on the blocks that
+    are frozen otherwise, by diffusers' names of their layers."""
+
+    name: str
+    loop: LoopSettings
+    objective: PixelObjective = field(default_factory=PixelObjective)
+    data: DataSettings = field(default_factory=DataSettings)
+    machine: MachineSettings = field(default_factory=MachineSettings)
+    folder: FolderSettings = field(default_factory=lambda: FolderSettings(sheet_every=0))
+    lora: LoraSettings = field(default_factory=lambda: LoraSettings(layers=("to_q", "to_k", "to_v", "to_out.0")))
+    reads_text: ClassVar[bool] = True
+
+
+AnyRecipe = Recipe | PixelRecipe
 
 
 @dataclass(frozen=True)
@@ -213,10 +237,47 @@ def student_tiny() -> StudentRecipe:
     )  # fmt: skip
 
 
+def _pixel_loop(steps: int, batch: int = 8, rate: float = 5e-5) -> LoopSettings:
+    # The release: a constant rate from the second step on, and no clipping, which a bound of a million is.
+    return LoopSettings(
+        steps, batch, learning_rate=rate, warmup=1, decay=0.0, weight_decay=0.01, clip=1e6, betas=(0.9, 0.999)
+    )
+
+
+def _pixel_data(base: int, patch: int) -> DataSettings:
+    return DataSettings(base=base, multiple=patch, pages=0.0, fit=CENTER, precomputed=True)
+
+
+def l2p_1k() -> PixelRecipe:
+    """The released transfer at 1024²: the source's own images, each with noise of its own, batch 8 at 5e-5. The paper
+    names no number of steps."""
+    return PixelRecipe("l2p_1k", _pixel_loop(30_000), data=_pixel_data(1024, 16))
+
+
+def l2p_4k() -> PixelRecipe:
+    """The transfer at 4096², patch 64: real images, fresh noise. Shift 3 as released; the paper's ablation likes 5."""
+    objective = PixelObjective(grid=1000, fixed_noise=False)
+    return PixelRecipe("l2p_4k", _pixel_loop(100_000), objective, _pixel_data(4096, 64))
+
+
+def l2p_nano() -> PixelRecipe:
+    """A small pixel model on 128² images, for two processor cores."""
+    data = replace(_pixel_data(128, 16), workers=0, shuffle=100, precomputed=True)
+    folder = replace(_TINY_FOLDER, sheet_every=0)
+    loop = LoopSettings(3000, 8, learning_rate=5e-4, warmup=100, decay=0.3, weight_decay=0.01, betas=(0.9, 0.99))
+    return PixelRecipe("nano", loop, PixelObjective(shallow=1), data, _TINY_MACHINE, folder)
+
+
 # By stage and name.
-RECIPES: Mapping[str, Mapping[str, Callable[[], Recipe]]] = {
+RECIPES: Mapping[str, Mapping[str, Callable[[], AnyRecipe]]] = {
     "prior": {"paper_2k": prior_paper_2k},
     "decoder": {"paper_2k": decoder_paper_2k, "v1_5": decoder_v1_5, "tiny": decoder_tiny},
     "student": {"paper_2k": student_paper_2k, "tiny": student_tiny},
+    "l2p": {"l2p_1k": l2p_1k, "l2p_4k": l2p_4k, "nano": l2p_nano},
 }
-KINDS: Mapping[str, type[Recipe]] = {"prior": PriorRecipe, "decoder": DecoderRecipe, "student": StudentRecipe}
+KINDS: Mapping[str, type[AnyRecipe]] = {
+    "prior": PriorRecipe,
+    "decoder": DecoderRecipe,
+    "student": StudentRecipe,
+    "l2p": PixelRecipe,
+}

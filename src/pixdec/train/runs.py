@@ -17,14 +17,14 @@ import torch
 
 from pixdec.io.files import first_line_of, replacing
 from pixdec.models.pid import PiD
-from pixdec.train.checkpoints import checkpoints
+from pixdec.train.checkpoints import State, checkpoints
 from pixdec.train.draws import Draws
 from pixdec.train.examples import Place, Source
 from pixdec.train.log import Log
 from pixdec.train.loop import Progress, new_state, train
 from pixdec.train.low_rank import lora_of
 from pixdec.train.parallel import World, precision
-from pixdec.train.recipes import Recipe
+from pixdec.train.recipes import AnyRecipe, PixelRecipe, Recipe
 from pixdec.train.sample_sheets import Sheets
 from pixdec.train.stages.stage import Examples, Stage
 from pixdec.train.start import differences
@@ -39,9 +39,10 @@ FREE = ("recipe.machine.", "recipe.folder.")
 @dataclass(frozen=True)
 class Run:
     """A stage, its examples and the folder of its run; `began` says what it starts from and is fed, for the record;
-    `base` is the name of the network it begins with, "" for none."""
+    `base` is the name of the network it begins with, "" for none; `export` writes what learnt, in place of whole
+    decoders."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     stage: Stage
     source: Source
     folder: Path
@@ -50,6 +51,7 @@ class Run:
     base: str = ""
     licence: str = "Apache-2.0"
     sheets: Sheets | None = None
+    export: Callable[[Path, Mapping[str, torch.Tensor]], None] | None = None
 
     def go(self) -> Iterator[Progress]:
         """Begins or resumes, and trains to the end; writes the folder. Yields after every step.
@@ -62,7 +64,7 @@ class Run:
         recipe, first = self.recipe, self.world.is_first
         self.folder.mkdir(parents=True, exist_ok=True)
         self._settle()
-        state = new_state(self.stage.networks, recipe.loop)
+        state = self.new_state()
         saved = checkpoints(self.folder)
         if saved:
             state.load(saved[-1])
@@ -83,14 +85,26 @@ class Run:
         if first:
             self._export(weights)
 
+    def new_state(self) -> State:
+        """The state at the first step."""
+        recipe = self.recipe
+        average = not isinstance(recipe, PixelRecipe) or recipe.objective.average
+        return new_state(self.stage.networks, recipe.loop, whole=self.export is None, average=average)
+
     @property
     def file_name(self) -> str:
         """Of what is exported: the name of what is trained."""
+        if self.export is not None:
+            return "trained.safetensors"
         return "lora.safetensors" if self.recipe.lora.rank else f"{next(iter(self.stage.networks))}.safetensors"
 
     def _export(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Writes the averaged weights as one safetensors file with all that opening it needs in its metadata."""
         recipe, path, name = self.recipe, self.folder / self.file_name, self.folder.resolve().name
+        if self.export is not None:
+            self.export(path, weights)
+            return
+        assert isinstance(recipe, Recipe)
         if recipe.lora.rank:
             save_lora(
                 lora_of(weights),
@@ -156,7 +170,7 @@ def _json_of(path: Path) -> object:
         raise ValueError(f"{path}: damaged ({first_line_of(error)}); take another folder") from error
 
 
-def draws_for(recipe: Recipe, place: Place, device: torch.device) -> Draws:
+def draws_for(recipe: AnyRecipe, place: Place, device: torch.device) -> Draws:
     """The random numbers of one part of a step."""
     return Draws(recipe.loop.seed, place.step, place.places, recipe.loop.batch, device)
 
@@ -169,4 +183,6 @@ def to_device(examples: Examples, device: torch.device) -> Examples:
         examples.captions,
         None if latents is None else latents.to(device),
         None if embeddings is None else embeddings.to(device),
+        None if examples.text is None else [each.to(device) for each in examples.text],
+        examples.seeds,
     )

@@ -59,7 +59,14 @@ class Stub:
             "loaded": True,
         }
         nano = {**model, "id": "pixdec-nano", "space": "rgb", "licence": "Apache-2.0", "megapixels_per_second": 0.5}
-        pid = {**model, "id": "pid-flux2-2k", "space": "flux2", "licence": "NSCLv1", "megapixels_per_second": None}
+        pid = {
+            **model,
+            "id": "pid-flux2-2k",
+            "space": "flux2",
+            "needs_text": True,
+            "licence": "NSCLv1",
+            "megapixels_per_second": None,
+        }
         if not self.loaded:
             nano.update(loaded=False, steps=None, default_steps=None, megapixels_per_second=None)
         return {"object": "list", "data": [nano, pid], "limits": self.limits}

@@ -203,6 +203,21 @@ def test_a_new_setting_cancels_the_decode_before(visit: Visit, stub: Stub, photo
     assert ".noised(0.3, seed=0)" in page.locator("#python").text_content()
 
 
+def test_a_model_that_reads_text_gets_a_prompt_and_says_its_licence(visit: Visit, stub: Stub) -> None:
+    page = visit()
+    assert not page.get_by_label("Prompt").is_visible()
+    page.get_by_label("Model").select_option("pid-flux2-2k")
+    settled(page)
+    assert page.get_by_text("NSCLv1: not for commercial use").is_visible()
+    page.get_by_label("Prompt").fill("arches at dusk")
+    page.get_by_label("Prompt").press("Enter")
+    until(page, lambda: len(stub.asked) == 2)
+    settled(page)
+    assert [each.get("prompt") for each in stub.asked] == [None, "arches at dusk"]
+    assert "--prompt 'arches at dusk'" in page.locator("#command").text_content()
+    assert 'decode(latent, "arches at dusk", seed=0, steps=4)' in page.locator("#python").text_content()
+
+
 def test_download_in_each_format(visit: Visit, photograph: Callable[..., Path], tmp_path: Path) -> None:
     page = visit()
     choose(page, photograph("holiday.png"))

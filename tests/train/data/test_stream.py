@@ -584,7 +584,7 @@ def test_precomputed_latents_are_those_of_the_image(tmp_path: Path):
         assert batch.latents is not None
         assert batch.embeddings is not None
         assert torch.equal(batch.latents, encode(degrade(batch.images, 2)))
-        assert batch.embeddings.flatten().tolist() == [len(caption) for caption in batch.captions]
+        assert torch.cat(batch.embeddings).flatten().tolist() == [len(caption) for caption in batch.captions]
     for wrong, message in (
         ({"fit": FitSettings()}, "set fit=CENTER"),
         ({"base": 40}, r"base=40, multiple=8: the latents in these shards were made for base=32, multiple=8"),

@@ -42,7 +42,9 @@ function stepsOf({ steps, default_steps: usual }) {
 
 /** Show the state in the form; what does not apply to the source is hidden. */
 export function fillForm(form, state, model, source) {
-  const { steps, strength, seed, stop } = form.elements;
+  const { steps, strength, seed, stop, prompt } = form.elements;
+  prompt.value = state.prompt;
+  prompt.parentElement.hidden = !model.needs_text;
   form.elements.model.value = model.id;
   [steps.min, steps.max] = stepsOf(model);
   [steps.value, strength.value, seed.value] = [state.steps || model.default_steps || 4, state.strength, state.seed];
@@ -51,9 +53,15 @@ export function fillForm(form, state, model, source) {
   stop.max = Math.max(0, stops.length - 1);
   stop.value = state.stop;
   for (const field of form.querySelectorAll("[data-for]")) field.hidden = field.dataset.for !== source.kind || (field.contains(stop) && !stops.length);
+  tellForm(form, source);
+}
+
+/** Say in words what the dials are at. */
+export function tellForm(form, { stops }) {
+  const { steps, strength, stop } = form.elements;
   tell(form, steps, words.steps(steps.valueAsNumber));
   tell(form, strength, words.strength(strength.valueAsNumber));
-  if (stops.length) tell(form, stop, words.sigma(stops[state.stop].sigma));
+  if (stops) tell(form, stop, words.sigma(stops[stop.valueAsNumber].sigma));
 }
 
 function tell(form, input, text) {
@@ -62,9 +70,9 @@ function tell(form, input, text) {
 }
 
 export function readForm(form) {
-  const { model, steps, strength, seed, stop } = form.elements;
+  const { model, steps, strength, seed, stop, prompt } = form.elements;
   const number = (input) => (Number.isFinite(input.valueAsNumber) ? input.valueAsNumber : 0);
-  return { model: model.value, steps: number(steps), strength: number(strength), seed: Math.trunc(number(seed)), stop: number(stop) };
+  return { model: model.value, steps: number(steps), strength: number(strength), seed: Math.trunc(number(seed)), stop: number(stop), prompt: prompt.value };
 }
 
 export function fillGallery(list, examples, choose) {

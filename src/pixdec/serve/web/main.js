@@ -38,9 +38,10 @@ async function own(file, { again = false } = {}) {
 
 function listen() {
   intake.listen(at("file"), at("dropping"), own);
-  form.addEventListener("input", () => controls.fillForm(form, { ...state, ...controls.readForm(form) }, model(), session.source));
+  form.addEventListener("input", () => controls.tellForm(form, session.source));
   form.addEventListener("change", () => {
-    Object.assign(state, controls.readForm(form));
+    const read = controls.readForm(form);
+    Object.assign(state, read, read.model !== state.model && { steps: "" }); // another model has steps of its own
     decode();
   });
   form.addEventListener("submit", (event) => event.preventDefault());

@@ -3,13 +3,14 @@
 const quoted = (text) => (/^[\w.,/-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
 const stem = (name) => name.replace(/\.[^.]+$/, "");
 
-export function command({ kind, name, model, scale, steps, strength, seed }) {
+export function command({ kind, name, model, scale, steps, strength, seed, prompt }) {
   const verb = kind === "latent" ? "decode" : "upscale";
   const noise = kind === "image" && strength ? ` --strength ${strength}` : "";
-  return `pixdec ${verb} ${quoted(name)} -o ${quoted(`${stem(name)}-${scale}x.png`)} --model ${quoted(model)} --steps ${steps}${noise} --seed ${seed}`;
+  const said = prompt ? ` --prompt ${quoted(prompt)}` : "";
+  return `pixdec ${verb} ${quoted(name)} -o ${quoted(`${stem(name)}-${scale}x.png`)} --model ${quoted(model)} --steps ${steps}${noise}${said} --seed ${seed}`;
 }
 
-export function python({ kind, name, model, space, scale, steps, strength, seed }) {
+export function python({ kind, name, model, space, scale, steps, strength, seed, prompt }) {
   const file = JSON.stringify(name), decodesImages = space === "rgb";
   const noised = strength ? `.noised(${strength}, seed=${seed})` : "";
   const [imports, latent] =
@@ -26,7 +27,7 @@ export function python({ kind, name, model, space, scale, steps, strength, seed 
     "",
     `decoder = PixelDecoder.from_pretrained(${JSON.stringify(model)})`,
     `latent = ${first ? `first_decode(${latent})` : latent}`,
-    `image = decoder.decode(latent, seed=${seed}, steps=${steps})[0]`,
+    `image = decoder.decode(latent, ${prompt ? `${JSON.stringify(prompt)}, ` : ""}seed=${seed}, steps=${steps})[0]`,
     `image.save(${JSON.stringify(`${stem(name)}-${scale}x.png`)})`,
   ].join("\n");
 }

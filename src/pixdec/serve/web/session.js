@@ -13,7 +13,8 @@ export const steps = () => session.state.steps || model().default_steps || 4; //
 /** What a decode depends on, besides the picture. */
 export function settings() {
   const { source, state } = session;
-  return { model: model().id, steps: steps(), seed: state.seed, ...(source.kind === "latent" ? { stop: state.stop } : { strength: state.strength }) };
+  const prompt = model().needs_text && state.prompt.trim() ? { prompt: state.prompt.trim() } : {};
+  return { model: model().id, steps: steps(), seed: state.seed, ...prompt, ...(source.kind === "latent" ? { stop: state.stop } : { strength: state.strength }) };
 }
 
 /** The same as a person would type it. */

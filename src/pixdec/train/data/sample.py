@@ -1,8 +1,10 @@
 """What training is given: one image with its caption, and batches of them."""
 
+import contextlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,25 +24,28 @@ from pixdec.train.data.synthetic import draw_page
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """image: (3,H,W) float32 in [-1,1]; latent: (C,h,w), normalised and clean; embedding: (T,E), of the caption."""
+    """image: (3,H,W) float32 in [-1,1]; latent: (C,h,w), normalised and clean; embedding: (T,E), of the caption; seed:
+    that of its noise, where it is fixed."""
 
     image: Tensor
     caption: str
     key: str
     latent: Tensor | None = None
     embedding: Tensor | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples of one size. images: (B,3,H,W) float32 in [-1,1]; latents (B,C,h,w) and embeddings (B,T,E) if the shards
-    hold them and they were asked for."""
+    """Samples of one size. images: (B,3,H,W) float32 in [-1,1]; latents (B,C,h,w) and embeddings (T,E) each if the
+    shards hold them and they were asked for."""
 
     images: Tensor
     captions: list[str]
     keys: list[str]
     latents: Tensor | None = None
-    embeddings: Tensor | None = None
+    embeddings: list[Tensor] | None = None
+    seeds: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def make_sample(
     name = names[int(rng.integers(len(names)))]
     latent, embedding = _tensors(raw.key, notes, name, settings)
     part = to_tensor(fit(image, bucket, settings.fit, rng))[0]
-    return Sample(part, captions.get(name, ""), raw.key, latent, embedding)
+    return Sample(part, captions.get(name, ""), raw.key, latent, embedding, _seed(raw.key, notes))
 
 
 def make_page(key: str, bucket: Bucket, rng: np.random.Generator) -> Sample:
@@ -93,8 +98,18 @@ def collate(samples: Sequence[Sample]) -> Batch:
         [sample.caption for sample in samples],
         [sample.key for sample in samples],
         torch.stack(latents) if latents else None,
-        torch.stack(embeddings) if embeddings else None,
+        embeddings or None,
+        [sample.seed for sample in samples],
     )
+
+
+def _seed(key: str, notes: Mapping[str, bytes]) -> int:
+    """The one that the image was made with; another for each image that was not."""
+    with contextlib.suppress(ValueError, AttributeError):
+        found = json.loads(notes.get("json", b"{}")).get("seed")
+        if isinstance(found, int):
+            return found
+    return zlib.crc32(key.encode())
 
 
 def _tensors(

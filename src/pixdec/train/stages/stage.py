@@ -5,12 +5,11 @@ B batch · H, W image pixels · C latent channels · h, w latent grid · T text 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pixdec.models.pid import PiD
 from pixdec.sampling.flow import expand, interpolate
 from pixdec.train.data.degrade import DegradeSettings, degraded
 from pixdec.train.draws import Draws
@@ -22,12 +21,14 @@ Embed = Callable[[Sequence[str]], Tensor]  # captions -> (B,T,E)
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Images (B,3,H,W) in [-1,1] with their captions; latents (B,C,h,w), clean, and embeddings (B,T,E) if they were
-    computed beforehand."""
+    computed beforehand; `text`, embeddings (T,E) of any lengths, and the images' `seeds`, for pixel models."""
 
     images: Tensor
     captions: Sequence[str]
     latents: Tensor | None = None
     embeddings: Tensor | None = None
+    text: Sequence[Tensor] | None = None
+    seeds: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Stage(Protocol):
     networks: Mapping[str, nn.Module]
 
     @property
-    def network(self) -> PiD:
+    def network(self) -> Any:
         """The network that is made."""
         ...
 
