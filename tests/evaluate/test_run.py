@@ -240,6 +240,13 @@ def test_two_runs_differ_image_by_image(photos: Path, lineup: Lineup, tmp_path: 
         compare_runs(tmp_path / "a", tmp_path / "b")
 
 
+def test_the_original_is_measured_by_what_compares_with_nothing(photos: Path, tmp_path: Path) -> None:
+    lineup = open_lineup(["original"], device="cpu")
+    rows = rows_of(photos, lineup, tmp_path, own("psnr", "pattern", "consistency"))
+    assert all(set(row.figures) == {"pattern", "seconds"} for row in rows)
+    assert all(row.earlier for row in rows_of(photos, lineup, tmp_path, own("psnr", "pattern", "consistency")))
+
+
 def test_sets_of_images(photos: Path, lineup: Lineup, tmp_path: Path) -> None:
     """The mean of each color, as a network whose features are few."""
     colors = Features("colors", "Colors", "public", 64, lambda images: images.float().mean((2, 3)))

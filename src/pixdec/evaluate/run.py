@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from pixdec import __version__
-from pixdec.evaluate.methods import Lineup, Method, Sample
-from pixdec.evaluate.metrics.table import Metrics, Shown, measure
+from pixdec.evaluate.methods import ORIGINAL, Lineup, Method, Sample
+from pixdec.evaluate.metrics.table import Metric, Metrics, Shown, measure
 from pixdec.evaluate.photographs import Source
 from pixdec.evaluate.report.sheets import middle, most_detailed
 from pixdec.evaluate.results import Broken, Row, append_result, key_of, read_results
@@ -31,7 +31,6 @@ from pixdec.io.files import reason_of
 from pixdec.io.images import save_image, to_pil
 
 RESULTS, CROPS, FEATURES, IMAGES = "results.jsonl", "crops", "features", "images"  # in the output folder
-ORIGINAL = "original"  # the method's name of what there is to compare with
 # Of one image, and no reason not to go on with the next.
 FAILURES = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
 
@@ -115,7 +114,7 @@ def evaluate(
                     continue
                 row = replace(row, figures=figures, failed=failed, earlier=False)
                 append_result(place.out / RESULTS, row, task.made_with)
-            yield replace(row, figures=_chosen(row.figures, source, metrics))
+            yield replace(row, figures=_chosen(row, source, metrics))
 
 
 @dataclass(frozen=True)
@@ -187,8 +186,8 @@ def _task(
     made_with = {**shared, **method.settings}
     key = key_of(made_with)
     known = earlier.get(key, {})
-    wanted = {*(metric.name for metric in metrics.of(source.has)), "seconds"}
     label = label_of(method, source)
+    wanted = {*(metric.name for metric in _metrics_of(label, source, metrics)), "seconds"}
     kept = place.holds(key) and (not place.images or place.image(label, source.name).exists())
     done = wanted <= set(known) and kept
     return _Task(method, label, made_with, key, known, done)
@@ -202,16 +201,23 @@ def _measured(
     seconds = time.perf_counter() - start
     low = None if sample.low is None else to_pil(sample.low)[0]
     shown = Shown(image, sample.original, low, sample.text, lineup.scale)
-    figures, failed = measure(shown, [each for each in metrics.of(source.has) if each.name not in task.known])
+    figures, failed = measure(
+        shown, [each for each in _metrics_of(task.label, source, metrics) if each.name not in task.known]
+    )
     place.keep(image, sample.original, task.key)
     place.keep_image(image, task.label, source.name)
     return {"seconds": seconds, **task.known, **figures}, failed
 
 
-def _chosen(figures: Mapping[str, float], source: Source, metrics: Metrics) -> dict[str, float]:
+def _metrics_of(label: str, source: Source, metrics: Metrics) -> list[Metric]:
+    """Those that apply; to the original itself, those that compare it with nothing."""
+    return metrics.of(source.has - {"original", "low"} if label == ORIGINAL else source.has)
+
+
+def _chosen(row: Row, source: Source, metrics: Metrics) -> dict[str, float]:
     """The figures that are asked for, in their order, and the time."""
-    names = [metric.name for metric in metrics.of(source.has)]
-    return {name: figures[name] for name in (*names, "seconds") if name in figures}
+    names = [metric.name for metric in _metrics_of(row.method, source, metrics)]
+    return {name: row.figures[name] for name in (*names, "seconds") if name in row.figures}
 
 
 def _line(error: BaseException) -> str:

@@ -280,7 +280,8 @@ class _Page:
             scored.sort(key=lambda row: (_goodness(row.figures[metric], column), row.image))
             shown = "".join(self._worst_figure(row, metric, column) for row in scored[:WORST])
             text.append(f'<details><summary>{escape(column.title)}</summary><div class="x">{shown}</div></details>')
-        return f"<p>Of {escape(next(iter(self.summary.by_method), ''))}; the original on the left.</p>{''.join(text)}"
+        note = f"<p>Of {escape(next(iter(self.summary.by_method), ''))}; the original on the left.</p>"
+        return note + "".join(text) if text else ""
 
     def _worst_figure(self, row: Row, metric: str, column: Column) -> str:
         names = [self._embed(key) for key in (row.original, row.key) if key]
@@ -357,7 +358,7 @@ def _mean(mean: Mean | None, column: Column | None) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
     lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    return f'<div class="w"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+    return f'<div class="w"><table class="l">{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 
 def _rates(row: Mapping[str, Any], *names: str) -> tuple[float, float, float]:
