@@ -50,7 +50,7 @@ export const words = {
   linkCopied: "Link copied. It reopens these settings.",
   linkOwn: "Link copied. It reopens these settings; your image is not in it.",
   otherImage: (name) => `This link was made with ${name}, which is not in it. Drop that image here; an example stands in for it.`,
-  private: "Your images stay in this browser and in the server's memory while they are decoded. Nothing is written to the server's disk, and no third party is asked.",
+  private: "Your images stay in this browser and, for a few minutes, in the server's memory. Nothing is written to the server's disk, and no third party is asked.",
 
   errors: {
     noImage: (name) => `${name} is not an image that this browser can read. Choose a PNG, JPEG, WebP, AVIF or GIF, or a latent (.safetensors).`,
