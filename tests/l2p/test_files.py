@@ -74,7 +74,7 @@ def test_inspect_names_a_released_file_as_comfyui_packs_it_too(card, tmp_path: P
             comfy[f"model.diffusion_model.{name}"] = tensor
     assert card_of_tensors(pixel_tensors(comfy)) is card
     assert card_of_tensors(pixel_tensors(plain)) is card
-    monkeypatch.setattr("pixdec.weights.load.open_checkpoint", lambda path: TensorFile(tmp_path, comfy, {}, 1))
+    monkeypatch.setattr("pixdec.weights.describe.open_checkpoint", lambda path: TensorFile(tmp_path, comfy, {}, 1))
     found = describe(tmp_path)
     if card.patch > 2:
         assert (found.kind, found.name, found.problem) == ("pixel", card.name, None)

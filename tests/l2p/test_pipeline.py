@@ -7,7 +7,7 @@ import pytest
 import torch
 from l2p_reference import byte_image, distance, facts, model, needs_reference, tensors, text, unit
 from PIL import Image
-from small import TEXT, saved
+from small import TEXT, diffusers, saved
 
 from pixdec.cli import main
 from pixdec.io.tensors import to_pil, to_tensor
@@ -118,6 +118,23 @@ def test_eight_bits_spare_head_and_norms_and_leave_no_bands(small: Path):
     assert 0 < float((one - other).norm() / one.norm()) < 0.02
     levels = [len((each * 255).round().unique()) for each in (one, other)]  # banding would leave fewer
     assert levels[1] > 0.9 * levels[0]
+
+
+def test_a_lora_of_the_source_changes_the_weights_it_names(pipe: PixelPipeline, tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    source = diffusers.ZImageTransformer2DModel(**{k: v for k, v in pipe.model.settings.config.items() if k[0] != "_"})
+    source.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
+    diffusers.ZImagePipeline.save_lora_weights(tmp_path, peft.get_peft_model_state_dict(source))
+    name = "layers.1.attention.to_q"
+    layer = source.get_submodule(name)
+    change = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    before = pipe.model.transformer.get_submodule(name).weight.clone()
+    pipe.load_lora_weights(tmp_path / "pytorch_lora_weights.safetensors", strength=0.5)
+    after = pipe.model.transformer.get_submodule(name).weight
+    assert torch.allclose(after - before, 0.5 * change, atol=1e-5)
+    assert not [key for key in pipe.model.state_dict() if "lora" in key]
+    with pytest.raises(ValueError, match=r"small.safetensors: no LoRA"):
+        pipe.load_lora_weights(tmp_path / "small.safetensors")
 
 
 def test_saved_and_loaded(pipe: PixelPipeline, tmp_path: Path):

@@ -18,6 +18,7 @@ class Models:
 
     def run(self) -> int:
         from pixdec.weights.catalog import CARDS, located
+        from pixdec.weights.pixels import PIXEL_CARDS
 
         rows = [("NAME", "SPACE", "SCALE", "VERSION", "KIND", "TRAINED FOR", "LICENCE", "ON DISK")]
         for card in CARDS:
@@ -33,6 +34,11 @@ class Models:
             licence = card.licence.name if card.licence.commercial else f"{card.licence.name} (non-commercial)"
             on_disk = "no" if path is None else "bundled" if card.repository is None else str(path)
             rows.append((card.name, spaces, f"{card.scale}x", card.version, card.kind, trained, licence, on_disk))
+        for pixel in PIXEL_CARDS:
+            if self.json:
+                print(json.dumps({**asdict(pixel), "kind": "pixel"}))
+            where = "by its path" if pixel.repository is None else f"see {pixel.repository}"
+            rows.append((pixel.name, "-", "1x", "l2p", "pixel", f"{pixel.side}²", pixel.licence.name, where))
         if not self.json:
             print_table(rows)
         return 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pixdec.devices import best_device, device_named, release_memory
 from pixdec.inference.config import Quantize
 from pixdec.inference.quantize import quantize_linears
-from pixdec.io.files import prepare
+from pixdec.io.files import first_line_of, prepare
 from pixdec.io.hub import hub_reason
 from pixdec.io.tensors import resize, to_pil, to_tensor
 from pixdec.l2p.files import Weights, load_model, open_weights, save_weights
@@ -121,6 +121,27 @@ class PixelPipeline:
         """Moves the model, itself."""
         self.model.to(self.model.device if device is None else device_named(device), dtype or self.model.dtype)
         return self
+
+    def load_lora_weights(self, path: str | Path, strength: float = 1.0) -> None:
+        """Adds a LoRA of the source, in whatever form its diffusers pipeline reads, to the weights, for good. What it
+        has for layers that the pixel model lacks is left out.
+
+        Raises:
+            ValueError: the file cannot be read, or has nothing for this model.
+        """
+        model = self.model.transformer
+        try:
+            given = diffusers_class(self.model.source.pipeline).lora_state_dict(str(path))
+            loras: Any = given[0] if isinstance(given, tuple) else given
+            names = {name for name, _ in model.named_modules()}
+            kept = {key: value for key, value in loras.items() if _layer_of(key) in names}
+            if not kept:
+                raise ValueError("it has no layer of this model")
+            model.load_lora_adapter(kept, prefix="transformer")
+        except Exception as error:
+            raise ValueError(f"{path}: no LoRA that fits ({first_line_of(error)})") from error
+        model.fuse_lora(lora_scale=strength)
+        model.unload_lora()
 
     def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
         """From now on text encoder and model are on `device` (None: the fastest) only while they work, never
@@ -264,6 +285,11 @@ def large_linears(model: PixelModel) -> dict[str, nn.Linear]:
         and min(module.in_features, module.out_features) >= 128
         and module.in_features % 16 == module.out_features % 16 == 0
     }
+
+
+def _layer_of(key: str) -> str:
+    """The module that a LoRA's tensor is for."""
+    return key.removeprefix("transformer.").partition(".lora_")[0]
 
 
 def _velocity(model: PixelModel, text: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -29,8 +29,8 @@ Z_IMAGE: Mapping[str, Any] = {
     "axes_lens": [1536, 512, 512],
 }  # fmt: skip
 _LICENCE = Licence(
-    "Apache-2.0 (stated by the package and the model card; no licence file, and the paper is CC BY-NC-SA)",
-    "the authors' package and model cards say Apache-2.0; ask them before commercial use",
+    "Apache-2.0 (as stated)",
+    "the authors' package and model cards say Apache-2.0; there is no licence file, and the paper is CC BY-NC-SA",
     commercial=False,
 )
 

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from pixdec.l2p.sources import Last, diffusers_class, on_meta
 
+NANO: Mapping[str, Any] = {  # 5.2 million parameters, for short captions, on two processor cores
+    "dim": 192, "n_heads": 4, "n_kv_heads": 4, "n_layers": 6, "n_refiner_layers": 1, "cap_feat_dim": 64,
+    "axes_dims": [16, 16, 16], "axes_lens": [512, 128, 128],
+}  # fmt: skip
+
 
 class ZImage:
     """diffusers' `ZImageTransformer2DModel`, which pads each sequence to a multiple of 32 tokens, and masks what pads a
