@@ -58,7 +58,7 @@ def work(seed: int = 0, width: int = 12, height: int = 12, steps: int | None = N
 def served(engine: Engine) -> Generator[str]:
     """The engine behind HTTP, on a port of its own."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = uvicorn.Server(uvicorn.Config(app_for(engine), log_level="error", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app_for(engine), http="h11", log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     while not server.started:

@@ -92,6 +92,7 @@ def serve(
 
     config = uvicorn.Config(
         app,
+        http="h11",  # whatever else is installed: the limit below is h11's
         log_config=None,
         access_log=False,
         server_header=False,
