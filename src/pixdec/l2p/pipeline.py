@@ -129,7 +129,7 @@ class PixelPipeline:
         Raises:
             ValueError: the file cannot be read, or has nothing for this model.
         """
-        model = self.model.transformer
+        model: Any = self.model.transformer
         try:
             given = diffusers_class(self.model.source.pipeline).lora_state_dict(str(path))
             loras: Any = given[0] if isinstance(given, tuple) else given
