@@ -310,8 +310,8 @@ class PixelDecoder:
             sigma: noise level of the latents, one or one for each image; None takes the `Latent`'s (0 for a tensor).
             seed: of the noise, one for each image, or one s for all (image i draws from s + i). The same seed gives the
                 same image on every device, alone or in a batch.
-            steps: 1 to 4 for the released students and `pixdec-nano`, any number for teachers; None is the model's own: 4,
-                or 1 of `pixdec-nano`, whose later steps add little.
+            steps: 1 to 4 for the released students and `pixdec-nano`, any number for teachers; None is the model's own:
+                4, or 1 of `pixdec-nano`, whose later steps add little.
             size: (height, width) of the images, or one for each latent of a list. The decoder decodes at its own scale,
                 H = h·factor·scale, W = w·factor·scale, and the image is resampled, see `inference.sizes.fit`. Its shape
                 is kept: a size that both sides do not reach by one factor, to a pixel, is refused. None: H x W.
