@@ -60,7 +60,7 @@ def main(photos: Path = Path("../shared/photos/val"), out: Path = WEB) -> None:
     first = Image.open(out / f"{PHOTOGRAPHS[0].name}.webp")
     result = decoder.decode(Latent(to_tensor(first), "rgb"), seed=0)[0]
     result.save(out / f"{PHOTOGRAPHS[0].name}-result.webp", quality=78, method=6)
-    steps = len(decoder.model.times) - 1
+    steps = decoder.model.default_steps
     listed[0]["result"] = {"file": f"{PHOTOGRAPHS[0].name}-result.webp", "model": decoder.model.name, "steps": steps}
 
     image = LATENTS.image(photos)

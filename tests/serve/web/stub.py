@@ -58,7 +58,14 @@ class Stub:
             "default_steps": 4,
             "loaded": True,
         }
-        nano = {**model, "id": "pixdec-nano", "space": "rgb", "licence": "Apache-2.0", "megapixels_per_second": 0.5}
+        nano = {
+            **model,
+            "default_steps": 1,
+            "id": "pixdec-nano",
+            "space": "rgb",
+            "licence": "Apache-2.0",
+            "megapixels_per_second": 0.5,
+        }
         pid = {
             **model,
             "id": "pid-flux2-2k",
@@ -82,7 +89,7 @@ class Stub:
             _, _, h, w = Latent.load(path, statistics=False).tensor.shape
             path.unlink()
             first = Image.linear_gradient("L").resize((16 * w, 16 * h)).convert("RGB")
-        identity, steps = f"job-{len(self.jobs)}", int(fields.get("steps", 4))
+        identity, steps = f"job-{len(self.jobs)}", int(fields.get("steps", 1))
         size = tuple(4 * side for side in first.size)
         result = ImageOps.posterize(first.resize(size, Image.Resampling.LANCZOS), 9 - steps)
         links = {

@@ -45,7 +45,7 @@ def test_a_full_queue_and_a_server_that_loads_are_asked_again(
     say(page, "too much to do. Trying again in 1 s")
     settled(page)
     assert "steps" not in stub.asked[0]
-    assert page.locator(".tag.right").inner_text() == "pixdec-nano, 4 steps"
+    assert page.locator(".tag.right").inner_text() == "pixdec-nano, 1 step"
 
 
 def test_a_server_that_is_gone_and_comes_back(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
@@ -70,11 +70,11 @@ def test_a_server_that_goes_in_the_middle(visit: Visit, stub: Stub, photograph: 
 
 
 def test_a_stream_that_breaks_is_opened_again(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
+    page = visit("steps=4", quiet=True)
     stub.break_streams = 2
-    page = visit(quiet=True)
     choose(page, photograph())
     settled(page)
-    assert len(stub.asked) == 1
+    assert len(stub.asked) == 2
 
 
 def test_a_decode_that_fails_and_a_result_that_is_gone(

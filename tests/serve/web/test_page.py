@@ -50,7 +50,7 @@ def test_a_comparison_stands_before_anything_is_asked(visit: Visit, stub: Stub) 
     page = visit()
     assert stub.asked == []
     assert page.locator(".tag.left").inner_text() == "Input"
-    assert page.locator(".tag.right").inner_text() == "pixdec-nano, 4 steps"
+    assert page.locator(".tag.right").inner_text() == "pixdec-nano, 1 step"
     assert page.locator("pix-compare").evaluate("each => each.at") == 50
 
 
@@ -89,7 +89,7 @@ def test_the_divider_moves_by_keys_and_says_where_in_words(visit: Visit) -> None
     ]:
         page.keyboard.press(key)
         assert page.locator("pix-compare").evaluate("each => each.at") == at, key
-    assert divider.get_attribute("aria-valuetext") == "Input on the left 90 %, pixdec-nano, 4 steps on the right 10 %"
+    assert divider.get_attribute("aria-valuetext") == "Input on the left 90 %, pixdec-nano, 1 step on the right 10 %"
     assert "at=90" in page.url
 
 
@@ -135,13 +135,13 @@ def test_the_lens_shows_one_region_of_every_picture(visit: Visit, stub: Stub, ph
     page = visit()
     choose(page, photograph(size=(300, 200)))
     settled(page)
-    for steps in ("1", "2", "3"):
+    for steps in ("2", "3", "4"):
         page.locator("#steps").fill(steps)
         page.locator(".tag.right", has_text=re.compile(rf"^pixdec-nano, {steps} step")).wait_for()
     page.get_by_label("Lens").check()
     page.locator("pix-lens figure").nth(5).wait_for()
     captions = page.locator("pix-lens figcaption").all_inner_texts()
-    assert captions == ["Input", "Lanczos", *(f"pixdec-nano, {n}" for n in ("4 steps", "1 step", "2 steps", "3 steps"))]
+    assert captions == ["Input", "Lanczos", *(f"pixdec-nano, {n}" for n in ("1 step", "2 steps", "3 steps", "4 steps"))]
     frame = page.get_by_role("button", name="Lens at")
     frame.focus()
     page.keyboard.press("Shift+ArrowLeft")
@@ -175,7 +175,7 @@ def test_a_latent_is_decoded_at_each_of_its_noise_levels(visit: Visit, stub: Stu
 
 
 def test_previews_progress_and_cancel(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
-    page = visit()
+    page = visit("steps=4")
     stub.hold_after = 1
     choose(page, photograph())
     say(page, "Step 1 of 4")
@@ -183,22 +183,22 @@ def test_previews_progress_and_cancel(visit: Visit, stub: Stub, photograph: Call
     assert page.get_by_role("progressbar", name="Decoding").is_visible()
     page.get_by_role("button", name="Cancel").click()
     say(page, "Canceled.")
-    until(page, lambda: stub.canceled == ["job-0"])
+    until(page, lambda: stub.canceled == ["job-1"])
     stub.hold_after = 0
     page.get_by_role("button", name="Try again").click()
     settled(page)
 
 
 def test_a_new_setting_cancels_the_decode_before(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
-    page = visit()
+    page = visit("steps=4")
     stub.hold_after = 1
     choose(page, photograph())
     say(page, "Step 1 of 4")
     page.get_by_label("Strength").fill("0.3")
-    until(page, lambda: stub.canceled == ["job-0"])
+    until(page, lambda: stub.canceled == ["job-1"])
     stub.hold_after = 0
     settled(page)
-    assert stub.asked[1]["strength"] == "0.3"
+    assert stub.asked[2]["strength"] == "0.3"
     assert "--strength 0.3" in page.locator("#command").text_content()
     assert ".noised(0.3, seed=0)" in page.locator("#python").text_content()
 
@@ -266,7 +266,7 @@ def test_a_link_with_someone_elses_image_says_so(visit: Visit) -> None:
 def test_exif_turns_the_picture_and_an_animation_gives_its_first_frame(
     visit: Visit, stub: Stub, photograph: Callable[..., Path], tmp_path: Path
 ) -> None:
-    page = visit()
+    page = visit("steps=4")
     exif = Image.Exif()
     exif[0x112] = 6
     choose(page, photograph("turned.jpg", exif=exif))
@@ -279,7 +279,7 @@ def test_exif_turns_the_picture_and_an_animation_gives_its_first_frame(
     say(page, "first frame")
     stub.hold_after = 0
     page.locator("#facts", has_text="40 × 40 → 160 × 160").wait_for()
-    assert stub.jobs["job-1"]["first"].getpixel((5, 5))[0] > 200
+    assert stub.jobs["job-2"]["first"].getpixel((5, 5))[0] > 200
 
 
 def test_dropping_and_pasting(visit: Visit, photograph: Callable[..., Path]) -> None:

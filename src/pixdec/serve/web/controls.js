@@ -17,11 +17,11 @@ export function choices(place, options, chosen, choose) {
 
 /** The models that take this source, by latent space. */
 export function fillModels(select, models, source) {
-  const fits = models.filter(({ space }) => source.kind === "image" || space === "rgb" || !source.space || space === source.space);
+  const fits = models.filter(({ space }) => source.kind === "image" || !space || space === "rgb" || !source.space || space === source.space);
   const spaces = [...new Set(fits.map(({ space }) => space))];
   select.replaceChildren(
     ...spaces.map((space) => {
-      const group = Object.assign(document.createElement("optgroup"), { label: space });
+      const group = Object.assign(document.createElement("optgroup"), { label: space ?? words.notLoaded });
       group.append(...fits.filter((model) => model.space === space).map(({ id }) => new Option(id)));
       return group;
     }),
@@ -47,7 +47,7 @@ export function fillForm(form, state, model, source) {
   prompt.parentElement.hidden = !model.needs_text;
   form.elements.model.value = model.id;
   [steps.min, steps.max] = stepsOf(model);
-  [steps.value, strength.value, seed.value] = [state.steps || model.default_steps || 4, state.strength, state.seed];
+  [steps.value, strength.value, seed.value] = [state.steps || model.default_steps || source.result?.steps || 1, state.strength, state.seed];
   steps.parentElement.hidden = steps.min === steps.max;
   const stops = source.stops ?? [];
   stop.max = Math.max(0, stops.length - 1);

@@ -91,7 +91,6 @@ export async function decode() {
     if (!run || session.source !== source) return;
     busy(null);
     const { job } = run;
-    if (!model().default_steps) model().default_steps = job.steps;
     if (job.seconds?.decode) rates.set(id, (job.width * job.height * job.steps) / 1e6 / job.seconds.decode);
     await reveal(run);
   } catch (error) {
@@ -99,10 +98,17 @@ export async function decode() {
   }
 }
 
+/** What the server says of its models, now that it has loaded more. */
+export function reload(models) {
+  session.models = models;
+  controls.fillModels(form.elements.model, models, session.source);
+  refresh();
+}
+
 function foretold({ kind, width, height, note }) {
   if (kind !== "image") return "";
   const { id, scale, default_steps, megapixels_per_second: rate } = model();
-  const each = rates.get(id) ?? (rate && rate * (default_steps ?? 4));
+  const each = rates.get(id) ?? (rate && rate * (default_steps ?? 1));
   return words.ready(width, height, scale, each && (width * height * scale ** 2 * steps()) / 1e6 / each) + note;
 }
 

@@ -3,7 +3,7 @@ import "./compare.js";
 import "./lens.js";
 import * as api from "./api.js";
 import * as controls from "./controls.js";
-import { busy, decode, fail, say, take } from "./decoding.js";
+import { busy, decode, fail, reload, say, take } from "./decoding.js";
 import * as gallery from "./gallery.js";
 import * as intake from "./intake.js";
 import { savingAs } from "./save.js";
@@ -60,6 +60,14 @@ function listen() {
   });
 }
 
+async function untilLoaded() {
+  for (let tries = 0; tries < 60 && session.models.some(({ default_steps: usual }) => usual == null); tries++) {
+    await new Promise((later) => setTimeout(later, 1000));
+    const { data } = await api.models().catch(() => ({}));
+    if (data && JSON.stringify(data) !== JSON.stringify(session.models)) reload(data);
+  }
+}
+
 async function start() {
   at("retry").hidden = true;
   try {
@@ -72,6 +80,7 @@ async function start() {
   const last = name && (await kept());
   await (name && last?.name === name ? own(last, { again: true }) : choose(state.example));
   if (name && last?.name !== name) say(words.otherImage(name), { bad: true });
+  untilLoaded();
   if (asked && !session.models.some(({ id }) => id === asked)) say(words.errors.noModel(asked), { bad: true });
 }
 

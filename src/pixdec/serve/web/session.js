@@ -7,8 +7,12 @@ export const [compare, lens, form] = ["compare", "lens", "settings"].map(at);
 export const session = { state: fromAddress(), models: [], limits: {}, source: null, shown: null };
 export const runs = new Runs();
 
-export const model = () => session.models.find(({ id }) => id === session.state.model) ?? session.models[0];
-export const steps = () => session.state.steps || model().default_steps || 4; // of a model that is not loaded yet
+/** The model that is chosen; of one that is not loaded yet the server knows the name alone. */
+export function model() {
+  const found = session.models.find(({ id }) => id === session.state.model) ?? session.models[0];
+  return { ...found, scale: found.scale ?? 4, space: found.space ?? "rgb" };
+}
+export const steps = () => session.state.steps || model().default_steps || session.source?.result?.steps || 1;
 
 /** What a decode depends on, besides the picture. */
 export function settings() {
