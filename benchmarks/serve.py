@@ -48,7 +48,7 @@ def picture(width: int = 12, height: int = 12, seed: int = 0, kind: str = "PNG")
     return file.getvalue()
 
 
-def work(seed: int = 0, width: int = 12, height: int = 12, steps: int | None = None) -> Work:
+def work(seed: int = 0, width: int = 12, height: int = 12, steps: int = 4) -> Work:
     """An upscale."""
     data, shape = picture(width, height, seed), tuple(sorted((height, width)))
     return Work("upscale", MODEL, data, shape, 16 * width * height, seed=seed, steps=steps)

@@ -30,7 +30,7 @@ def test_form_and_json_give_the_same_bytes(client):
 
 
 def test_a_job_tells_its_steps_and_keeps_its_images(client):
-    job = sent(client, respond="job")
+    job = sent(client, respond="job", steps=4)
     assert job.status_code == 202
     told = events(client, job.json()["id"])
     names = [name for name, _ in told]

@@ -43,7 +43,7 @@ def test_a_storm_of_clients_that_hang_up_passes(engine, url):
 
 
 def test_a_cancelled_job_stops_within_a_step(engine):
-    job = engine.submit(work(0, 150, 150, steps=4))
+    job = engine.submit(work(0, 150, 150))
     seen = []
     job.watch(lambda event, more: (seen.append(job.step), job.step == 1 and engine.cancel(job)))
     with pytest.raises(ServiceError, match="cancelled"):
@@ -55,7 +55,7 @@ def test_a_cancelled_job_stops_within_a_step(engine):
 def test_a_client_that_goes_stops_its_work(engine, url):
     before = set(engine.jobs)
     with pytest.raises(httpx.TimeoutException):
-        httpx.post(f"{url}/v1/upscale", files={"image": picture(150, 150)}, timeout=0.3)
+        httpx.post(f"{url}/v1/upscale", files={"image": picture(150, 150)}, data={"steps": 4}, timeout=0.3)
     job = next(job for id, job in engine.jobs.items() if id not in before)
     with pytest.raises(ServiceError, match="cancelled"):
         job.wait(30)
