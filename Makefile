@@ -84,11 +84,11 @@ bundled-models: .venv/dev
 	    --from-run $(RUNS)/tiny-first
 	$(BIN)/python -m scripts.export_models --autoencoder $(RUNS)/tiny
 
-# The small network alone, from its last state, on a GPU within so many minutes: $(NANO)/pack (`python -m
+# The small network alone, from its last state or the bundled weights, on a GPU within so many minutes: $(NANO)/pack (`python -m
 # scripts.nano.data --out $(NANO)/data --pack $(NANO)/pack`) and $(NANO)/run/state.pt are all that it needs.
 bundled-models-gpu:
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.train --data $(NANO)/pack --out $(NANO)/run --minutes $(MINUTES) \
-	    --stage texture --batch 64 --device cuda $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
+	    --stage texture --batch 64 --device cuda --start src/pixdec/weights/bundled/pixdec-nano.safetensors $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run $(NANO)/pixdec-nano.safetensors
 
 # The quality table of docs/bundled-models.md, beside Real-ESRGAN. Needs `pip install ssimulacra2` and, with --no-deps,

@@ -21,7 +21,7 @@ from pixdec.train.data.degrade import degrade
 PAGE = (768, 256)
 
 
-def main(model: str = "pixdec-nano", sizes: Sequence[int] = (12, 24, 32, 48), pages: int = 2, steps: int = 4) -> None:
+def main(model: str = "pixdec-nano", sizes: Sequence[int] = (12, 24, 32, 48), pages: int = 2, steps: int = 1) -> None:
     """Prints the share of words read at each size, as drawn, by Lanczos, and by `model`."""
     dtype = torch.bfloat16 if has_bfloat16_units() else torch.float32
     decoder = PixelDecoder.from_pretrained(model, device="cpu", dtype=dtype)

@@ -370,7 +370,7 @@ def main() -> None:
         trainer.load(torch.load(latest, map_location=given.device, weights_only=True))
     elif given.start is not None:
         for network in (trainer.network, trainer.average):
-            network.load_state_dict(load_file(given.start), strict=False)
+            network.load_state_dict(load_file(given.start))
     data = Data(given.data, recipe.crop)
     pairs = list[tuple[Tensor, Tensor]]()
     for path in sorted(given.held_out.glob("*.safetensors"))[:6] if given.held_out else ():
