@@ -99,7 +99,8 @@ compare: .venv/dev
 # The figures of the README and of docs/benchmarks, on a CPU: leave the machine alone meanwhile, for half an hour.
 # Goes on where it was stopped; after a change of code or machine remove the JSON files first.
 bench-cpu: .venv/dev
-	$(BIN)/python -m benchmarks --sides 1024 2048 --methods eager compiled vae:flux2+lanczos vae:flux2+real-esrgan \
+	$(BIN)/python -m benchmarks --sides 1024 2048 --steps 1 --methods eager -o docs/benchmarks/nano-cpu-one-step
+	$(BIN)/python -m benchmarks --sides 1024 2048 --steps 4 --methods eager vae:flux2+lanczos \
 	    --limit 1200 -o docs/benchmarks/nano-cpu
 	$(BIN)/python -m benchmarks --model random:v1 --sides 512 1024 --steps 1 --methods plain eager int8 vae:flux2 \
 	    vae:flux2+lanczos --limit 1200 -o docs/benchmarks/full-size-cpu

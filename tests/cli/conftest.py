@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pixdec.cli import main
+from pixdec.encoder import _named  # pyright: ignore[reportPrivateUsage]
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
@@ -104,7 +105,9 @@ def models(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("pixdec.weights.catalog.BUNDLED", bundled)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it was imported
+    _named.cache_clear()
     yield
+    _named.cache_clear()  # or the stand-in goes on decoding in other tests
 
 
 @pytest.fixture
