@@ -6,16 +6,14 @@ settings can share a file, and what has been measured is not measured again. Fai
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from pixdec.io.files import replacing
+from pixdec.io.json_lines import append_line, json_digest, read_lines
 
 Figures = Mapping[str, float]  # metric -> value, of one image
 
@@ -54,7 +52,7 @@ class Broken:
 
 def key_of(settings: Mapping[str, object]) -> str:
     """A digest of settings (JSON); the order of their names does not matter."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+    return json_digest(settings)[:32]
 
 
 def plain(value: float) -> float | str | None:
@@ -68,29 +66,19 @@ def from_plain(value: float | str | None) -> float:
 
 
 def read_results(path: Path) -> dict[str, dict[str, float]]:
-    """key -> metric -> figure. A missing file holds none; a last line that an interrupted run left unfinished is
-    removed from it.
+    """key -> metric -> figure. See `read_lines`.
 
     Raises:
-        ValueError: another line is not one that `append_result` wrote.
-        OSError: the file cannot be read, or the last line not be removed.
+        ValueError: a line is not one that `append_result` wrote.
+        OSError: the file cannot be read, or an unfinished last line not be removed.
     """
-    if not path.exists():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with replacing(path) as temporary:
-            temporary.write_bytes(whole)
+
+    def read(record: dict[str, Any]) -> tuple[str, dict[str, float]]:
+        return str(record["key"]), {name: from_plain(value) for name, value in record["figures"].items()}
+
     rows: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            record = cast("dict[str, object]", json.loads(line))
-            figures = cast("dict[str, float | str | None]", record["figures"])
-            found = {name: from_plain(value) for name, value in figures.items()}
-            rows.setdefault(str(record["key"]), {}).update(found)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: line {number} is no row of figures; delete the file to measure anew") from error
+    for key, figures in read_lines(path, read, "is no row of figures; delete the file to measure anew"):
+        rows.setdefault(key, {}).update(figures)
     return rows
 
 
@@ -102,14 +90,9 @@ def append_result(path: Path, row: Row, made_with: Mapping[str, object]) -> None
     """
     figures = {name: plain(value) for name, value in row.figures.items()}
     record = {"key": row.key, "image": row.image, "method": row.method, "made_with": made_with, "figures": figures}
-    line = json.dumps({**record, **({"failed": dict(row.failed)} if row.failed else {})}, ensure_ascii=False)
-    try:
-        with path.open("ab") as file:
-            file.write(f"{line}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    append_line(
+        path, json.dumps({**record, **({"failed": dict(row.failed)} if row.failed else {})}, ensure_ascii=False)
+    )
 
 
 __all__ = ["Broken", "Row", "append_result", "from_plain", "key_of", "plain", "read_results"]

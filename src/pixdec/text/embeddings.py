@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pixdec.devices import release_memory
+from pixdec.io.json_lines import json_digest
 from pixdec.text.cache import EmbeddingCache
 from pixdec.text.gemma import CaptionEncoder, CaptionSettings, shorten
 from pixdec.text.source import GEMMA, EncoderUnavailableError, identity
@@ -82,7 +81,7 @@ class CaptionEmbeddings:
     def key(self, caption: str) -> str:
         """The name of a caption's embedding in the cache: SHA-256 of all that determines it."""
         parts = {"format": _FORMAT, "encoder": self._identity, "caption": caption, **asdict(self.settings)}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return json_digest(parts)
 
     @cached_property
     def _identity(self) -> str:

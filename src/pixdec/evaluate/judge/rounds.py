@@ -6,16 +6,14 @@ calls. Of several lines for one round the last counts.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pixdec.evaluate.judge.prompt import verdict_of
-from pixdec.io.files import replacing
+from pixdec.io.json_lines import append_line, json_digest, read_lines
 
 
 @dataclass(frozen=True)
@@ -87,34 +85,25 @@ class Round:
 
 def digest(value: Mapping[str, object]) -> str:
     """Of JSON; the order of names does not matter."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+    return json_digest(value)[:32]
 
 
 def read_rounds(path: Path) -> list[Round]:
-    """The rounds of a file, in order. A missing file holds none; a last line that an interrupted run left unfinished is
-    removed from it.
+    """The rounds of a file, in order. See `read_lines`.
 
     Raises:
-        ValueError: another line is none that `append_round` wrote.
-        OSError: the file cannot be read, or the last line not be removed.
+        ValueError: a line is none that `append_round` wrote.
+        OSError: the file cannot be read, or an unfinished last line not be removed.
     """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with replacing(path) as temporary:
-            temporary.write_bytes(whole)
-    names, rounds = {field.name for field in fields(Round)}, list[Round]()
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            record: dict[str, Any] = {name: value for name, value in json.loads(line).items() if name in names}
-            for name in ("digests", "tokens"):
-                record[name] = tuple(record[name])
-            rounds.append(Round(**record))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: line {number} is no round of a judge; remove the line") from error
-    return rounds
+    names = {field.name for field in fields(Round)}
+
+    def read(line: dict[str, Any]) -> Round:
+        record: dict[str, Any] = {name: value for name, value in line.items() if name in names}
+        for name in ("digests", "tokens"):
+            record[name] = tuple(record[name])
+        return Round(**record)
+
+    return read_lines(path, read, "is no round of a judge; remove the line")
 
 
 def append_round(path: Path, made: Round) -> None:
@@ -123,9 +112,4 @@ def append_round(path: Path, made: Round) -> None:
     Raises:
         OSError: it cannot be written; one line that names the file.
     """
-    try:
-        with path.open("ab", buffering=0) as file:  # whole in one write
-            file.write(json.dumps(asdict(made)).encode() + b"\n")
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    append_line(path, json.dumps(asdict(made)))
