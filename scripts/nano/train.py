@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixdec.evaluate.metrics.st_lpips import ShiftTolerantVGG
-from pixdec.models.nano import Nano, NanoSettings
+from pixdec.models.nano import Nano, NanoSettings, range_around
 from pixdec.sampling.flow import STUDENT_TIMES, interpolate, student_times
 from pixdec.sampling.samplers import NoiseSource, student
 from pixdec.train.data.degrade import blur
@@ -132,15 +132,13 @@ def _unpacked(crops: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 def _corrected(low: Tensor, high: Tensor) -> Tensor:
     """The teacher's images (N,H,W,3) without its faults, by the low-resolution ones (N,h,w,3): Real-ESRGAN shifts
     colors, so the means of 4 x 4 of their pixels are put right; and it draws halos along edges, so values stay within
-    the range of the 5 x 5 pixels around, and an eighth of it."""
+    the range around."""
     made = list[Tensor]()
     for small, large in zip(low, high, strict=True):
         small, large = (each.permute(2, 0, 1)[None].float() for each in (small, large))
         missing = F.avg_pool2d(small, 4) - F.avg_pool2d(large, 4 * SCALE)
         large = large + F.interpolate(missing, large.shape[2:], mode="bilinear")
-        most, least = F.max_pool2d(small, 5, 1, 2), -F.max_pool2d(-small, 5, 1, 2)
-        more = (most - least) / 8
-        least, most = (F.interpolate(each, large.shape[2:], mode="bilinear") for each in (least - more, most + more))
+        least, most = (F.interpolate(each, large.shape[2:], mode="bilinear") for each in range_around(small))
         made.append(large.clamp(least, most)[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8))
     return torch.stack(made)
 

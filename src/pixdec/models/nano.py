@@ -170,14 +170,20 @@ class Nano(nn.Module):
         return [(1 + parts[:, i, 0], parts[:, i, 1]) for i in range(self.settings.blocks)]
 
 
-def without_halos(x0: Tensor, low: Tensor) -> Tensor:
-    """x0 (B,3,s·h,s·w), in place, held to the range of the 5 x 5 pixels around each in the low-resolution image
-    (B,3,h,w), and an eighth of that range: what sharpens an edge overshoots beside it."""
+def range_around(low: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the most of the 5 x 5 pixels around each of an image (B,3,h,w), and an eighth of their range
+    beyond: (B,3,h,w) twice."""
     most, least = F.max_pool2d(low, 5, 1, 2), -F.max_pool2d(-low, 5, 1, 2)
     more = (most - least) / 8
+    return least - more, most + more
+
+
+def without_halos(x0: Tensor, low: Tensor) -> Tensor:
+    """x0 (B,3,s·h,s·w), in place, held to the range around each pixel of the low-resolution image (B,3,h,w): what
+    sharpens an edge overshoots beside it."""
     height, width = low.shape[2:]
     blocks = x0.view(*low.shape[:3], x0.shape[2] // height, width, x0.shape[3] // width)
-    least, most = (each[:, :, :, None, :, None] for each in (least - more, most + more))
+    least, most = (each[:, :, :, None, :, None] for each in range_around(low))
     blocks.clamp_(least, most)
     return x0
 
