@@ -18,6 +18,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PromptOptions:
+    """What a run is to make."""
+
+    prompt: str | None = None
+    """What to generate."""
+    prompts: str | None = None
+    """A file of prompts: one a line, or .jsonl with {"prompt", "name", "seed", "negative", "height", "width"}."""
+
+    def given(self) -> str | list[Prompt]:
+        """ValueError unless one of them is given."""
+        if self.prompt is not None and self.prompts is None:
+            from pixdec.generation.prompts import Prompt
+
+            return [Prompt(self.prompt, "--prompt")]
+        if self.prompts is None or self.prompt is not None:
+            what = "neither is given" if self.prompt is None else "both are given"
+            raise ValueError(f"expected --prompt TEXT or --prompts FILE: {what}")
+        return self.prompts
+
+
+Asked = Annotated[PromptOptions, tyro.conf.arg(name="")]
+NOTHING = PromptOptions()
+
+
+@dataclass(frozen=True)
 class Generate:
     """Generate images from prompts: a diffusers pipeline, stopped early, and a decoder that makes its images large.
 
@@ -30,32 +55,17 @@ class Generate:
     output: Output
     """A folder: it is created. For one --prompt also an image file (.png, .webp, .jpg)."""
     by: Annotated[GenerationSettings, tyro.conf.arg(name="")]
-    prompt: str | None = None
-    """What to generate."""
-    prompts: str | None = None
-    """A file of prompts: one a line, or .jsonl with {"prompt", "name", "seed", "negative", "height", "width"}."""
+    what: Asked = NOTHING
     how: Run = AS_IT_IS
     json: Flag = False
     """Print one JSON object for each image."""
 
     def run(self) -> int:
-        prompts = prompts_given(self.prompt, self.prompts)
+        prompts = self.what.given()
         check_device(self.by.device)
         from pixdec.generation.generate import Generation
 
         return make_all(Generation(prompts, self.output, self.by, self.how.config()), json_lines=self.json)
-
-
-def prompts_given(prompt: str | None, file: str | None) -> str | list[Prompt]:
-    """What a run is to make, of --prompt or --prompts. ValueError unless one of them is given."""
-    if prompt is not None and file is None:
-        from pixdec.generation.prompts import Prompt
-
-        return [Prompt(prompt, "--prompt")]
-    if file is None or prompt is not None:
-        what = "neither is given" if prompt is None else "both are given"
-        raise ValueError(f"expected --prompt TEXT or --prompts FILE: {what}")
-    return file
 
 
 def make_all(run: Generation | PixelGeneration, *, json_lines: bool) -> int:

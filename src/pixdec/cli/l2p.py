@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from pixdec.cli.generate import make_all, prompts_given
+from pixdec.cli.generate import NOTHING, Asked, make_all
 from pixdec.cli.options import Dtype, Flag, Output, check_device, torch_dtype
 from pixdec.cli.report import Report
 from pixdec.generation.settings import PixelGenerationSettings
@@ -101,15 +101,12 @@ class Generate:
     output: Output
     """A folder: it is created. For one --prompt also an image file (.png, .webp, .jpg)."""
     by: Annotated[PixelGenerationSettings, tyro.conf.arg(name="")]
-    prompt: str | None = None
-    """What to generate."""
-    prompts: str | None = None
-    """A file of prompts: one a line, or .jsonl with {"prompt", "name", "seed", "negative", "height", "width"}."""
+    what: Asked = NOTHING
     json: Flag = False
     """Print one JSON object for each image."""
 
     def run(self) -> int:
-        prompts = prompts_given(self.prompt, self.prompts)
+        prompts = self.what.given()
         check_device(self.by.device)
         from pixdec.generation.pixels import PixelGeneration
 
