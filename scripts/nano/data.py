@@ -52,6 +52,16 @@ def pictures(folder: Path) -> Iterator[tuple[str, Image.Image]]:
         yield f"{path.stem}-half", image.resize([side // 2 for side in image.size], Image.Resampling.LANCZOS)
 
 
+def latin_fonts(folder: Path) -> list[Path]:
+    """The fonts of a folder that have Latin letters, and no boxes instead of them."""
+
+    def writes(path: Path) -> bool:
+        font = ImageFont.truetype(str(path), 32)
+        return len({bytes(font.getmask(letter)) for letter in "Agü"}) == 3
+
+    return [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (".ttf", ".otf") and writes(p)]
+
+
 def page(seed: int, fonts: list[Path]) -> Image.Image:
     """512 x 512 of text, lines and shapes in any colours, drawn at twice that size."""
     rng = random.Random(seed)
@@ -77,7 +87,7 @@ def page(seed: int, fonts: list[Path]) -> Image.Image:
     y = rng.randrange(40)
     ink = tuple(255 - c for c in paper) if rng.random() < 0.7 else colour()
     while y < 1000:
-        size = rng.choice([18, 22, 24, 28, 32, 40, 56, 90])
+        size = rng.choice([24, 28, 32, 36, 40, 44, 48, 56, 64, 90])
         font = ImageFont.truetype(str(rng.choice(fonts)), size) if fonts else ImageFont.load_default(size)
         draw.text((rng.randrange(-40, 200), y), " ".join(rng.choices(WORDS, k=16)), font=font, fill=ink)
         y += round(size * rng.uniform(1.1, 2.2))
@@ -171,7 +181,7 @@ def main() -> None:
     parser.add_argument("--fonts", type=Path)
     parser.add_argument("--taef2", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pages", type=int, default=60)
+    parser.add_argument("--pages", type=int, default=200)
     parser.add_argument("--teacher", type=int, default=0)
     parser.add_argument("--real-esrgan", type=Path, help="ncnn weights, if the package is not installed")
     parser.add_argument("--pack", type=Path)
@@ -184,7 +194,7 @@ def main() -> None:
         parser.error("--photos and --taef2 are needed to make data")
     given.out.mkdir(parents=True, exist_ok=True)
     taef2 = load_taef2(given.taef2).to(torch.bfloat16)
-    fonts = sorted(p for p in given.fonts.rglob("*") if p.suffix.lower() in (".ttf", ".otf")) if given.fonts else []
+    fonts = latin_fonts(given.fonts) if given.fonts else []
     pages = ((f"page-{i:03}", page(i, fonts)) for i in range(given.pages))
     sources = [pages, *(pictures(folder) for folder in given.photos)]
     for name, image in (each for source in sources for each in source):

@@ -66,7 +66,7 @@ class Recipe:
 # Pixel losses first: perceptual ones and adversaries make dots of edges that the network cannot place yet.
 STAGES = {
     "shape": Recipe(first=4, rate=6e-4, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.75, noisy=0.15),
-    "look": Recipe(teacher=0.75),
+    "look": Recipe(teacher=0.6),
     "texture": Recipe(),
 }
 
@@ -87,26 +87,24 @@ class Data:
                 (self.pages if path.stem.startswith("page-") else self.photos).append(load_file(path))
         self.areas = [each["low"].shape[1] * each["low"].shape[2] for each in self.photos]
 
-    def draw(self, rng: random.Random, *, teacher: float, pages: float) -> tuple[Tensor, Tensor]:
-        """One (3,4c,4c) and its (3,c,c), in [-1,1]."""
+    def draw(self, rng: random.Random, *, teacher: float, pages: float) -> tuple[Tensor, Tensor, bool]:
+        """One (3,4c,4c) and its (3,c,c), in [-1,1], and whether it is of a page."""
+        is_page = False
         if self.teacher is not None and rng.random() < teacher:
             i, c = rng.randrange(len(self.teacher["low"])), self.crop
             y, x = (rng.randrange(self.teacher["low"].shape[1] - c + 1) for _ in range(2))
             low = self.teacher["low"][i, y : y + c, x : x + c]
             high = self.teacher["high"][i, SCALE * y : SCALE * (y + c), SCALE * x : SCALE * (x + c)]
         else:
-            picked = (
-                rng.choice(self.pages)
-                if self.pages and rng.random() < pages
-                else rng.choices(self.photos, self.areas)[0]
-            )
+            is_page = bool(self.pages) and rng.random() < pages
+            picked = rng.choice(self.pages) if is_page else rng.choices(self.photos, self.areas)[0]
             low, high = max((self._crop(picked, rng) for _ in range(2)), key=_busy)
         if rng.random() < 0.25:
             low = _spoilt(low, rng)
         turns, mirrored = rng.randrange(4), rng.random() < 0.5
         pair = [torch.rot90(each.permute(2, 0, 1), turns, (1, 2)) for each in (high, low)]
         high, low = ((each.flip(2) if mirrored else each).float() / 127.5 - 1 for each in pair)
-        return high, low
+        return high, low, is_page
 
     def _crop(self, picture: dict[str, Tensor], rng: random.Random) -> tuple[Tensor, Tensor]:
         c, (variants, height, width, _) = self.crop, picture["low"].shape
@@ -241,13 +239,15 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = factor * rate
         drawn = [data.draw(rng, teacher=recipe.teacher, pages=recipe.pages) for _ in range(recipe.batch)]
-        truth, low = (torch.stack(each) for each in zip(*drawn, strict=True))
+        truth, low = (torch.stack([each[i] for each in drawn]) for i in (0, 1))
         sigmas = [
             rng.uniform(0, recipe.most_sigma) if rng.random() < recipe.noisy else 0.0 for _ in range(recipe.batch)
         ]
         low = noised(low, sigmas, rng).to(self.device)
         truth, sigma = truth.to(self.device), torch.tensor(sigmas, device=self.device)
         late = slice(recipe.first, None)
+        # an adversary makes letters of what nobody can read, so it sees no pages
+        judged = [i for i in range(recipe.first, recipe.batch) if not drawn[i][2]] or [recipe.first]
 
         # x_t: noise; or what the first step made, noised again (self-rollout); or the truth, noised
         noise = torch.randn_like(truth)
@@ -279,7 +279,7 @@ class Trainer:
         if recipe.adversary:
             self.critic.requires_grad_(False)
             with self.cast():
-                grain, body = self.critic(x0[late], low[late])
+                grain, body = self.critic(x0[judged], low[judged])
             loss = loss - recipe.adversary * (grain.mean() + body.mean())
             self.critic.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
@@ -290,8 +290,8 @@ class Trainer:
         self.optimizer.step()
         if recipe.adversary:
             with self.cast():
-                on_real = self.critic(truth[late], low[late])
-                on_made = self.critic(x0[late].detach(), low[late])
+                on_real = self.critic(truth[judged], low[judged])
+                on_made = self.critic(x0[judged].detach(), low[judged])
             parts = [F.relu(1 - logits).mean() for logits in on_real] + [
                 F.relu(1 + logits).mean() for logits in on_made
             ]
