@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixdec.encoder import ImageEncoder
 from pixdec.evaluate.real_esrgan import load_real_esrgan
-from pixdec.io.images import to_tensor
+from pixdec.io.images import pad_to_multiple, to_tensor
 from pixdec.models.taef2 import TAEF2, load_taef2
 
 SCALE = 4
@@ -97,8 +98,9 @@ def page(seed: int, fonts: list[Path]) -> Image.Image:
 
 
 @torch.inference_mode()
-def lows(image: Image.Image, taef2: TAEF2, rng: random.Random) -> Tensor:
-    """(3,h,w,3) uint8: reduced, and twice through TAEF2, once with noise on the latent."""
+def lows(image: Image.Image, taef2: TAEF2, tiny: ImageEncoder | None, rng: random.Random) -> Tensor:
+    """(3 or 4,h,w,3) uint8: reduced, and twice through TAEF2, once with noise on the latent, and through the bundled
+    autoencoder (which no small text survives, so not for pages)."""
     width, height = (side // SCALE for side in image.size)
     filters = [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX]
     made = [image.resize((width, height), rng.choice(filters)) for _ in range(3)]
@@ -108,7 +110,11 @@ def lows(image: Image.Image, taef2: TAEF2, rng: random.Random) -> Tensor:
     latent = taef2.encode(padded)
     latent[1] += 0.15 * rng.random() * torch.randn_like(latent[1])
     round_trip = taef2.decode(latent).float()[:, :, :height, :width]
-    return as_bytes(torch.cat((plain[:1], round_trip)))
+    made = [plain[:1], round_trip]
+    if tiny is not None:
+        multiple = pad_to_multiple(plain[:1], tiny.space.factor)
+        made.append(tiny.decode(tiny.encode(multiple).tensor).float()[:, :, :height, :width])
+    return as_bytes(torch.cat(made))
 
 
 @torch.inference_mode()
@@ -193,7 +199,7 @@ def main() -> None:
     if given.taef2 is None or not given.photos:
         parser.error("--photos and --taef2 are needed to make data")
     given.out.mkdir(parents=True, exist_ok=True)
-    taef2 = load_taef2(given.taef2).to(torch.bfloat16)
+    taef2, tiny = load_taef2(given.taef2).to(torch.bfloat16), ImageEncoder.from_pretrained(dtype=torch.bfloat16)
     fonts = latin_fonts(given.fonts) if given.fonts else []
     pages = ((f"page-{i:03}", page(i, fonts)) for i in range(given.pages))
     sources = [pages, *(pictures(folder) for folder in given.photos)]
@@ -204,7 +210,8 @@ def main() -> None:
         width, height = (side // SCALE * SCALE for side in image.size)
         image = image.crop((0, 0, width, height))
         high = torch.from_numpy(np.array(image))
-        save_file({"high": high, "low": lows(image, taef2, random.Random(name))}, target.with_suffix(".part"))
+        low = lows(image, taef2, None if name.startswith("page-") else tiny, random.Random(name))
+        save_file({"high": high, "low": low}, target.with_suffix(".part"))
         target.with_suffix(".part").rename(target)
     if given.teacher:
         teach(given.out, given.teacher, given.real_esrgan)
