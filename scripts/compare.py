@@ -17,7 +17,7 @@ from pixdec.evaluate.methods import Lineup, open_lineup
 from pixdec.evaluate.metrics.table import Metrics, open_metrics
 from pixdec.evaluate.photographs import Photograph, Preparation, find_photographs, photograph_sources
 from pixdec.evaluate.report.page import write_report
-from pixdec.evaluate.report.tables import Summary, summarize
+from pixdec.evaluate.report.summary import Summary, summarize
 from pixdec.evaluate.results import Broken, Row
 from pixdec.evaluate.run import evaluate
 from pixdec.evaluate.small_text import render_pages
@@ -63,8 +63,16 @@ def main(
         folder = runs / name.split()[0].lower().strip(",")
         summary = _run(name, photographs, folder, lineup, metrics, crop)
         first = next(iter(summary.by_method))
-        lines += ["", f"## {name}", "", *summary.table(), "", f"Image by image, {first} less the others:", ""]
-        lines += summary.difference_table()
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            *summary.table().markdown(),
+            "",
+            f"Image by image, {first} less the others:",
+            "",
+        ]
+        lines += summary.difference_table().markdown()
         documents[name] = json.loads(summary.to_json())
         for image in SHOWN:
             if (sheet := folder / "sheets" / f"{image}.webp").is_file():

@@ -9,7 +9,8 @@ from PIL import Image
 
 from pixdec.evaluate.report import plots
 from pixdec.evaluate.report.page import PAPER_COLUMNS, write_report
-from pixdec.evaluate.report.tables import Column, Summary
+from pixdec.evaluate.report.summary import Summary
+from pixdec.evaluate.report.tables import Column
 from pixdec.evaluate.results import Broken, Row
 from pixdec.io.images import save_image
 
@@ -65,7 +66,7 @@ def test_json_is_strict_and_unrounded() -> None:
     }
     document = json.loads(summary().to_json())
     assert document["missing"] == {"vae+lua": "not published"}
-    assert document["failures"] == [{"image": "9.png", "method": "ours", "reason": "out of memory"}]
+    assert document["failures"] == [{"image": "9.png", "method": "ours", "metric": None, "reason": "out of memory"}]
 
 
 def folder(path: Path) -> Path:
@@ -90,7 +91,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
 
 def test_the_papers_rows_stand_beside_ours(tmp_path: Path) -> None:
     text = write_report(summary(), folder(tmp_path)).read_text()
-    grey = re.findall(r'<tr class="p"><th>(.*?)</th>(.*?)</tr>', text)
+    grey = re.findall(r'<tr class="p"><td>(.*?)</td><td>(.*?)</tr>', text)
     assert len(grey) == 48 + 6 + 3
     cells = dict(zip(PAPER_COLUMNS, re.findall("<td>(.*?)</td>", dict(grey)["PiD (24/28)"]), strict=True))
     assert (cells["musiq_paq2piq"], cells["niqe"], cells["psnr"], cells["ms_compile"]) == (
@@ -99,7 +100,6 @@ def test_the_papers_rows_stand_beside_ours(tmp_path: Path) -> None:
         "–",
         "214.0",
     )
-    assert "48" not in re.findall("Table 2: [^<]*", text)[0]
 
 
 def test_times_of_the_folder_are_shown(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pixdec.evaluate.metrics.table import NEEDS, OWN, Metric, Metrics, Shown, me
 from pixdec.evaluate.photographs import Preparation, crop_middle, find_photographs, photograph_sources
 from pixdec.evaluate.report.page import write_report
 from pixdec.evaluate.report.sheets import GAP, LABEL, most_detailed
-from pixdec.evaluate.report.tables import compare_runs, summarize
+from pixdec.evaluate.report.summary import compare_runs, summarize
 from pixdec.evaluate.results import Broken, Row, append_result, read_results
 from pixdec.evaluate.run import Place, evaluate, sets_of
 from pixdec.evaluate.sets import Features
@@ -291,8 +291,12 @@ def test_broken_images_are_told_and_the_others_measured(lineup: Lineup, tmp_path
     assert summary.images == ["a.png", "e.png"]
     assert summary.facts["cropped"].startswith("1 of 2 images, in the middle, to sides that are multiples of 64")
     mean = summary.means["bicubic"]["psnr"]
-    assert (mean.n, mean.failed) == (2, 3)
-    assert "(n 2, 3 failed)" in "".join(summary.table())
+    assert (mean.n, mean.failed, mean.withheld) == (2, 3, True)
+    assert "no mean (n 2, 3 failed)" in "".join(summary.table().markdown())
+    assert ("bicubic", "psnr: 3 of 5 images have no figure") in summary.withheld
+    told = summarize("t", outcomes, lineup, metrics, tolerated=0.6)
+    assert not told.withheld
+    assert "(n 2, 3 failed)" in "".join(told.table().markdown())
     failures = json.loads(summary.to_json())["failures"]
     assert [(each["image"], each["method"]) for each in failures[:2]] == [("b.png", name) for name in METHODS[:2]]
 

@@ -22,13 +22,21 @@ def test_the_interval_is_students() -> None:
 
 
 def test_what_does_not_count_is_counted() -> None:
-    found = mean_of([1.0, None, math.nan, 3.0, None])
+    found = mean_of([1.0, None, math.nan, 3.0, None], tolerated=0.6)
     assert (found.mean, found.n, found.failed, found.nan) == (2.0, 2, 2, 1)
     alone = mean_of([4.0])
     assert alone.mean == 4
     assert math.isnan(alone.half_width)
     assert mean_of([math.inf, 1.0]).mean == math.inf
     assert math.isnan(mean_of([None]).mean)
+
+
+def test_the_mean_of_too_few_is_withheld() -> None:
+    found = mean_of([1.0, None, math.nan, 3.0, None])
+    assert (found.withheld, found.n, found.failed, found.nan) == (True, 2, 2, 1)
+    assert math.isnan(found.mean)
+    assert not mean_of([1.0, None]).withheld
+    assert paired({"a": 1.0, "b": 2.0, "c": None}, {"a": None, "b": 1.0, "c": 1.0}).withheld
 
 
 def test_pairs_cancel_what_images_share() -> None:

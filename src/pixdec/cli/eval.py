@@ -98,6 +98,8 @@ class Eval:
     """Only the first so many photographs or prompts."""
     crop: int = 0
     """Of larger photographs the middle, at most so many pixels a side."""
+    max_failed: float = 0.5
+    """The share of images that may have no figure, or NaN, before a mean is withheld."""
     sheets: int = 8
     """Sample sheets, and crops with a divider in the report, of the first so many photographs."""
     device: str | None = None
@@ -118,7 +120,7 @@ class Eval:
         from pixdec.devices import best_device
         from pixdec.evaluate.metrics.table import open_metrics
         from pixdec.evaluate.report.page import PAGE, write_report
-        from pixdec.evaluate.report.tables import SUMMARY, TABLE, summarize
+        from pixdec.evaluate.report.summary import SUMMARY, TABLE, summarize
         from pixdec.evaluate.results import Broken
         from pixdec.evaluate.run import Place, evaluate, sets_of
         from pixdec.evaluate.sets import open_features
@@ -149,16 +151,18 @@ class Eval:
         facts = {"command": f"`{self._command()}`", "data": f"{len(sources)} images: {title}", "seed": str(self.seed)}
         if self.sigma:
             facts["noise in the latents"] = f"sigma {self.sigma:g}"
-        summary = summarize(f"{lineup.scale} times larger: {title}", outcomes, lineup, metrics, facts)
+        summary = summarize(f"{lineup.scale} times larger: {title}", outcomes, lineup, metrics, facts, self.max_failed)
         if features is not None:
             summary = dataclasses.replace(summary, sets=sets_of(summary.rows, out, features))
         page = write_report(summary, out, self.sheets)
+        for method, wrong in summary.withheld:
+            report.failed(method, ValueError(f"{wrong}, more than {self.max_failed:.0%}, so there is no mean"))
         if "cropped" in summary.facts:
             tell(f"note: cropped {summary.facts['cropped']}")
         means = {method: {name: mean.mean for name, mean in each.items()} for method, each in summary.means.items()}
         report.done(
             {"output": str(page), "images": len(summary.images), "means": _plain(means)},
-            "\n".join([*summary.table(), f"{page}  {len(summary.images)} images"]),
+            "\n".join([*summary.table().markdown(), f"{page}  {len(summary.images)} images"]),
         )
         return report.exit_code
 
@@ -179,6 +183,8 @@ class Eval:
             raise ValueError(f"sigma={self.sigma}: expected a noise level from 0 to 1")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: expected an integer of 64 bits")
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError(f"max_failed={self.max_failed}: expected a share from 0 to 1")
         for option in ("sheets", "crop"):
             if getattr(self, option) < 0:
                 raise ValueError(f"{option}={getattr(self, option)}: expected 0 or more")
@@ -232,7 +238,7 @@ class Eval:
         )
 
     def _compare(self, report: Report) -> int:
-        from pixdec.evaluate.report.tables import compare_runs
+        from pixdec.evaluate.report.summary import compare_runs
 
         assert self.compare is not None
         if self.inputs or self.output:

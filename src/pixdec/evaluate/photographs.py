@@ -97,10 +97,11 @@ def _source(photograph: Photograph, lineup: Lineup, how: Preparation) -> Source:
         if min(width, height) < lineup.multiple:
             least = f"expected sides of at least {lineup.multiple}, scale times factor"
             raise ValueError(f"{path}: {width}x{height} pixels; {least}")
-        cropped = bool(width % lineup.multiple or height % lineup.multiple or 0 < how.crop < max(width, height))
+        larger = 0 < how.crop < max(width, height)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         settings = {"photograph": digest, "sigma": how.sigma, "seed": how.seed}
-        return {**settings, **({"crop": how.crop} if how.crop else {})}, cropped
+        cropped = bool(larger or width % lineup.multiple or height % lineup.multiple)
+        return {**settings, **({"crop": how.crop} if larger else {})}, cropped
 
     def load() -> Sample:
         original = crop_middle(read_image(path), lineup.multiple, how.crop)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pixdec.evaluate.judge.asking import ROUNDS
 from pixdec.evaluate.judge.pairs import BLURRED, SAME
 from pixdec.evaluate.judge.rounds import Round, read_rounds
+from pixdec.evaluate.report.tables import Table
 
 RESAMPLES = 2000
 Key = TypeVar("Key", bound=tuple[Any, ...])
@@ -68,35 +69,37 @@ def summarize(path: str | Path, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def table(summary: Mapping[str, Any]) -> list[str]:
-    """A summary as lines of Markdown."""
-    lines = [
-        "| judge | ours, other | view | images | rounds | failed | win rate | if consistent | consistency | A chosen |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def rates_table(summary: Mapping[str, Any]) -> Table:
+    """A row for each judge, other method and view."""
+    rows = list[list[str]]()
     for row in summary["rows"]:
         won = f"{_percent(row['win_rate'])} [{_percent(row['low'])}, {_percent(row['high'])}]"
         if "passed" in row:
             won += " as it should" if row["passed"] else " **not as it should**"
+        named = [row["judge"], f"{row['ours']}, {row['other']}", row["view"]]
+        counts = [str(row[name]) for name in ("images", "valid", "failed")]
         both = f"{_percent(row['consistency'])} of {row['shown_twice']}"
-        cells = [
-            row["judge"],
-            f"{row['ours']}, {row['other']}",
-            row["view"],
-            row["images"],
-            row["valid"],
-            row["failed"],
-        ]
-        cells += [won, _percent(row["consistent_win_rate"]), both, _percent(row["first_rate"])]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    for each in summary["agreement"]:
-        lines.append(
-            f"\n{' and '.join(each['judges'])} agree on {_percent(each['share'])} [{_percent(each['low'])}, "
-            f"{_percent(each['high'])}] of {each['images']} images (Gwet's AC1 {each['ac1']:.2f})"
-        )
-    for judge, total in summary["judges"].items():
-        lines.append(f"\n{judge}: {total['calls']} calls, {total['tokens']} tokens, {total['cost']:.4f} USD")
-    return lines
+        rows.append([*named, *counts, won, _percent(row["consistent_win_rate"]), both, _percent(row["first_rate"])])
+    head = ["judge", "ours, other", "view", "images", "rounds", "failed", "win rate"]
+    return Table([*head, "if consistent", "consistency", "A chosen"], rows)
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """Agreement of judges, calls and costs, a line each."""
+    lines = [
+        f"{' and '.join(each['judges'])} agree on {_percent(each['share'])} [{_percent(each['low'])}, "
+        f"{_percent(each['high'])}] of {each['images']} images (Gwet's AC1 {each['ac1']:.2f})"
+        for each in summary["agreement"]
+    ]
+    return lines + [
+        f"{judge}: {total['calls']} calls, {total['tokens']} tokens, {total['cost']:.4f} USD"
+        for judge, total in summary["judges"].items()
+    ]
+
+
+def table(summary: Mapping[str, Any]) -> list[str]:
+    """A summary as lines of Markdown."""
+    return [*rates_table(summary).markdown(), *(f"\n{note}" for note in notes(summary))]
 
 
 def _current(lines: Iterable[Round]) -> list[Round]:

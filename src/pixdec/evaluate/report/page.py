@@ -6,22 +6,23 @@ import base64
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Mapping
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 
 from pixdec.devices import environment
-from pixdec.evaluate.judge.table import summarize
+from pixdec.evaluate.judge.table import notes, rates_table, summarize
 from pixdec.evaluate.report import plots
 from pixdec.evaluate.report.sheets import save_sheet
-from pixdec.evaluate.report.tables import Column, Summary, write_tables
+from pixdec.evaluate.report.summary import SUMMARY, TABLE, Summary
+from pixdec.evaluate.report.tables import Column, Table, figures_table, mean_text
 from pixdec.evaluate.results import Row
 from pixdec.evaluate.run import CROPS
-from pixdec.evaluate.statistics import Mean
 from pixdec.io.files import replacing
 from pixdec.io.images import read_image
 
@@ -58,20 +59,21 @@ def write_report(summary: Summary, out: str | Path, sheets: int = 8) -> Path:
     """
     out = Path(out)
     shown = {image: _save_sheet(image, summary, out) for image in summary.images[:sheets]}
-    write_tables(summary, out, {image: sheet for image, sheet in shown.items() if sheet})
-    text = _Page(summary, out, sheets).text()
-    with replacing(out / PAGE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    text = summary.markdown()
+    if found := "\n".join(f"![{image}](<{sheet}>)" for image, sheet in shown.items() if sheet):
+        order = "The original first, then the methods in the order of the table."
+        text += f"\n## Sheets\n\nThe most detailed piece of a photograph, at 100 %. {order}\n\n{found}\n"
+    page = _Page(summary, out, sheets).text()
+    for name, content in ((SUMMARY, summary.to_json()), (TABLE, text), (PAGE, page)):
+        with replacing(out / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     return out / PAGE
 
 
 def _save_sheet(image: str, summary: Summary, out: Path) -> str | None:
     """The sheet's path below the folder; None if there are no crops."""
-    pieces = dict[str, Image.Image]()
-    for label, key in _crops(image, summary).items():
-        path = out / CROPS / f"{key}.webp"
-        if path.is_file():
-            pieces[label] = read_image(path)
+    crops = {label: out / CROPS / f"{key}.webp" for label, key in _crops(image, summary).items()}
+    pieces = {label: read_image(path) for label, path in crops.items() if path.is_file()}
     if not pieces:
         return None
     stem = Path(image).with_suffix("").as_posix()
@@ -99,10 +101,10 @@ class _Page:
             ("Figures", self._figures()),
             ("Beside the paper", self._paper()),
             ("Plots", self._plots()),
-            ("Sets of images", self._sets()),
+            ("Sets of images", figures_table(summary.sets).html()),
             ("Judges", self._judge()),
             ("Latency and memory", self._bench()),
-            ("At 100 %", self._dividers()),
+            ("At 100 %", "".join(map(self._divider, summary.images[: self.sheets]))),
             (f"Worst {WORST} images for each metric", self._worst()),
             ("Failures", self._failures()),
             ("Settings, versions, licences", self._settings()),
@@ -123,78 +125,51 @@ class _Page:
 
     def _figures(self) -> str:
         summary = self.summary
-        text = _means_table(summary.means, summary.columns, summary.missing)
-        note = (
-            "<p>Mean ± 95 % interval of the mean (Student's t), and below it the number n of images that it is of.</p>"
-        )
-        differences = summary.differences()
-        if differences and len(summary.images) > 1:
-            first = escape(next(iter(summary.by_method)))
-            note += text
-            text = f"<h3>{first} less the others, image by image</h3>{_means_table(differences, summary.columns)}"
-        return note + text
+        text = "<p>Mean ± 95 % interval of the mean (Student's t), and the number n of images that it is of; none if "
+        text += f"more than {summary.tolerated:.0%} of the images have no figure.</p>{summary.table().html()}"
+        if summary.differences:
+            text += f"<h3>{escape(summary.first)} less the others, image by image</h3>"
+            text += summary.difference_table().html()
+        return text
 
     def _paper(self) -> str:
-        means = self.summary.means
+        means, columns = self.summary.means, self.summary.columns
         measured = {
-            name: next((own for own in owns if any(own in each for each in means.values())), None)
+            name: next((own for own in owns if any(own in each for each in means.values())), "")
             for name, (_, owns) in PAPER_COLUMNS.items()
         }
         if not any(measured.values()):
             return ""
-        rows = list[str]()
-        for method, each in means.items():
-            cells = [_mean(each.get(own or ""), self.summary.columns.get(own or "")) for own in measured.values()]
-            rows.append(f"<tr><th>{escape(method)}</th>{''.join(cells)}</tr>")
-        rows += [
-            f'<tr><th>{escape(name)}</th><td colspan="9">not run: {escape(why)}</td></tr>'
-            for name, why in self.summary.missing.items()
+        rows = [
+            [method, "", *(mean_text(each.get(own), columns.get(own, Column("")), -1) for own in measured.values())]
+            for method, each in means.items()
         ]
-        group = None
-        for row in _published("published.csv"):
-            heading = f"Table {row['table']}: {row['group']}"
-            if heading != group:
-                group = heading
-                rows.append(f'<tr class="p"><th colspan="{len(PAPER_COLUMNS) + 1}">{escape(heading)}</th></tr>')
-            cells = "".join(f"<td>{escape(row[name]) or '–'}</td>" for name in PAPER_COLUMNS)
-            rows.append(f'<tr class="p"><th>{escape(row["method"])}</th>{cells}</tr>')
-        head = "".join(f"<th>{heading}</th>" for heading, _ in PAPER_COLUMNS.values())
-        return (
-            f"<p>Ours in black, the paper's in grey ({SOURCE}): its images come from generators, "
-            "so compare only like with like.</p>"
-            f'<div class="w"><table><tr><th>method</th>{head}</tr>{"".join(rows)}</table></div>'
-        )
+        rows += [[name, "", f"not run: {why}"] for name, why in self.summary.missing.items()]
+        published = [
+            [row["method"], f"Table {row['table']}: {row['group']}", *(row[name] or "–" for name in PAPER_COLUMNS)]
+            for row in _published("published.csv")
+        ]
+        head = ["method", "published in", *(heading for heading, _ in PAPER_COLUMNS.values())]
+        note = f"<p>Ours in black, the paper's in grey ({SOURCE}): its images come from generators, "
+        return note + "so compare only like with like.</p>" + Table(head, rows + published, grey=len(rows)).html()
 
     def _plots(self) -> str:
-        summary = self.summary
-        made = list[str]()
-        for name, column in summary.columns.items():
-            rows = [
-                (method, each[name].mean, *each[name].interval)
-                for method, each in summary.means.items()
-                if name in each
-            ]
-            if len(rows) > 1:
-                made.append(plots.intervals(column.title, rows))
+        summary, made = self.summary, list[str]()
         stops = {method: method.rpartition(" @") for method in summary.means if " @" in method}
-        if len({stop for _, _, stop in stops.values()}) > 1:
-            for name, column in summary.columns.items():
+        for name, column in summary.columns.items():
+            means = {method: each[name] for method, each in summary.means.items() if name in each}
+            if len(means) > 1:
+                rows = [(method, mean.mean, *mean.interval) for method, mean in means.items()]
+                made.append(plots.intervals(column.title, rows))
+            if len({stop for _, _, stop in stops.values()}) > 1:
                 series = dict[str, list[tuple[float, float]]]()
-                for method, (plain, _, stop) in stops.items():
-                    if name in summary.means[method]:
-                        series.setdefault(plain, []).append((float(stop), summary.means[method][name].mean))
-                made.append(plots.lines(f"{column.title} over the step of the stop", series, "step"))
+                for method in (method for method in stops if method in means):
+                    plain, _, stop = stops[method]
+                    series.setdefault(plain, []).append((float(stop), means[method].mean))
+                made.append(
+                    plots.lines(f"{column.title} over the step of the stop", dict(sorted(series.items())), "step")
+                )
         return f'<div class="plots">{"".join(made)}</div>' if any(made) else ""
-
-    def _sets(self) -> str:
-        rows = self.summary.sets
-        names = list(dict.fromkeys(name for each in rows.values() for name in each))
-        if not names:
-            return ""
-        body = [
-            [method, *(f"{each[name]:.4g}" if name in each else "–" for name in names)] for method, each in rows.items()
-        ]
-        return _table(["method", *names], body)
 
     def _judge(self) -> str:
         if not (self.out / JUDGE).is_file():
@@ -203,19 +178,12 @@ class _Page:
             found = summarize(self.out / JUDGE)
         except (ValueError, OSError) as error:
             return f"<p>{escape(str(error))}</p>"
-        rows = cast("list[dict[str, Any]]", found["rows"])
-        head = list(dict.fromkeys(name for row in rows for name in row))
-        text = _table(head, [[_value(row.get(name)) for name in head] for row in rows])
-        points = [
-            (
-                f"{row['ours']} over {row['other']} ({row['judge']}, {row['view']})",
-                *_rates(row, "win_rate", "low", "high"),
-            )
-            for row in rows
-        ]
-        text += plots.intervals("win rate, with its 95 % interval", points, mark=0.5)
-        rest = {name: value for name, value in found.items() if name != "rows" and value}
-        return text + f"<pre>{escape(json.dumps(rest, indent=1, ensure_ascii=False))}</pre>"
+        points = list[tuple[str, float, float, float]]()
+        for row in found["rows"]:
+            rates = (math.nan if row[name] is None else float(row[name]) for name in ("win_rate", "low", "high"))
+            points.append((f"{row['ours']} over {row['other']} ({row['judge']}, {row['view']})", *rates))  # pyright: ignore[reportArgumentType]
+        said = "".join(f"<p>{escape(note)}</p>" for note in notes(found))
+        return rates_table(found).html() + said + plots.intervals("win rate, with its 95 % interval", points, mark=0.5)
 
     def _bench(self) -> str:
         path = self.out / BENCH
@@ -223,28 +191,22 @@ class _Page:
             return ""
         try:
             rows = [row for row in json.loads(path.read_text())["rows"] if row["status"] == "ok"]
-            times = {(row["method"], row["side"]): sorted(row["seconds"])[len(row["seconds"]) // 2] for row in rows}
+            times = {(row["method"], row["side"]): statistics.median(row["seconds"]) for row in rows}
             peaks = {(row["method"], row["side"]): row["peak"] / 1e9 for row in rows}
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             return f"<p>{escape(f'{path}: no times of python -m benchmarks ({error!r})')}</p>"
-        text = _table(
-            ["method", "output", "seconds", "peak GB"],
-            [[name, f"{side}²", f"{times[name, side]:.3f}", f"{peaks[name, side]:.2f}"] for name, side in times],
-        )
-        published = _published("published_latency.csv")
+        cells = [[name, f"{side}²", f"{times[name, side]:.3f}", f"{peaks[name, side]:.2f}"] for name, side in times]
+        text = Table(["method", "output", "seconds", "peak GB"], cells).html()
         for title, own, unit, factor in (("seconds", times, "ms", 1000.0), ("peak memory, GB", peaks, "gb", 1.0)):
             series = dict[str, list[tuple[float, float]]]()
             for (name, side), value in own.items():
                 series.setdefault(name, []).append((side * side / 1e6, value))
-            for row in published:
+            for row in _published("published_latency.csv"):
                 if row[unit] and row["mode"] == "eager":
                     point = int(row["side"]) ** 2 / 1e6, float(row[unit]) / factor
                     series.setdefault(f"{row['method']} (the paper)", []).append(point)
             text += plots.lines(title, series, "megapixels", log=True)
         return text
-
-    def _dividers(self) -> str:
-        return "".join(self._divider(image) for image in self.summary.images[: self.sheets])
 
     def _divider(self, image: str) -> str:
         """Two crops, one over the other up to a line that can be moved."""
@@ -271,44 +233,41 @@ class _Page:
 
     def _worst(self) -> str:
         """Of each metric, the images on which the first method scores worst, beside the originals."""
-        first = next(iter(self.summary.by_method.values()), {})
         text = list[str]()
         for metric, column in self.summary.columns.items():
-            scored = [row for row in first.values() if not math.isnan(row.figures.get(metric, math.nan))]
+            rows = self.summary.by_method.get(self.summary.first, {}).values()
+            scored = [row for row in rows if not math.isnan(row.figures.get(metric, math.nan))]
             if metric == "seconds" or len(scored) < 2:
                 continue
             scored.sort(key=lambda row: (_goodness(row.figures[metric], column), row.image))
             shown = "".join(self._worst_figure(row, metric, column) for row in scored[:WORST])
             text.append(f'<details><summary>{escape(column.title)}</summary><div class="x">{shown}</div></details>')
-        note = f"<p>Of {escape(next(iter(self.summary.by_method), ''))}; the original on the left.</p>"
+        note = f"<p>Of {escape(self.summary.first)}; the original on the left.</p>"
         return note + "".join(text) if text else ""
 
     def _worst_figure(self, row: Row, metric: str, column: Column) -> str:
         names = [self._embed(key) for key in (row.original, row.key) if key]
         crops = "".join(f'<i class="{name}"></i>' for name in names if name)
-        caption = f"{row.image}: {row.figures[metric]:.{column.digits}f}"
+        caption = f"{row.image}: {column.text(row.figures[metric])}"
         return f"<figure><figcaption>{escape(caption)}</figcaption>{crops}</figure>"
 
     def _failures(self) -> str:
-        rows = [[each.image, each.method or "all", "", each.reason] for each in self.summary.broken]
-        for row in self.summary.rows:
-            rows += [[row.image, row.method, metric, reason] for metric, reason in row.failed.items()]
-        return _table(["image", "method", "metric", "reason"], rows) if rows else ""
+        rows = [[value or "all" for value in each.values()] for each in self.summary.failures()]
+        return Table(["image", "method", "metric", "reason"], rows).html()
 
     def _settings(self) -> str:
         summary = self.summary
-        methods = [
-            [method, licence, json.dumps(summary.settings.get(method), ensure_ascii=False)]
-            for method, licence in summary.methods.items()
-        ]
+        settings = {name: json.dumps(summary.settings.get(name), ensure_ascii=False) for name in summary.methods}
+        methods = [[name, licence, settings[name]] for name, licence in summary.methods.items()]
         metrics = [[column.title, column.source] for column in summary.columns.values()]
         metrics += [[name, f"not measured: {reason}"] for name, reason in summary.absent.items()]
-        versions = [[name, value] for name, value in environment().items()]
-        return (
-            _table(["method", "licence", "settings"], methods)
-            + _table(["metric", "code, weights, licence"], metrics)
-            + _table(["", "version"], versions)
+        versions = [[name, str(value)] for name, value in environment().items()]
+        tables = (
+            Table(["method", "licence", "settings"], methods),
+            Table(["metric", "code, weights, licence"], metrics),
+            Table(["", "version"], versions),
         )
+        return '<div class="l">' + "".join(table.html() for table in tables) + "</div>"
 
     def _embed(self, key: str) -> str | None:
         """The class of a crop, which is on the page once; None if it is not there."""
@@ -329,52 +288,11 @@ def _goodness(value: float, column: Column) -> float:
     return value if "↑" in column.title else -abs(value) if "→ 0" in column.title else -value
 
 
-def _means_table(
-    means: Mapping[str, Mapping[str, Mean]], columns: Mapping[str, Column], missing: Mapping[str, str] | None = None
-) -> str:
-    shown = {name: column for name, column in columns.items() if any(name in each for each in means.values())}
-    head = "".join(f"<th>{escape(column.title)}</th>" for column in shown.values())
-    rows = [
-        f"<tr><th>{escape(method)}</th>{''.join(_mean(each.get(name), column) for name, column in shown.items())}</tr>"
-        for method, each in means.items()
-    ]
-    rows += [
-        f'<tr><th>{escape(name)}</th><td colspan="{len(shown)}">not run: {escape(reason)}</td></tr>'
-        for name, reason in (missing or {}).items()
-    ]
-    return f'<div class="w"><table><tr><th>method</th>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _mean(mean: Mean | None, column: Column | None) -> str:
-    if mean is None or column is None:
-        return "<td>–</td>"
-    value = f"{mean.mean:.{column.digits}f}"
-    if math.isfinite(mean.half_width):
-        value += f" ± {mean.half_width:.{column.digits}f}"
-    left = "".join(f", {count} {what}" for count, what in ((mean.failed, "failed"), (mean.nan, "NaN")) if count)
-    return f"<td>{value}<small>n {mean.n}{left}</small></td>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
-    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    return f'<div class="w"><table class="l">{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
-
-
-def _rates(row: Mapping[str, Any], *names: str) -> tuple[float, float, float]:
-    a, b, c = (math.nan if row[name] is None else float(row[name]) for name in names)
-    return a, b, c
-
-
-def _value(value: object) -> str:
-    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
 def _asset(name: str) -> str:
     return resources.files("pixdec.evaluate.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _published(name: str) -> list[dict[str, str]]:
+def _published(name: str) -> list[Mapping[str, Any]]:
     return list(csv.DictReader(_asset(name).splitlines()))
 
 
