@@ -25,7 +25,7 @@ def test_a_z_image_pipeline_is_a_source_of_images():
     pipe.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": 1, "guidance_scale": 0.0, "height": 64, "width": 64}
     source: ImageSource = PipelineImages(pipe, get_source("z-image"), "tiny", settings)
-    one, again, other = (source.image("a red fox", seed) for seed in (1, 1, 2))
+    one, again, other = (source.images(["a red fox"], [seed])[0] for seed in (1, 1, 2))
     assert one.size == (64, 64)
     assert one.tobytes() == again.tobytes() != other.tobytes()
     texts = source.embed(["a red fox", "a"])

@@ -1,18 +1,22 @@
-"""`pixdec l2p`: a latent generator → a pixel model to train; what was trained → a whole model; prompts → images."""
+"""`pixdec l2p`: prompts, and a source's images of them; a latent generator → a pixel model to train; what was trained →
+a whole model; prompts → images."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from threading import Event
+from typing import Annotated, Literal
 
 import tyro
 
 from pixdec.cli.generate import NOTHING, Asked, make_all
 from pixdec.cli.options import Dtype, Flag, Output, check_device, torch_dtype
-from pixdec.cli.report import Report
-from pixdec.generation.settings import PixelGenerationSettings
-from pixdec.io.files import prepare
+from pixdec.cli.report import Report, progress
+from pixdec.generation.settings import PixelGenerationSettings, SynthesisSettings
+from pixdec.io.files import prepare, replacing
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,120 @@ class Generate:
         return make_all(PixelGeneration(prompts, self.output, self.by), json_lines=self.json)
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Write a list of prompts for `pixdec l2p synthesise`: the shipped 1000, or more by a language model.
+
+    With --endpoint a language model invents subjects for every topic, writes the prompts, and judges them. A run that
+    ended goes on when it is called again.
+    """
+
+    output: Output
+    """The list to write, .jsonl."""
+    endpoint: str | None = None
+    """An OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."""
+    model: str | None = None
+    """Its model."""
+    count: int = 1000
+    """How many prompts the list is to have."""
+    language: Literal["en", "zh", "both"] = "both"
+    """In which languages."""
+    key_env: str = "PIXDEC_JUDGE_KEY"
+    """The environment variable that holds the endpoint's key."""
+    timeout: float = 120
+    """Seconds for an answer."""
+    json: Flag = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        from pixdec.l2p.prompts import LANGUAGES, Progress, shipped, write_prompts
+
+        if not self.output.endswith(".jsonl"):
+            raise ValueError(f"{self.output}: expected the name of a file that ends in .jsonl")
+        if self.count < 1:
+            raise ValueError(f"count={self.count}: expected at least 1")
+        languages = tuple(LANGUAGES) if self.language == "both" else (self.language,)
+        if self.endpoint is None:
+            found = [each for each in shipped() if each.name.startswith(languages)][: self.count]
+            prepare([Path(self.output)])
+            with replacing(self.output) as temporary:
+                temporary.write_text("".join(f"{each.line()}\n" for each in found), "utf-8")
+            last = Progress(len(found), len(found))
+        else:
+            from pixdec.evaluate.judge.client import Endpoint
+
+            key, body = os.environ.get(self.key_env, "").strip() or None, {"temperature": 1.0, "max_tokens": 8192}
+            writer = Endpoint(self.endpoint, self.model or "", key, body, timeout=self.timeout)
+            last = Progress(0, self.count)
+            with progress(self.count, "prompt") as bar:
+                for last in write_prompts(self.output, self.count, writer, Event().wait, languages):
+                    bar.update(last.done - bar.n)
+        out = f"; left out: {last.left_out}" if last.left_out else ""
+        record = {"output": self.output, "prompts": last.done, "left_out": last.left_out}
+        Report(json_lines=self.json).done(record, f"{self.output}  {last.done} prompts{out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Synthesise:
+    """Make the images that a pixel model learns from, with a latent generator: prompts x seeds -> shards.
+
+    Each image has its prompt, embedded too, its seed and settings beside it. The same command goes on with a run that
+    ended.
+    """
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """z-image, flux2-klein, qwen-image, or a pipeline of their kind by hub id or folder."""
+    output: Output
+    """The folder of the shards."""
+    by: Annotated[SynthesisSettings, tyro.conf.arg(name="")] = field(default_factory=SynthesisSettings)
+    prompts: str | None = None
+    """A file of prompts (`pixdec l2p prompts`); without it the shipped 1000."""
+    steps: int | None = None
+    """Steps of the source; without it its own number."""
+    guidance: float | None = None
+    """Its guidance_scale; without it its own."""
+    height: int = 1024
+    """In pixels."""
+    width: int = 1024
+    """In pixels."""
+    device: str | None = None
+    """Such as cpu or cuda; without it the fastest there is."""
+    ray: str | None = None
+    """Make them on a Ray cluster: its address, "auto" for the one that this machine is in, "local" for one that is
+    begun here."""
+    workers: int = 1
+    """On the cluster: processes that make images."""
+    gpus: float = 1
+    """On the cluster: GPUs of each; 0 for none."""
+    json: Flag = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        check_device(self.device)
+        from pixdec.generation.prompts import Prompt, read_prompts
+        from pixdec.io.quiet import quiet
+        from pixdec.l2p.images import PipelineImages
+        from pixdec.l2p.prompts import shipped
+        from pixdec.train.synthesise import Cluster, synthesise
+
+        if self.prompts is None:
+            prompts = [Prompt(each.prompt, each.name) for each in shipped()]
+        else:
+            prompts = read_prompts(self.prompts)
+        call = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        settings = {name: value for name, value in call.items() if value is not None}
+        settings |= {"height": self.height, "width": self.width}
+        made = partial(PipelineImages.from_pretrained, self.source, self.device, **settings)
+        cluster = None if self.ray is None else Cluster(self.ray, self.workers, self.gpus)
+        total = len(prompts) * self.by.images_per_prompt
+        with progress(total, "image") as bar, quiet("diffusers", "transformers"):
+            for there, _ in synthesise(prompts, self.output, made, {"name": self.source, **settings}, self.by, cluster):
+                bar.update(there - bar.n)
+        Report(json_lines=self.json).done({"output": self.output, "images": total}, f"{self.output}  {total} images")
+        return 0
+
+
 def _check_target(output: str) -> None:
     if not output.endswith(".safetensors"):
         raise ValueError(f"{output}: expected the name of a file that ends in .safetensors")
@@ -123,7 +241,9 @@ class L2p:
     """Turn a latent generator into one of pixels (L2P). Train between init and merge: `pixdec train l2p`."""
 
     action: tyro.conf.OmitArgPrefixes[
-        Annotated[Init, tyro.conf.subcommand("init", prefix_name=False)]
+        Annotated[Prompts, tyro.conf.subcommand("prompts", prefix_name=False)]
+        | Annotated[Synthesise, tyro.conf.subcommand("synthesise", prefix_name=False)]
+        | Annotated[Init, tyro.conf.subcommand("init", prefix_name=False)]
         | Annotated[Merge, tyro.conf.subcommand("merge", prefix_name=False)]
         | Annotated[Generate, tyro.conf.subcommand("generate", prefix_name=False)]
     ]

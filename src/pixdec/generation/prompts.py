@@ -31,14 +31,15 @@ class Prompt:
     negative: str | None = None
     height: int | None = None
     width: int | None = None
+    topic: str | None = None
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
     """The prompts of a file, in UTF-8.
 
-    NAME.jsonl has one JSON object a line: "prompt", and if wanted "name" (of the file), "seed", "negative", "height"
-    and "width". Any other file has one prompt a line. Blank lines are left out, and in plain text those that begin
-    with "#".
+    NAME.jsonl has one JSON object a line: "prompt", and if wanted "name" (of the file), "seed", "negative", "height",
+    "width", and "topic", which changes nothing. Any other file has one prompt a line. Blank lines are left out, and in
+    plain text those that begin with "#".
 
     Raises:
         ValueError: one line with file and line number: no such file, not UTF-8, no prompt in it, bad JSON, a field
@@ -156,4 +157,5 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "negative": ("a text", lambda value: isinstance(value, str)),
     "height": ("a number of pixels", _is_side),
     "width": ("a number of pixels", _is_side),
+    "topic": ("a text that is not empty", _is_text),
 }

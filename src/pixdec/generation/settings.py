@@ -145,7 +145,29 @@ class PixelGenerationSettings:
             raise ValueError(f"strength={self.strength}: expected above 0 to 1, and below 1 only with an image")
 
 
-def _check_numbers(settings: GenerationSettings | PixelGenerationSettings, counts: tuple[str, ...]) -> None:
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """Which images a source makes for training."""
+
+    seed: int = 0
+    """Image k of prompt i (from 0) has the seed SEED + 1000 i + k, or that of its line + k."""
+    images_per_prompt: int = 2
+    """Images of each prompt."""
+    shard: int = 500
+    """Images in a shard."""
+    batch: int = 1
+    """Images of one call of the source."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        _check_numbers(self, ())
+
+
+def _check_numbers(
+    settings: GenerationSettings | PixelGenerationSettings | SynthesisSettings, counts: tuple[str, ...]
+) -> None:
     for name in counts:
         value = getattr(settings, name)
         if isinstance(value, int) and value < 1:

@@ -2,6 +2,7 @@
 training reads them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -9,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from pixdec.devices import best_device, computes_in_bfloat16, device_named
-from pixdec.io.hub import loading_reason
-from pixdec.l2p.sources import Source, diffusers_class, get_source
+from pixdec.io.hub import HUB_ID, loading_reason
+from pixdec.l2p.sources import SOURCES, Source, diffusers_class, get_source, source_of
 
 
 class ImageSource(Protocol):
@@ -18,8 +19,8 @@ class ImageSource(Protocol):
 
     name: str
 
-    def image(self, prompt: str, seed: int) -> Image.Image:
-        """The same for the same prompt and seed, whatever else is made."""
+    def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """One for each; the noise of an image follows from its seed alone."""
         ...
 
     def embed(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -35,24 +36,29 @@ class PipelineImages:
         self.pipe, self.source, self.name, self.settings = pipe, source, name, settings or {}
 
     @classmethod
-    def from_pretrained(
-        cls, source: str, repository: str | None = None, device: str | None = None, **settings: Any
-    ) -> "PipelineImages":
-        """By the family's name, of its released model or of another by folder or hub id. ValueError if it cannot be
-        loaded."""
-        kind = get_source(source)
-        name, place = repository or kind.repository, best_device() if device is None else device_named(device)
+    def from_pretrained(cls, source: str, device: str | None = None, **settings: Any) -> "PipelineImages":
+        """By the family's name, of its released model, or by folder or hub id of a pipeline. ValueError if it cannot be
+        loaded, or is of no known family."""
+        name = get_source(source).repository if source in SOURCES else source
+        if not HUB_ID.fullmatch(name) and not Path(name).is_dir():
+            raise ValueError(f"{name}: no such folder, and not the id of a pipeline on the hub")
+        place = best_device() if device is None else device_named(device)
         dtype = torch.bfloat16 if computes_in_bfloat16(place) else torch.float32
         try:
-            pipe = diffusers_class(kind.pipeline).from_pretrained(name, torch_dtype=dtype).to(place)
+            pipe = diffusers_class("DiffusionPipeline").from_pretrained(name, torch_dtype=dtype).to(place)
         except Exception as error:
             raise ValueError(f"{name}: cannot be loaded ({loading_reason(error, name)})") from error
         pipe.set_progress_bar_config(disable=True)
-        return cls(pipe, kind, name, settings)
+        try:
+            family = source_of(type(getattr(pipe, "transformer", None)).__name__)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return cls(pipe, get_source(family), name, settings)
 
-    def image(self, prompt: str, seed: int) -> Image.Image:
-        """One image; its noise comes from the CPU, and is the same on every device."""
-        return self.pipe(prompt, generator=torch.Generator().manual_seed(seed), **self.settings).images[0]
+    def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """The noise comes from the CPU, and is the same on every device."""
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return self.pipe(list(prompts), generator=generators, **self.settings).images
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> list[Tensor]:

@@ -142,7 +142,7 @@ class Endpoint:
 
     def _request(self, prompt: str, images: Sequence[Image.Image]) -> urllib.request.Request:
         content: list[object] = [{"type": "text", "text": prompt + AS_JSON if self.structured else prompt}]
-        for label, image in zip("AB", images, strict=True):
+        for label, image in zip("AB"[: len(images)], images, strict=True):
             encoded = io.BytesIO()
             image.save(encoded, "PNG", compress_level=1)
             data = "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()

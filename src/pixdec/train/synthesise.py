@@ -1,0 +1,233 @@
+"""Prompts × seeds → shards that training reads, by a source of images: here, or by Ray Data on a cluster.
+
+Every image is written as it comes, as a small tar of its own, and a shard is put together of them when all of its
+images are there. So a run that ends at any moment goes on with the next image, and nothing is made twice.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from pixdec.generation.prompts import Prompt
+from pixdec.generation.settings import SEEDS_EACH, SynthesisSettings
+from pixdec.io.files import replacing
+from pixdec.io.json_lines import json_digest
+from pixdec.l2p.images import ImageSource
+from pixdec.train.data.shards import INDEX, Index, index_shard, save_index
+
+Open = Callable[[], ImageSource]  # called once in every process that makes images
+_PARTS, _IDENTITY = ".parts", "synthesis.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Image number `number` of all."""
+
+    number: int
+    prompt: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The name of its files in the shard."""
+        return f"{self.number:09}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster: its address ("local" starts one here, "auto" finds the one of this machine), how many processes
+    make images on it, and the GPUs of each."""
+
+    address: str
+    workers: int = 1
+    gpus: float = 0
+
+
+def wanted_of(prompts: Sequence[Prompt], settings: SynthesisSettings) -> list[Wanted]:
+    """All images, in order.
+
+    Raises:
+        ValueError: a prompt that is there twice.
+    """
+    owners: dict[str, Prompt] = {}
+    found = list[Wanted]()
+    for number, prompt in enumerate(prompts):
+        if (earlier := owners.setdefault(prompt.text, prompt)) is not prompt:
+            raise ValueError(f"{prompt.where}: the same prompt as {earlier.where}; keep one")
+        first = settings.seed + SEEDS_EACH * number if prompt.seed is None else prompt.seed
+        for k in range(settings.images_per_prompt):
+            found.append(Wanted(len(found), prompt.text, first + k))
+    return found
+
+
+def synthesise(
+    prompts: Sequence[Prompt],
+    output: str | Path,
+    open_source: Open,
+    source: Mapping[str, object],
+    settings: SynthesisSettings | None = None,
+    cluster: Cluster | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Makes what is missing of all images, and yields (there, of) at the beginning and after every image. Each is
+    KEY.png, KEY.json {"captions": {"text"}, "seed", "source"} and KEY.safetensors with "embedding.text" (T,E).
+
+    Args:
+        prompts: as `read_prompts` gives them.
+        output: the folder of the shards, shard-NNNNNN.tar and index.jsonl.
+        open_source: loads what makes the images.
+        source: what it is and how it is called; goes into the record of every image.
+        settings: seeds, and images in a shard.
+        cluster: where to make them; None: in this process.
+
+    Raises:
+        ValueError: a prompt twice; the folder holds other images.
+        OSError: something cannot be written. All that was written stays.
+    """
+    settings, folder = settings or SynthesisSettings(), Path(output)
+    wanted = wanted_of(prompts, settings)
+    _prepare(folder, wanted, source, settings)
+    shards = [wanted[first : first + settings.shard] for first in range(0, len(wanted), settings.shard)]
+    paths = [folder / f"shard-{i:06}.tar" for i in range(len(shards))]
+    left = [{each.key for each in shard if not path.exists()} for shard, path in zip(shards, paths, strict=True)]
+    for missing in left:
+        missing -= {path.stem for path in (folder / _PARTS).glob("*.tar")} if missing else set()
+    todo = [each for shard, missing in zip(shards, left, strict=True) for each in shard if each.key in missing]
+    there = len(wanted) - len(todo)
+    yield there, len(wanted)
+    makes = _here if cluster is None else _on(cluster)
+    for key, content in makes(todo, open_source, source, settings.batch) if todo else ():
+        with replacing(folder / _PARTS / f"{key}.tar") as temporary:
+            temporary.write_bytes(content)
+        there += 1
+        number = int(key) // settings.shard
+        left[number].discard(key)
+        if not left[number]:
+            _assemble(folder, shards[number], paths[number])
+        yield there, len(wanted)
+    for shard, path in zip(shards, paths, strict=True):
+        if not path.exists():  # an earlier run ended between its last image and this
+            _assemble(folder, shard, path)
+    if not (folder / INDEX).exists():
+        index = tuple(index_shard(str(path)).shard for path in paths)
+        save_index(Index(index, None, str(source.get("name", "source"))), folder / INDEX)
+
+
+def members(source: ImageSource, wanted: Sequence[Wanted], facts: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
+    """(key, the entries of a tar) of each image."""
+    prompts = [each.prompt for each in wanted]
+    images = source.images(prompts, [each.seed for each in wanted])
+    for each, image, text in zip(wanted, images, source.embed(prompts), strict=True):
+        picture, tar = io.BytesIO(), io.BytesIO()
+        image.save(picture, "PNG")
+        note = {"captions": {"text": each.prompt}, "seed": each.seed, "source": facts}
+        files = {
+            "png": picture.getvalue(),
+            "json": json.dumps(note, ensure_ascii=False).encode(),
+            "safetensors": save({"embedding.text": text.contiguous()}),
+        }
+        with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as opened:
+            for extension, data in files.items():
+                entry = tarfile.TarInfo(f"{each.key}.{extension}")  # of no owner, and of the year 1970
+                entry.size = len(data)
+                opened.addfile(entry, io.BytesIO(data))
+            size = opened.offset  # what follows is the end of the archive
+        yield each.key, tar.getvalue()[:size]
+
+
+def _here(
+    todo: Sequence[Wanted], open_source: Open, facts: Mapping[str, object], batch: int
+) -> Iterator[tuple[str, bytes]]:
+    source = open_source()
+    for first in range(0, len(todo), batch):
+        yield from members(source, todo[first : first + batch], facts)
+
+
+def _on(cluster: Cluster) -> Callable[..., Iterator[tuple[str, bytes]]]:
+    """Ray makes again what a process had in hand that was killed."""
+
+    def make(
+        todo: Sequence[Wanted], open_source: Open, facts: Mapping[str, object], batch: int
+    ) -> Iterator[tuple[str, bytes]]:
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise ValueError("making images on a cluster needs Ray Data: pip install 'pixdec[ray]'") from error
+        data: Any = ray.data
+        if not ray.is_initialized():
+            own: dict[str, Any] = (
+                {"num_cpus": cluster.workers + 1, "include_dashboard": False} if cluster.address == "local" else {}
+            )
+            try:
+                ray.init(cluster.address, log_to_driver=False, **own)
+            except ConnectionError as error:
+                raise ValueError(f"ray={cluster.address}: no cluster is there; ray start --head begins one") from error
+        data.DataContext.get_current().enable_progress_bars = False
+        blocks = data.from_items([asdict(each) for each in todo], override_num_blocks=-(-len(todo) // batch))
+        made = blocks.map_batches(
+            _Worker,
+            fn_constructor_args=(open_source, dict(facts)),
+            batch_size=batch,
+            compute=data.ActorPoolStrategy(size=cluster.workers),
+            num_gpus=cluster.gpus,
+        )
+        for row in made.iter_rows():
+            yield row["key"], row["content"]
+
+    return make
+
+
+class _Worker:
+    """What Ray runs in each of its processes."""
+
+    def __init__(self, open_source: Open, facts: Mapping[str, object]) -> None:
+        self.source, self.facts = open_source(), facts
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        rows = zip(*(batch[name].tolist() for name in ("number", "prompt", "seed")), strict=True)
+        made = dict(members(self.source, [Wanted(*row) for row in rows], self.facts))
+        return {"key": list(made), "content": list(made.values())}
+
+
+def _prepare(folder: Path, wanted: Sequence[Wanted], source: Mapping[str, object], settings: SynthesisSettings) -> None:
+    """Makes the folder, or sees that it holds these images."""
+    asked = json_digest({"wanted": [[each.prompt, each.seed] for each in wanted]})
+    mine = {"pixdec": "synthesis", "images": len(wanted), "prompts": asked, "shard": settings.shard, **source}
+    try:
+        (folder / _PARTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot create the folder {folder}: {error.strerror or error}") from error
+    path = folder / _IDENTITY
+    if not path.exists():
+        if any(folder.glob("shard-*.tar")) or (folder / INDEX).exists():
+            raise ValueError(f"{folder}: holds shards that were not made here; name another folder")
+        with replacing(path) as temporary:
+            temporary.write_text(f"{json.dumps(mine, indent=1)}\n", "utf-8")
+        return
+    try:
+        theirs: Any = json.loads(path.read_text("utf-8"))
+        changed = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: damaged; name another folder") from error
+    if changed:
+        raise ValueError(f"{folder}: holds images of something else ({', '.join(changed)} differ); name another folder")
+
+
+def _assemble(folder: Path, shard: Sequence[Wanted], path: Path) -> None:
+    """One shard of the small tars of its images, which go."""
+    parts = [folder / _PARTS / f"{each.key}.tar" for each in shard]
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for part in parts:
+            file.write(part.read_bytes())
+        file.write(bytes(2 * tarfile.BLOCKSIZE))
+        file.flush()
+        os.fsync(file.fileno())
+    for part in parts:
+        part.unlink()
