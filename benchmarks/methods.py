@@ -4,7 +4,7 @@ plain                     the exact computation as the original runs it, see `pl
 eager, compiled, graphs   `PixelDecoder.decode` as it comes, compiled, and with CUDA graphs
 int8, int8-compiled       the same with weights and activations in eight bits
 vae:flux1[:tiled]         diffusers' VAE decode of a latent of the output's size; likewise flux2 and sdxl
-tiny                      the bundled tiny decoder, likewise
+tiny, taef2               the bundled tiny decoder, or TAEF2, likewise
 vae:flux2+lanczos         a decode at a quarter of the output's side, enlarged by Pillow; likewise tiny+lanczos
 vae:flux2+real-esrgan     the same, enlarged by Real-ESRGAN x4plus
 
@@ -33,6 +33,7 @@ from pixdec.evaluate.real_esrgan import RealESRGAN
 from pixdec.io.images import to_pil, to_tensor
 from pixdec.models.nano import Nano
 from pixdec.models.pid import PiD, PiDSettings
+from pixdec.models.taef2 import TAEF2
 from pixdec.sampling.flow import STUDENT_TIMES, student_times
 from pixdec.sampling.samplers import NoiseSource, Step, student
 from pixdec.weights.catalog import TWO_TO_FOUR_K
@@ -45,7 +46,7 @@ FACTOR = 8  # image side / side of a VAE's raw latent
 ENLARGED = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 _BASELINE = re.compile(
-    r"(?:vae:(?P<vae>flux1|flux2|sdxl)(?P<tiled>:tiled)?|tiny)(?:\+(?P<enlarger>lanczos|real-esrgan))?"
+    r"(?:vae:(?P<vae>flux1|flux2|sdxl)(?P<tiled>:tiled)?|(?P<tiny>tiny|taef2))(?:\+(?P<enlarger>lanczos|real-esrgan))?"
 )
 
 # Of the released VAEs' config.json; what is not named is diffusers' default for the class.
@@ -77,7 +78,7 @@ def check_name(name: str) -> None:
     if name not in OURS and _BASELINE.fullmatch(name) is None:
         raise ValueError(
             f"--methods {name}: expected {', '.join(OURS)}, vae:flux1, vae:flux2 or vae:sdxl (or one with :tiled) or "
-            "tiny, or one of these with +lanczos or +real-esrgan"
+            "tiny or taef2, or one of these with +lanczos or +real-esrgan"
         )
 
 
@@ -212,6 +213,11 @@ def _baseline(name: str, side: int, dtype: torch.dtype | None, device: torch.dev
         vae = _vae(parts["vae"], device, dtype, tiled=bool(parts["tiled"]))
         networks.append(vae)
         stages.append(lambda x: vae.decode(x, return_dict=False)[0])
+    elif parts["tiny"] == "taef2":
+        torch.manual_seed(SEED)
+        taef2 = TAEF2().to(device, dtype).eval().requires_grad_(False)
+        networks.append(taef2.decoder_layers)
+        stages.append(taef2.decode)
     else:
         tiny = load_autoencoder(device=device, dtype=dtype).decoder
         networks.append(tiny)

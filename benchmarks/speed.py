@@ -40,7 +40,7 @@ class Settings:
         model: a decoder by name, file or folder; "random:v1" is the released network with random weights.
         sides: of the square outputs, in pixels.
         methods: ours are plain, eager, compiled, graphs, int8 and int8-compiled; vae:flux1, vae:flux2, vae:sdxl (and
-            with :tiled) or tiny, alone or with +lanczos or +real-esrgan, are what one would take instead.
+            with :tiled), tiny or taef2, alone or with +lanczos or +real-esrgan, are what one would take instead.
         device: such as cpu or cuda; None takes the fastest there is.
         dtype: precision of all methods; None takes the model's on this device.
         steps: decoding steps; None takes the model's own.

@@ -2,19 +2,21 @@
 
     python -m scripts.pairs make --kodak FOLDER --photos FOLDER --taef2 FOLDER --out OUT
     pixdec judge OUT/ours OUT/real-esrgan OUT/lanczos -o OUT --human NAME --crop-side 256
-    python -m scripts.pairs merge --out OUT --judge NAME --verdicts VERDICTS
+    python -m scripts.pairs merge --out OUT --judge NAME --verdicts OUT/answers.txt
 
 `make` writes 40 pieces, 256 x 256 of the output at 100 %, of ours in four steps and of both rivals, for `pixdec judge`.
-For judges without a browser it also writes each pair as one picture, such as OUT/lanczos-07.png, A left and B right;
-`merge` reads what they say, a line for each picture, `lanczos-07 A`, into the same records, and prints the table.
+For judges without a browser it also writes sheets of numbered pairs at 100 %, A left and B right, OUT/lanczos-1.png
+and so on, and OUT/answers.txt, a line for each pair, `lanczos-07`, behind which they write A or B; `merge` reads it
+into the same records, and prints the table. Which is ours is in no file: the same seed draws the order again.
 """
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from pixdec.evaluate.judge.asking import ROUNDS
 from pixdec.evaluate.judge.human import Session
@@ -26,6 +28,7 @@ from pixdec.train.data.degrade import degrade
 
 RIVALS = ("real-esrgan", "lanczos")  # folders, and what enlarges TAEF2's images
 SIDE, AROUND = 256, 64  # pixels of a piece, and of what the methods see beyond it
+ROWS, COLUMNS, GAP, LABEL = 4, 2, 16, 20  # pairs on a sheet; pixels between images, and above a pair for its number
 # By category: beginnings of file names, and the left upper corner of the piece.
 PLACES: dict[str, list[tuple[str, int, int]]] = {
     "faces": [
@@ -89,7 +92,7 @@ PLACES: dict[str, list[tuple[str, int, int]]] = {
 
 @torch.inference_mode()
 def make(kodak: Path, photos: Path, taef2: Path, out: Path, model: str = "pixdec-nano:4") -> None:
-    """Writes the pieces, and the pairs as pictures."""
+    """Writes the pieces, and the pairs on sheets."""
     rivals = [f"taef2:{taef2}+{rival}" for rival in RIVALS]
     lineup = open_lineup([model, *rivals], encoder=f"taef2:{taef2}", device="cpu")
     if lineup.missing:
@@ -102,13 +105,26 @@ def make(kodak: Path, photos: Path, taef2: Path, out: Path, model: str = "pixdec
                 file = out / folder / category / f"{index}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 to_pil(method.enlarge(sample, 0))[0].crop(inner).save(file)
+    questions = list[str]()
     for rival in RIVALS:
-        session = _session(out, rival, "pictures")
-        for index in range(len(session.questions)):
-            picture = Image.new("RGB", (2 * SIDE + 16, SIDE), "white")
-            for side, data in enumerate(session.images(index)):
-                picture.paste(Image.open(io.BytesIO(data)), (side * (SIDE + 16), 0))
-            picture.save(out / f"{rival}-{index:02}.png")
+        session = _session(out, rival, "sheets")
+        numbers = list(range(len(session.questions)))
+        questions += [f"{rival}-{number:02}" for number in numbers]
+        for sheet, first in enumerate(range(0, len(numbers), ROWS * COLUMNS), 1):
+            _sheet(session, rival, numbers[first : first + ROWS * COLUMNS]).save(out / f"{rival}-{sheet}.png")
+    (out / "answers.txt").write_text("\n".join(questions) + "\n")
+
+
+def _sheet(session: Session, rival: str, numbers: Sequence[int]) -> Image.Image:
+    wide, high = 2 * SIDE + 3 * GAP, LABEL + SIDE + GAP
+    sheet = Image.new("RGB", (COLUMNS * wide, -(-len(numbers) // COLUMNS) * high), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for place, number in enumerate(numbers):
+        left, top = place % COLUMNS * wide, place // COLUMNS * high
+        draw.text((left, top + 2), f"{rival}-{number:02}", "black", font)
+        for side, data in enumerate(session.images(number)):
+            sheet.paste(Image.open(io.BytesIO(data)), (left + side * (SIDE + GAP), top + LABEL))
+    return sheet
 
 
 def _session(out: Path, rival: str, judge: str) -> Session:
@@ -127,14 +143,14 @@ def piece(path: Path, left: int, top: int, lineup: Lineup) -> tuple[Sample, tupl
 
 
 def merge(out: Path, judge: str, verdicts: Path) -> None:
-    """Keeps the verdicts of one judge, and prints the table of all."""
+    """Keeps the answers of one judge, those that are there, and prints the table of all."""
     sessions = {rival: _session(out, rival, judge) for rival in RIVALS}
     for line in verdicts.read_text().splitlines():
-        found = re.fullmatch(rf"\s*({'|'.join(RIVALS)})-(\d+)(?:\.png)?\W*([ABab])\s*", line)
+        found = re.fullmatch(rf"\s*({'|'.join(RIVALS)})-(\d+)\W*([ABab])\s*", line)
         if found and int(found[2]) < len(sessions[found[1]].questions):
             sessions[found[1]].choose(int(found[2]), found[3].upper())
-        elif line.strip():
-            raise ValueError(f"{verdicts}: {line!r}; expected a picture's name and A or B")
+        elif line.strip() and not re.fullmatch(rf"\s*({'|'.join(RIVALS)})-\d+\s*", line):
+            raise ValueError(f"{verdicts}: {line!r}; expected a pair such as lanczos-07, and A or B")
     print(*table(summarize(out)), sep="\n")
 
 

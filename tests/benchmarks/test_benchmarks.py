@@ -156,7 +156,7 @@ def test_plain_gives_the_image_of_decode(tmp_path: Path) -> None:
         prepare("plain", "pixdec-nano", 64, None, torch.float32, CPU)
 
 
-@pytest.mark.parametrize("name", ["vae:flux2:tiled+lanczos", "tiny", "tiny+lanczos"])
+@pytest.mark.parametrize("name", ["vae:flux2:tiled+lanczos", "tiny", "tiny+lanczos", "taef2+lanczos"])
 def test_baselines_give_the_same_size(name: str) -> None:
     check_name(name)
     images = prepare(name, "", 64, None, torch.float32, CPU).call()

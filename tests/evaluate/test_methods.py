@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pixdec.decoder import PixelDecoder
 from pixdec.evaluate.autoencoders import fingerprint, open_autoencoder
 from pixdec.evaluate.methods import BaselineName, DecoderName, Sample, open_lineup, parse_method
 from pixdec.evaluate.metrics.fidelity import psnr
@@ -373,3 +374,13 @@ def test_torchmetrics_that_do_not_fit(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as refused:
         open_metrics([f"torchmetrics:{name}"])
     assert "\n" not in str(refused.value)
+
+
+def test_without_an_autoencoder_decoders_of_images_get_the_photograph(tmp_path: Path) -> None:
+    lineup = open_lineup(["pixdec-nano:1"], encoder="image", device="cpu")
+    low = torch.rand(1, 3, 16, 24) * 2 - 1
+    latent = lineup.encoder.encode(low)
+    assert (lineup.multiple, latent.space.name) == (4, "rgb")
+    decoder = PixelDecoder.from_pretrained("pixdec-nano", "cpu")
+    *_, last = decoder.stream(Latent(low, get_space("rgb")), seed=3, steps=1)
+    assert torch.equal(lineup.methods[0].enlarge(Sample(latent, low), 3), last.x0)

@@ -17,6 +17,7 @@ def test_the_same_seed_gives_the_same_pages(tmp_path: Path) -> None:
     pages = render_pages(tmp_path / "a", 9)
     assert [page.name for page in pages] == sorted(page.name for page in pages)
     assert {int(page.name[:2]) for page in pages} == set(SIZES)
+    assert len({page.name.partition("/")[2] for page in render_pages(tmp_path / "c", 4, sizes=(24, 32))}) == 4
     again = render_pages(tmp_path / "b", 9)
     assert [page.path.read_bytes() for page in pages] == [page.path.read_bytes() for page in again]
     assert draw_page(PILLOW, 12, 0)[1] != draw_page(PILLOW, 12, 1)[1]

@@ -1,6 +1,7 @@
 """The table against Real-ESRGAN and the blind pairs, from end to end on small pictures, with networks of no use."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.speed import Row, Settings
 from pixdec.evaluate.metrics.table import OWN, Metrics
 from pixdec.evaluate.upscalers import UPSCALERS, Upscaler
 from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.taef2 import TAEF2
 from pixdec.weights.load import save_decoder
-from scripts import compare, legibility, pairs
+from scripts import compare, pairs
 
 MADE = list[str]()
 
@@ -43,6 +45,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return torch.nn.functional.interpolate(image, scale_factor=float(scale))
 
     monkeypatch.setitem(UPSCALERS, "real-esrgan", Upscaler("BSD-3", lambda *_: enlarge))
+
+    def measure_all(settings: Settings, output: Path, *, command: str) -> list[Row]:
+        rows = [
+            Row(method, side, "ok", "", 1.0, [2.0], 10**9) for side in settings.sides for method in settings.methods
+        ]
+        Path(f"{output}.json").write_text(json.dumps({"rows": [asdict(row) for row in rows]}))
+        return rows
+
+    monkeypatch.setattr(compare, "measure_all", measure_all)
     monkeypatch.setattr(compare, "open_metrics", lambda: Metrics((OWN["psnr"], OWN["pattern"]), {}))
     return tmp_path
 
@@ -51,17 +62,21 @@ def test_table_of_three_sets(folder: Path) -> None:
     def run() -> dict:
         model, out = str(folder / "small.safetensors"), folder / "out" / "table"
         MADE.clear()
-        compare.main(folder / "kodak", folder / "photos", folder, folder / "runs", out, model, most=1, pages=1)
+        sets = compare.Sets(folder / "kodak", folder / "photos", most=1, pages=2, larger=0)
+        compare.main(sets, folder, folder / "runs", out, model, sides=(64,))
         return json.loads((folder / "out" / "table.json").read_text())
 
     first = run()
-    assert MADE == ["theirs"] * 4  # two of Kodak, one of the others, one page
-    assert [len(each["images"]) for each in first.values()] == [2, 1, 1]
+    assert MADE == ["theirs"] * 5  # two of Kodak, one of the others, two pages
+    assert [len(each["images"]) for each in list(first.values())[:3]] == [2, 1, 2]
     kodak = first["Kodak 1 to 12"]["methods"]
-    small = next(name for name in kodak if name.endswith(":4"))
-    assert set(kodak[small]["means"]) == {"psnr", "pattern", "seconds"}
+    small = "small, 4 steps"
+    assert set(kodak[small]["means"]) == {"psnr", "pattern"}
     text = (folder / "out" / "table.md").read_text()
     assert "| TAEF2 + real-esrgan | 2 |" in text
+    assert "| 10 px: small, 1 step | 1 |" in text
+    assert "| TAEF2 + lanczos | 64² | 2.00 | 1.00 |" in text
+    assert {row["method"] for row in first["time and memory"]} == set(kodak) - {"original"}
     assert (folder / "runs" / "kodak" / "report.html").is_file()
     # With other weights, only ours are made and measured again.
     save_small(folder / "small.safetensors", 0.1)
@@ -82,25 +97,20 @@ def test_pairs_are_blind_and_merged(
     small = str(folder / "small.safetensors")
     pairs.make(folder / "kodak", folder / "photos", folder, out, small)
     pictures = [Image.open(path) for path in sorted(out.glob("*.png"))]
-    assert [picture.size for picture in pictures] == [(80, 32)] * 8
+    assert [picture.size for picture in pictures] == [(2 * 112, 2 * 68)] * 2  # four pairs on each
     ours = [Image.open(path).tobytes() for path in sorted((out / "ours").rglob("*.png"))]
-    first = [picture.crop((0, 0, 32, 32)).tobytes() in ours for picture in pictures]
+    corners = [(112 * (place % 2), 68 * (place // 2) + 20) for place in range(4)]
+    shown = [picture.crop((x, y, x + 32, y + 32)).tobytes() for picture in pictures for x, y in corners]
+    first = [each in ours for each in shown]
     assert (sum(first[:4]), sum(first[4:])) == (2, 2)  # of each rival
+    assert (out / "answers.txt").read_text().split() == [f"{each}-{i:02}" for each in pairs.RIVALS for i in range(4)]
     for part in (slice(0, 3), slice(3, 8)):  # in two sittings
         names = [f"{rival}-{index:02}" for rival in ("lanczos", "real-esrgan") for index in range(4)]
         chosen = zip(names[part], first[part], strict=True)
-        verdicts.write_text("".join(f"{name} {'A' if is_ours else 'b'}\n" for name, is_ours in chosen))
+        verdicts.write_text("lanczos-00\n" + "".join(f"{name} {'A' if is_ours else 'b'}\n" for name, is_ours in chosen))
         pairs.merge(out, "anna", verdicts)
     assert capsys.readouterr().out.count("| 4 | 4 | 0 | 100% [100%, 100%] |") == 2
     for line in ("lanczos-04 A", "06 A", "lanczos-01 ="):
         verdicts.write_text(line)
         with pytest.raises(ValueError, match=line):
             pairs.merge(out, "anna", verdicts)
-
-
-def test_legibility_of_drawn_lines(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(legibility, "legibility", lambda image, text: float(len(text) > 0 and image.size == (768, 256)))
-    legibility.main(str(folder / "small.safetensors"), sizes=(24,), pages=1, steps=1)
-    assert "| 24 | 100% | 100% | 100% |" in capsys.readouterr().out

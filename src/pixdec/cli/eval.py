@@ -58,14 +58,16 @@ class Eval:
     """
 
     inputs: MethodsAndData = ()
-    """Decoders and baselines, and last a folder of photographs (or one), or small-text, or small-text:PAGES."""
+    """Decoders and baselines, and last a folder of photographs (or one), or small-text, small-text:PAGES or
+    small-text:PAGES@SIZE,SIZE (pixels high)."""
     output: Annotated[str | None, tyro.conf.arg(aliases=("-o",), metavar="OUT")] = None
     """A folder: it is created."""
     compare: tuple[str, str] | None = None
     """Print what two runs differ by, image by image: the folders of both, and nothing else."""
     encoder: str | None = None
     """What makes the latents: tiny (bundled, FLUX.2 only; the default), taef2:FOLDER, or vae:NAME, a diffusers VAE of
-    the space. Of a generator's: what decodes them for the baselines, its own VAE by default."""
+    the space; image: nothing, decoders of images and baselines get the small photograph. Of a generator's: what
+    decodes them for the baselines, its own VAE by default."""
     metrics: str = "all"
     """Separated by commas: all stands for our own, paper for the columns of PiD's Table 1; torchmetrics:CLASS and
     pyiqa:NAME if they are installed; NAME@crops for five crops at 100 %."""
@@ -194,11 +196,12 @@ class Eval:
     def _data(self, out: Path) -> tuple[str, Find]:
         """What is evaluated on: its name, and what makes sources of it."""
         from pixdec.evaluate.photographs import Preparation, find_photographs, photograph_sources
-        from pixdec.evaluate.small_text import render_pages
+        from pixdec.evaluate.small_text import SIZES, render_pages
 
         data, how = self.inputs[-1], Preparation(self.sigma, self.seed, self.crop)
-        if found := re.fullmatch(r"small-text(?::([1-9]\d*))?", data):
-            photographs = render_pages(out / "pages", int(found[1] or PAGES))
+        if found := re.fullmatch(r"small-text(?::([1-9]\d*))?(?:@([1-9]\d?(?:,[1-9]\d?)*))?", data):
+            sizes = SIZES if found[2] is None else [int(size) for size in found[2].split(",")]
+            photographs = render_pages(out / "pages", int(found[1] or PAGES), sizes)
         else:
             photographs = find_photographs(data, out)[: self.limit]
         return Path(data).name, Find(lambda lineup: photograph_sources(photographs, lineup, how))

@@ -2,7 +2,8 @@
 
 Names: `tiny`, the bundled one (FLUX.2 space); `taef2:FOLDER`, TAEF2 from its two original files (FLUX.2 space);
 `vae:NAME`, a diffusers VAE of the space by hub id or folder, `tiled-vae:NAME` the same in tiles; `flux2-small`, the
-small decoder of FLUX.2 from the hub; `rae:NAME`, diffusers' AutoencoderRAE (DINOv2 space; decodes only).
+small decoder of FLUX.2 from the hub; `rae:NAME`, diffusers' AutoencoderRAE (DINOv2 space; decodes only); `image`,
+none: decoders of images get the small photograph itself.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 from pixdec.encoder import TINY_SPACE, ImageEncoder
 from pixdec.evaluate.upscalers import UnavailableError
 from pixdec.io.files import first_line_of
-from pixdec.latents import Latent, LatentSpace
+from pixdec.latents import Latent, LatentSpace, get_space
 from pixdec.models.taef2 import load_taef2
 
-NAMES = "tiny, taef2:FOLDER, vae:NAME or tiled-vae:NAME (a diffusers VAE by hub id or folder), flux2-small or rae:NAME"
+NAMES = (
+    "tiny, taef2:FOLDER, vae:NAME or tiled-vae:NAME (a diffusers VAE, hub id or folder), flux2-small, rae:NAME, image"
+)
+IMAGE = "image"
 FLUX2_SMALL = "black-forest-labs/FLUX.2-small-decoder"
 LICENCES = {"tiny": "Apache-2.0", "taef2": "MIT", "flux2-small": "Apache-2.0", "rae": "MIT", "ssdd": "not established"}
 
@@ -56,6 +60,9 @@ def open_autoencoder(name: str, space: LatentSpace, device: torch.device) -> Aut
         UnavailableError: one that nobody can run, or that is not to be had here.
     """
     kind, _, place = name.partition(":")
+    if name == IMAGE:
+        pixels = get_space("rgb")
+        return Autoencoder(name, "nothing", pixels, "", lambda images: Latent(images, pixels), lambda made: made.tensor)
     if name == "ssdd":
         raise UnavailableError("ssdd: no weights are published for these latent spaces")
     if name not in ("tiny", "flux2-small") and not (kind in ("taef2", "vae", "tiled-vae", "rae") and place):

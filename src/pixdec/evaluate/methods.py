@@ -22,7 +22,7 @@ from torch import Tensor
 from pixdec.decoder import PixelDecoder
 from pixdec.devices import best_device
 from pixdec.encoder import TINY_SPACE
-from pixdec.evaluate.autoencoders import Autoencoder, fingerprint, open_autoencoder
+from pixdec.evaluate.autoencoders import IMAGE, Autoencoder, fingerprint, open_autoencoder
 from pixdec.evaluate.upscalers import UPSCALERS, Enlarge, UnavailableError
 from pixdec.io.images import to_tensor
 from pixdec.latents import Latent, LatentSpace, get_space
@@ -172,6 +172,8 @@ def open_lineup(
             raise ValueError(f"latents of {latents.name}: the decoders take those of {shared.name}")
         shared = latents
     autoencoders = {encoder: open_autoencoder(encoder, shared, place)}
+    if encoder == IMAGE and (other := next((name for name, each in decoders.items() if not each.space.is_image), None)):
+        raise ValueError(f"{other} decodes latents of {shared.name}, and encoder={IMAGE!r} makes none; name another")
     methods, missing = list[Method](), dict[str, str]()
     for name, wanted in asked.items():
         try:

@@ -74,21 +74,22 @@ def draw_page(
     return image, "\n".join(lines)
 
 
-def render_pages(folder: Path, pages: int, seed: int = 0) -> list[Photograph]:
+def render_pages(folder: Path, pages: int, sizes: Sequence[int] = SIZES, seed: int = 0) -> list[Photograph]:
     """Write so many pages, fonts and sizes in turn, with their texts beside them, where it can be read by Tesseract.
 
     Returns:
-        The pages, named by size, font and number.
+        The pages, named by font and number in a folder for each size.
 
     Raises:
         OSError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     scripts, made = find_scripts(), list[Photograph]()
     for index in range(pages):
-        script, size = scripts[index % len(scripts)], SIZES[index % len(SIZES)]
-        name = f"{size:02}px-{script.name}-{index:03}.png"
-        image, text = draw_page(script, size, seed * 100_000 + index, ink=INK[index // len(SIZES) % len(INK)])
+        turn = index // len(sizes)  # so that each size meets each font
+        script, size = scripts[(index + turn) % len(scripts)], sizes[index % len(sizes)]
+        name = f"{size:02} px/{script.name}-{index:03}.png"
+        image, text = draw_page(script, size, seed * 100_000 + index, ink=INK[turn % len(INK)])
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if script.language == "latin":
             with replacing((folder / name).with_suffix(".txt")) as temporary:
                 temporary.write_text(text, encoding="utf-8")

@@ -130,7 +130,8 @@ class _Page:
         if summary.differences:
             text += f"<h3>{escape(summary.first)} less the others, image by image</h3>"
             text += summary.difference_table().html()
-        return text
+        folders = summary.folder_table().html()
+        return text + (folders and f"<h3>Each folder</h3>{folders}")
 
     def _paper(self) -> str:
         means, columns = self.summary.means, self.summary.columns

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,16 @@ class Summary:
         """The paired differences."""
         return means_table(self.differences, self.columns)
 
+    def folder_table(self) -> Table:
+        """The means of each folder of images, such as a size of text; no rows if there is one folder only."""
+        folders, means = dict[str, list[Row]](), dict[str, dict[str, Mean]]()
+        for row in self.rows:
+            folders.setdefault(row.image.rpartition("/")[0] or ".", []).append(row)
+        for folder, rows in folders.items() if len(folders) > 1 else ():
+            part = replace(self, rows=rows, broken=())
+            means |= {f"{folder}: {method}": mean for method, mean in part.means.items()}
+        return means_table(means, self.columns)
+
     def failures(self) -> list[dict[str, str | None]]:
         """What has no figure: image, method, metric, reason; None stands for all."""
         found = [(each.image, each.method, None, each.reason) for each in self.broken]
@@ -136,6 +146,8 @@ class Summary:
         lines += self.table().markdown()
         if self.differences:
             lines += ["", f"## {self.first} less the others, image by image", "", *self.difference_table().markdown()]
+        if self.folder_table().rows:
+            lines += ["", "## Each folder", "", *self.folder_table().markdown()]
         if self.sets:
             lines += ["", *figures_table(self.sets).markdown()]
         each = [
