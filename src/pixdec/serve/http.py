@@ -37,6 +37,7 @@ _CSP = (
     "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+TOLD = ("space", "spaces", "scale", "default_steps", "licence", "needs_text", "encodes")  # of a decoder
 Render = Callable[[Job], Awaitable[Response]]
 
 
@@ -401,7 +402,7 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
                     "id": name,
                     "object": "model",
                     "owned_by": "pixdec",
-                    **{key: known.get(key) for key in ("space", "scale", "default_steps", "licence", "needs_text")},
+                    **{key: known.get(key) for key in TOLD},
                     "steps": [1, min(limits.steps, known.get("steps", [1, None])[1] or limits.steps)],
                     "loaded": name in loaded,
                     "megapixels_per_second": None if speed is None else round(speed / 1e6, 4),

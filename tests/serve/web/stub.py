@@ -42,6 +42,7 @@ class Stub:
     break_streams: int = 0
     fail: str = ""
     loaded: bool = True
+    more: list[dict[str, Any]] = field(default_factory=list)  # of its models
     expired: bool = False
     key: str = ""
     address: str = ""
@@ -76,7 +77,7 @@ class Stub:
         }
         if not self.loaded:
             nano.update(loaded=False, steps=None, default_steps=None, megapixels_per_second=None)
-        return {"object": "list", "data": [nano, pid], "limits": self.limits}
+        return {"object": "list", "data": [nano, pid, *self.more], "limits": self.limits}
 
     def submit(self, kind: str, form: dict[str, bytes]) -> dict[str, Any]:
         fields = {name: value.decode() for name, value in form.items() if name not in ("image", "latent")}
@@ -90,7 +91,7 @@ class Stub:
             path.unlink()
             first = Image.linear_gradient("L").resize((16 * w, 16 * h)).convert("RGB")
         identity, steps = f"job-{len(self.jobs)}", int(fields.get("steps", 1))
-        size = tuple(4 * side for side in first.size)
+        size = tuple(round(float(fields.get("scale", 4)) * side) for side in first.size)
         result = ImageOps.posterize(first.resize(size, Image.Resampling.LANCZOS), 9 - steps)
         links = {
             name: f"/v1/jobs/{identity}{end}"
@@ -153,7 +154,7 @@ class Stub:
 
 def encoded(image: Image.Image, kind: str) -> bytes:
     data = io.BytesIO()
-    image.save(data, kind)
+    image.save(data, kind, **({"lossless": True, "method": 0} if kind == "webp" else {}))
     return data.getvalue()
 
 

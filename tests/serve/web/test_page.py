@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageStat
 
+from pixdec.latents import Latent
 from tests.serve.web.stub import Stub
 
 if TYPE_CHECKING:
@@ -125,6 +127,8 @@ def test_modes_show_what_they_say(visit: Visit) -> None:
     first = seen(page)
     page.keyboard.press("2")
     assert ImageStat.Stat(ImageChops.difference(first, seen(page))).mean[0] > 0.2
+    page.locator(".first .sheet").click()
+    assert page.locator(".tag:visible").all_inner_texts() == ["1 of 2: Input"]
     page.get_by_label("Difference").check()
     assert ImageStat.Stat(seen(page)).mean[2] < 60
     assert page.locator(".tag.right").inner_text() == "Difference × 4"
@@ -200,13 +204,13 @@ def test_a_new_setting_cancels_the_decode_before(visit: Visit, stub: Stub, photo
     settled(page)
     assert stub.asked[2]["strength"] == "0.3"
     assert "--strength 0.3" in page.locator("#command").text_content()
-    assert ".noised(0.3, seed=0)" in page.locator("#python").text_content()
+    assert "strength=0.3, seed=0" in page.locator("#python").text_content()
 
 
 def test_a_model_that_reads_text_gets_a_prompt_and_says_its_licence(visit: Visit, stub: Stub) -> None:
     page = visit()
     assert not page.get_by_label("Prompt").is_visible()
-    page.get_by_label("Model").select_option("pid-flux2-2k")
+    page.get_by_label("Latent space").select_option("flux2")
     settled(page)
     assert page.get_by_text("NSCLv1: not for commercial use").is_visible()
     page.get_by_label("Prompt").fill("arches at dusk")
@@ -215,7 +219,50 @@ def test_a_model_that_reads_text_gets_a_prompt_and_says_its_licence(visit: Visit
     settled(page)
     assert [each.get("prompt") for each in stub.asked] == [None, "arches at dusk"]
     assert "--prompt 'arches at dusk'" in page.locator("#command").text_content()
-    assert 'decode(latent, "arches at dusk", seed=0, steps=4)' in page.locator("#python").text_content()
+    assert 'prompt="arches at dusk", seed=0, steps=4' in page.locator("#python").text_content()
+
+
+def test_a_space_and_a_model_in_it_are_chosen(visit: Visit, stub: Stub, tmp_path: Path) -> None:
+    model = {**stub.models()["data"][1], "needs_text": False}
+    stub.more = [
+        {**model, "id": "pid-flux2-4k", "scale": 8},
+        {**model, "id": "pid-dinov2", "space": "dinov2", "encodes": False},
+        {"id": "flux", "object": "model", "kind": "pipeline"},
+    ]
+    page = visit()
+    options = lambda name: page.locator(f"#{name} option").all_inner_texts()  # noqa: E731
+    assert options("space") == ["rgb, any image", "flux2"]  # an image cannot be encoded for dinov2
+    assert options("model") == ["pixdec-nano"]
+    page.get_by_label("Latent space").select_option("flux2")
+    until(page, lambda: stub.asked and stub.asked[-1]["model"] == "pid-flux2-2k")
+    settled(page)
+    assert options("model") == ["pid-flux2-2k", "pid-flux2-4k"]
+    page.reload()
+    settled(page)
+    assert page.get_by_label("Latent space").input_value() == "flux2"
+    latent = Latent(torch.zeros(1, 768, 4, 6), "dinov2", 0.25, statistics=False)
+    latent.save(tmp_path / "vision.safetensors")
+    page.locator("#file").set_input_files(tmp_path / "vision.safetensors")
+    page.locator("#source", has_text="vision.safetensors: a latent of dinov2, 6 × 4, σ 0.25").wait_for()
+    assert options("space") == ["rgb, any image", "dinov2"]
+
+
+def test_another_size_than_the_models_own(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
+    stub.limits["pixels"] = 300_000
+    page = visit(quiet=True)
+    choose(page, photograph())
+    settled(page)
+    sizes = page.locator("#scale option").all_inner_texts()
+    assert sizes[0] == "1 ×: 96 × 64"
+    assert sizes[-1] == "6 ×: 576 × 384"  # 8 × is more than this server takes
+    page.get_by_label("Size", exact=True).select_option("1.5")
+    page.locator("#facts", has_text="96 × 64 → 144 × 96").wait_for()
+    assert [each.get("scale") for each in stub.asked] == [None, "1.5"]
+    assert "--scale 1.5" in page.locator("#command").text_content()
+    page.get_by_label("Size", exact=True).select_option("6")
+    page.locator("#facts", has_text="576 × 384").wait_for()
+    choose(page, photograph("larger.png", (130, 130)))  # 6 × would be too many pixels
+    page.locator("#facts", has_text="130 × 130 → 520 × 520").wait_for()
 
 
 def test_download_in_each_format(visit: Visit, photograph: Callable[..., Path], tmp_path: Path) -> None:

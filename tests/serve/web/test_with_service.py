@@ -33,6 +33,23 @@ def test_what_stands_beside_the_divider_is_what_the_service_answers(browser, url
     page.close()
 
 
+def test_the_python_that_the_page_shows_makes_what_the_page_shows(browser, url, tmp_path, monkeypatch):
+    (tmp_path / "small.png").write_bytes(picture(40, 24))
+    page = browser.new_page(accept_downloads=True)
+    page.set_default_timeout(60_000)
+    page.goto(f"{url}/#strength=0.3&seed=3&scale=3")
+    page.locator("#download").wait_for()
+    page.locator("#file").set_input_files(tmp_path / "small.png")
+    page.locator("#facts", has_text="40 × 24 → 120 × 72").wait_for()
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    monkeypatch.chdir(tmp_path)
+    exec(page.locator("#python").text_content(), {})
+    made, shown = Image.open("small-3x.png"), Image.open(download.value.path())
+    page.close()
+    assert max(ImageStat.Stat(ImageChops.difference(made, shown)).mean) < 0.1
+
+
 @pytest.mark.parametrize("stop", INDEX[-1]["stops"], ids=lambda stop: str(stop["sigma"]))
 def test_the_latents_of_the_examples_are_decoded(client: httpx.Client, stop):
     data = (WEB / "examples" / stop["file"]).read_bytes()

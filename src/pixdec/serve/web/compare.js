@@ -23,6 +23,7 @@ class Compare extends HTMLElement {
     for (const [i, pane] of this.panes.entries()) {
       pane.addEventListener("scroll", () => this.panes[1 - i].scrollTo(pane.scrollLeft, pane.scrollTop), { passive: true });
     }
+    this.panes[0].addEventListener("click", () => this.mode === "flicker" && this.flick(this.getAttribute("shown") === "1" ? "2" : "1"));
     new ResizeObserver(() => this.#fit()).observe(this);
     this.setAttribute("mode", "divider");
     this.setAttribute("shown", "2");
@@ -96,6 +97,8 @@ class Compare extends HTMLElement {
     const [left, right] = this.querySelectorAll(".tag");
     [left.textContent, right.textContent] = this.labels;
     if (this.mode === "difference") right.textContent = words.difference;
+    if (this.mode === "flicker") [left.textContent, right.textContent] = this.labels.map(words.flicker);
+    this.panes[0].title = this.mode === "flicker" ? words.swap : "";
     for (const tag of [left, right]) tag.hidden = !tag.textContent;
     this.range.setAttribute("aria-valuetext", words.position(this.at, ...this.labels));
   }

@@ -15,18 +15,28 @@ export function choices(place, options, chosen, choose) {
   );
 }
 
-/** The models that take this source, by latent space. */
-export function fillModels(select, models, source) {
-  const fits = models.filter(({ space }) => source.kind === "image" || !space || space === "rgb" || !source.space || space === source.space);
-  const spaces = [...new Set(fits.map(({ space }) => space))];
-  select.replaceChildren(
-    ...spaces.map((space) => {
-      const group = Object.assign(document.createElement("optgroup"), { label: space ?? words.notLoaded });
-      group.append(...fits.filter((model) => model.space === space).map(({ id }) => new Option(id)));
-      return group;
-    }),
-  );
-  return fits;
+const spaceOf = ({ space }) => space ?? ""; // of a model that is not loaded yet the server does not know it
+const takes = ({ kind, space, encodes }) => (model) =>
+  kind === "image" ? model.encodes !== false : !model.space || model.space === "rgb" || !space || (model.spaces ?? [model.space]).includes(space);
+
+/** The models that take this source, by latent space; answers with the name of the one that is chosen, if any fits. */
+export function fillModels({ elements: { space, model } }, models, source, chosen) {
+  const fits = models.filter(takes(source)), found = fits.find(({ id }) => id === chosen) ?? fits[0];
+  const spaces = [...new Set(fits.map(spaceOf))];
+  space.replaceChildren(...spaces.map((name) => new Option(words.space(name), name)));
+  space.parentElement.hidden = spaces.length < 2;
+  space.oninput = () => model.replaceChildren(...fits.filter((each) => spaceOf(each) === space.value).map(({ id }) => new Option(id)));
+  if (found) space.value = spaceOf(found);
+  space.oninput();
+  return found?.id;
+}
+
+const SCALES = [1, 1.5, 2, 3, 4, 6, 8];
+
+/** The sizes that an image can have here, in pixels. */
+function fillScales(select, source, own, fits) {
+  const scales = [...new Set([...SCALES, own])].sort((a, b) => a - b).filter((scale) => fits(scale, source));
+  select.replaceChildren(...scales.map((scale) => new Option(words.scale(scale, source.width, source.height), scale)));
 }
 
 /** Mark the example that is open. */
@@ -41,8 +51,10 @@ function stepsOf({ steps, default_steps: usual }) {
 }
 
 /** Show the state in the form; what does not apply to the source is hidden. */
-export function fillForm(form, state, model, source) {
-  const { steps, strength, seed, stop, prompt } = form.elements;
+export function fillForm(form, state, model, source, fits) {
+  const { scale, steps, strength, seed, stop, prompt } = form.elements;
+  if (source.kind === "image") fillScales(scale, source, model.scale, fits);
+  scale.value = state.scale || model.scale;
   prompt.value = state.prompt;
   prompt.parentElement.hidden = !model.needs_text;
   form.elements.model.value = model.id;
@@ -70,9 +82,9 @@ function tell(form, input, text) {
 }
 
 export function readForm(form) {
-  const { model, steps, strength, seed, stop, prompt } = form.elements;
+  const { model, scale, steps, strength, seed, stop, prompt } = form.elements;
   const number = (input) => (Number.isFinite(input.valueAsNumber) ? input.valueAsNumber : 0);
-  return { model: model.value, steps: number(steps), strength: number(strength), seed: Math.trunc(number(seed)), stop: number(stop), prompt: prompt.value };
+  return { model: model.value, scale: scale.value, steps: number(steps), strength: number(strength), seed: Math.trunc(number(seed)), stop: number(stop), prompt: prompt.value };
 }
 
 export function fillGallery(list, examples, choose) {
@@ -91,7 +103,7 @@ export function fillGallery(list, examples, choose) {
 }
 
 /** A decode in the lens, told from the others. */
-export function nameOf({ model, steps, strength, stop, seed }, source) {
-  const more = [strength ? `strength ${strength}` : "", stop ? words.sigma(source.stops[stop].sigma) : "", seed ? `seed ${seed}` : ""];
+export function nameOf({ model, steps, scale, strength, stop, seed }, source, own) {
+  const more = [scale && scale !== own ? words.times(scale) : "", strength ? `strength ${strength}` : "", stop ? words.sigma(source.stops[stop].sigma) : "", seed ? `seed ${seed}` : ""];
   return [words.result(model, steps), ...more].filter(Boolean).join(", ");
 }

@@ -2,7 +2,7 @@
 import { Failure } from "./api.js";
 import * as controls from "./controls.js";
 import { sharing } from "./save.js";
-import { at, compare, form, model, recipe, runs, session, settings, steps } from "./session.js";
+import { at, compare, fits, form, model, recipe, runs, scale, session, settings, steps } from "./session.js";
 import { toAddress } from "./state.js";
 import { look } from "./view.js";
 import { words } from "./words.js";
@@ -37,26 +37,28 @@ export async function take(opened, { example = "", file = "" } = {}) {
   if (sourceUrl) URL.revokeObjectURL(sourceUrl);
   Object.assign(session, { source: opened, shown: null });
   Object.assign(state, { example, file, stop: Math.min(state.stop, (opened.stops?.length ?? 1) - 1) });
-  const fits = controls.fillModels(form.elements.model, session.models, opened);
-  if (!fits.some(({ id }) => id === state.model)) state.model = fits[0]?.id ?? "";
+  const found = controls.fillModels(form, session.models, opened, state.model);
+  state.model = found ?? "";
+  if (opened.kind === "image" && !fits(state.scale, opened)) state.scale = "";
   controls.press(at("gallery"), opened.id);
-  at("source").textContent = opened.credit ? words.credit(opened) : opened.kind === "latent" ? words.latentFile(opened.name) : opened.name;
+  at("source").textContent = opened.credit ? words.credit(opened) : opened.kind === "latent" ? words.latentFile(opened) : opened.name;
   at("facts").textContent = "";
   for (const each of ["before", "after"]) compare.clear(each);
   if (opened.bitmap) await place(opened);
+  if (!found) return fail(new Failure(words.errors.noDecoder(opened.space)));
   if (isReady(opened)) runs.keep({ settings: settings(), resultUrl: opened.resultUrl, ready: true });
   await decode();
 }
 
 async function place({ file, width, height }) {
   sourceUrl = URL.createObjectURL(file);
-  const full = [width, height].map((side) => side * model().scale);
+  const full = [width, height].map((side) => Math.round(side * scale()));
   await Promise.all([compare.show("before", sourceUrl, words.input, full), compare.show("after", sourceUrl, "", full)]);
 }
 
 function isReady({ result }) {
   const { seed, strength } = session.state;
-  return result && result.model === model().id && result.steps === steps() && !seed && !strength;
+  return result && result.model === model().id && result.steps === steps() && !seed && !strength && scale() === model().scale;
 }
 
 /** Show the decode that the settings ask for: one that is kept, or a new one. */
@@ -69,12 +71,13 @@ export async function decode() {
     busy(null);
     return reveal(found);
   }
-  const said = foretold(source), { id } = model();
+  const said = foretold(source), { id, scale: own, space } = model();
   const tell = (text) => say([said, text].filter(Boolean).join(" "));
   tell(words.sending);
   busy(undefined);
   const count = state.steps || model().default_steps; // null leaves it to a model that is not loaded yet
-  const { stop, ...fields } = { ...asked, steps: count, strength: asked.strength || null, space: source.space ?? null, format: "png" };
+  const unsaid = source.kind === "latent" && !source.space && space !== "rgb" ? space : null;
+  const { stop, ...fields } = { ...asked, steps: count, strength: asked.strength || null, scale: asked.scale === own ? null : asked.scale, space: unsaid };
   const on = {
     job: (job) => tell(job.state === "queued" ? words.queued(job.position) : words.decoding),
     full: ({ message }) => say(message, { bad: true }),
@@ -91,7 +94,8 @@ export async function decode() {
     if (!run || session.source !== source) return;
     busy(null);
     const { job } = run;
-    if (job.seconds?.decode) rates.set(id, (job.width * job.height * job.steps) / 1e6 / job.seconds.decode);
+    const decoded = job.width * job.height * Math.max(1, own / (asked.scale ?? own)) ** 2;
+    if (job.seconds?.decode) rates.set(id, (decoded * job.steps) / 1e6 / job.seconds.decode);
     await reveal(run);
   } catch (error) {
     if (session.source === source) fail(error);
@@ -101,22 +105,23 @@ export async function decode() {
 /** What the server says of its models, now that it has loaded more. */
 export function reload(models) {
   session.models = models;
-  controls.fillModels(form.elements.model, models, session.source);
+  controls.fillModels(form, models, session.source, session.state.model);
   refresh();
 }
 
 function foretold({ kind, width, height, note }) {
   if (kind !== "image") return "";
-  const { id, scale, default_steps, megapixels_per_second: rate } = model();
+  const { id, scale: own, default_steps, megapixels_per_second: rate } = model();
   const each = rates.get(id) ?? (rate && rate * (default_steps ?? 1));
-  return words.ready(width, height, scale, each && (width * height * scale ** 2 * steps()) / 1e6 / each) + note;
+  const decoded = width * height * Math.max(scale(), own) ** 2; // a smaller picture is shrunk afterwards
+  return words.ready(width, height, scale(), each && (decoded * steps()) / 1e6 / each) + note;
 }
 
 async function reveal(run) {
   session.shown = run;
   const { source } = session, { job, firstUrl, resultUrl, settings: { model: id, steps: count } } = run;
   say(job ? words.done(job) : words.shown);
-  const size = job ? [job.width, job.height] : [source.width, source.height].map((side) => side * model().scale);
+  const size = job ? [job.width, job.height] : [source.width, source.height].map((side) => Math.round(side * scale()));
   if (firstUrl && source.kind === "latent") await compare.show("before", firstUrl, words.vae, size);
   await compare.show("after", resultUrl, words.result(id, job?.steps ?? count), size);
   at("facts").textContent = words.facts(source.bitmap && [source.width, source.height], size, job?.peak_bytes);
@@ -126,7 +131,7 @@ async function reveal(run) {
 
 function refresh() {
   toAddress(session.state);
-  controls.fillForm(form, session.state, model(), session.source);
+  controls.fillForm(form, session.state, model(), session.source, fits);
   const { licence } = model();
   at("licence").hidden = !words.isClosed(licence);
   at("licence").textContent = words.noncommercial(licence);

@@ -8,7 +8,7 @@ export const isLatent = (file) => /\.(safetensors|latent)$/i.test(file.name);
 export async function read(file, limits, scale) {
   if (limits?.bytes && file.size > limits.bytes) throw new Failure(words.errors.tooHeavy(file.size, limits.bytes));
   const source = { file, name: file.name || "pasted.png", note: "" };
-  if (isLatent(source)) return { ...source, kind: "latent" };
+  if (isLatent(source)) return { ...source, kind: "latent", ...(await latentFacts(source)) };
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
@@ -26,6 +26,18 @@ export async function read(file, limits, scale) {
     source.note = words.firstFrame;
   } else if (await isTurned(file)) source.note = words.turned;
   return { ...source, kind: "image", width, height, bitmap };
+}
+
+/** What the header of a latent's file tells: { space, sigma, shape }. */
+async function latentFacts({ file, name }) {
+  try {
+    const length = Number(new DataView(await file.slice(0, 8).arrayBuffer()).getBigUint64(0, true));
+    const { __metadata__: said = {}, ...tensors } = JSON.parse(await file.slice(8, 8 + length).text());
+    const { shape } = tensors.latent ?? tensors.latent_tensor ?? Object.values(tensors)[0];
+    return { space: said.space, shape, sigma: said.sigma && JSON.parse(said.sigma)[0] };
+  } catch {
+    throw new Failure(words.errors.noLatent(name));
+  }
 }
 
 async function firstFrame(bitmap) {

@@ -41,7 +41,8 @@ function listen() {
   form.addEventListener("input", () => controls.tellForm(form, session.source));
   form.addEventListener("change", () => {
     const read = controls.readForm(form);
-    Object.assign(state, read, read.model !== state.model && { steps: "" }); // another model has steps of its own
+    if (Number(read.scale) === model().scale) read.scale = "";
+    Object.assign(state, read, read.model !== state.model && { steps: "", scale: "" }); // another model has its own
     decode();
   });
   form.addEventListener("submit", (event) => event.preventDefault());
@@ -60,11 +61,14 @@ function listen() {
   });
 }
 
+const isDecoder = ({ kind }) => kind !== "pipeline";
+
 async function untilLoaded() {
   for (let tries = 0; tries < 60 && session.models.some(({ default_steps: usual }) => usual == null); tries++) {
     await new Promise((later) => setTimeout(later, 1000));
     const { data } = await api.models().catch(() => ({}));
-    if (data && JSON.stringify(data) !== JSON.stringify(session.models)) reload(data);
+    const models = data?.filter(isDecoder);
+    if (models && JSON.stringify(models) !== JSON.stringify(session.models)) reload(models);
   }
 }
 
@@ -72,7 +76,7 @@ async function start() {
   at("retry").hidden = true;
   try {
     const { data, limits } = await api.models();
-    Object.assign(session, { models: data, limits: limits ?? {} });
+    Object.assign(session, { models: data.filter(isDecoder), limits: limits ?? {} });
   } catch (error) {
     return fail(error);
   }

@@ -3,31 +3,36 @@
 const quoted = (text) => (/^[\w.,/-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
 const stem = (name) => name.replace(/\.[^.]+$/, "");
 
-export function command({ kind, name, model, scale, steps, strength, seed, prompt }) {
+export function command({ kind, name, model, own, scale, steps, strength, seed, prompt }) {
   const verb = kind === "latent" ? "decode" : "upscale";
+  const size = scale === own ? "" : ` --scale ${scale}`;
   const noise = kind === "image" && strength ? ` --strength ${strength}` : "";
   const said = prompt ? ` --prompt ${quoted(prompt)}` : "";
-  return `pixdec ${verb} ${quoted(name)} -o ${quoted(`${stem(name)}-${scale}x.png`)} --model ${quoted(model)} --steps ${steps}${noise}${said} --seed ${seed}`;
+  return `pixdec ${verb} ${quoted(name)} -o ${quoted(`${stem(name)}-${scale}x.png`)} --model ${quoted(model)} --steps ${steps}${size}${noise}${said} --seed ${seed}`;
 }
 
-export function python({ kind, name, model, space, scale, steps, strength, seed, prompt }) {
-  const file = JSON.stringify(name), decodesImages = space === "rgb";
-  const noised = strength ? `.noised(${strength}, seed=${seed})` : "";
-  const [imports, latent] =
-    kind === "latent"
-      ? [["from pixdec import Latent, PixelDecoder"], `Latent.load(${file})`]
-      : decodesImages
-        ? [["from pixdec import Latent, PixelDecoder", "from pixdec.io.images import read_image, to_tensor"], `Latent(to_tensor(read_image(${file})), "rgb")${noised}`]
-        : [["from pixdec import ImageEncoder, PixelDecoder", "from pixdec.io.images import read_image, to_tensor"],
-          `ImageEncoder.from_pretrained(${JSON.stringify(space)}).encode(to_tensor(read_image(${file})))${noised}`];
-  const first = kind === "latent" && decodesImages;
-  return [
-    ...imports,
-    ...(first ? ["from pixdec.encoder import first_decode"] : []),
-    "",
-    `decoder = PixelDecoder.from_pretrained(${JSON.stringify(model)})`,
-    `latent = ${first ? `first_decode(${latent})` : latent}`,
-    `image = decoder.decode(latent, ${prompt ? `${JSON.stringify(prompt)}, ` : ""}seed=${seed}, steps=${steps})[0]`,
-    `image.save(${JSON.stringify(`${stem(name)}-${scale}x.png`)})`,
-  ].join("\n");
+const PYTHON = {
+  image: {
+    imports: ["from pixdec import PixelDecoder", "from pixdec.generation.enlarge import UpscaleSettings, upscale", "from pixdec.io.images import read_picture"],
+    lines: ({ file, own, scale, steps, strength, seed, prompt }) => {
+      const size = scale === own ? "" : `scale=${scale}, `, noise = strength ? `strength=${strength}, ` : "", said = prompt ? `prompt=${JSON.stringify(prompt)}, ` : "";
+      return [`settings = UpscaleSettings(${size}${noise}${said}seed=${seed}, steps=${steps})`, `image = upscale(read_picture(${file}), decoder, settings=settings).pil()`];
+    },
+  },
+  latent: {
+    imports: ["from pixdec import Latent, PixelDecoder"],
+    lines: ({ file, steps, seed, prompt }) => [`latent = Latent.load(${file})`, `image = decoder.decode(latent, ${prompt ? `${JSON.stringify(prompt)}, ` : ""}seed=${seed}, steps=${steps})[0]`],
+  },
+  first: { // the latent of another space, which the VAE decodes for a decoder of images
+    imports: ["from pixdec import Latent, PixelDecoder", "from pixdec.encoder import first_decode"],
+    lines: ({ file, steps, seed }) => [`latent = first_decode(Latent.load(${file}))`, `image = decoder.decode(latent, seed=${seed}, steps=${steps})[0]`],
+  },
+};
+
+export function python(recipe) {
+  const { kind, name, model, space, scale } = recipe;
+  const { imports, lines } = PYTHON[kind === "latent" && space === "rgb" ? "first" : kind];
+  const decoder = `decoder = PixelDecoder.from_pretrained(${JSON.stringify(model)})`;
+  const saved = `image.save(${JSON.stringify(`${stem(name)}-${scale}x.png`)})`;
+  return [...imports, "", decoder, ...lines({ ...recipe, file: JSON.stringify(name) }), saved].join("\n");
 }

@@ -1,7 +1,7 @@
 // The settings, kept in the page's address; one's own file, kept in the browser, so that a reload brings it back.
 
 // `given`: the names of the files of `pixdec page`, with "/" between them, which no name of a file holds.
-export const USUAL = { given: "", example: "", file: "", model: "", prompt: "", steps: "", strength: 0, stop: 0, seed: 0, mode: "divider", zoom: "fit", at: 50, lens: "50,50" };
+export const USUAL = { given: "", example: "", file: "", model: "", prompt: "", scale: "", steps: "", strength: 0, stop: 0, seed: 0, mode: "divider", zoom: "fit", at: 50, lens: "50,50" };
 
 export function fromAddress() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));

@@ -1,6 +1,6 @@
 // How the pictures are looked at: the mode, the size, and what the lens shows.
 import * as controls from "./controls.js";
-import { compare, at, lens, runs, session } from "./session.js";
+import { compare, at, lens, model, runs, session } from "./session.js";
 import { toAddress } from "./state.js";
 import { words } from "./words.js";
 
@@ -38,7 +38,7 @@ export async function look() {
   for (const run of runs.done.values()) {
     run.bitmap ??= await bitmapOf(run.resultUrl);
     const scale = compare.natural[0] / run.bitmap.width;
-    views.push({ label: controls.nameOf(run.settings, source), bitmap: run.bitmap, scale, how: "pixels" });
+    views.push({ label: controls.nameOf(run.settings, source, model().scale), bitmap: run.bitmap, scale, how: "pixels" });
   }
   if (source === session.source) lens.pictures = views;
 }
