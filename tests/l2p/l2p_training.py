@@ -16,6 +16,7 @@ from pixdec.l2p import open_weights, save_weights, transplant
 from pixdec.train.data.shards import INDEX, Index, index_shard, save_index
 from pixdec.train.pixels import build_pixels
 from pixdec.train.recipes import PixelRecipe, l2p_nano
+from pixdec.train.runs import RunOptions
 
 
 def recipe(**loop) -> PixelRecipe:
@@ -60,4 +61,5 @@ def _sample(i: int, rng: np.random.Generator) -> dict[str, bytes]:
 
 
 def run_in(folder: Path, output: str, changed: PixelRecipe | None = None):
-    return build_pixels(changed or recipe(), folder / "shards", folder / output, start=folder / "start.safetensors")
+    options = RunOptions(start=str(folder / "start.safetensors"))
+    return build_pixels(changed or recipe(), folder / "shards", folder / output, options)

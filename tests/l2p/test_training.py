@@ -70,7 +70,7 @@ def test_losses_and_gradients():
 @needs_reference
 def test_the_stage_takes_fixed_or_fresh_noise_and_drops_prompts():
     network, images = model(16), byte_image("tiny/train0", 64, 128)
-    examples = Examples(images, ["a"], text=[text(7)], seeds=[11])
+    examples = Examples(images, ["a"], embeddings=[text(7)], seeds=[11])
     try:
         seen = []
         hook = network.register_forward_pre_hook(lambda _, given: seen.append((given[0], given[1], len(given[2][0]))))

@@ -1,6 +1,7 @@
 """Training from Python, recipes in files, and dry runs."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pixdec.train.recipes import (
     decoder_tiny,
     student_paper_2k,
 )
-from shardset import photograph
+from shardset import folder_of, packed, photograph
 from trainset import SILENT
 
 
@@ -52,6 +53,21 @@ def test_training_from_python(photos: Path, tmp_path: Path):
     assert begun[2] == whole[2]
     assert (tmp_path / "cut" / "decoder.safetensors").exists()
     assert json.loads((tmp_path / "cut" / "settings.json").read_text())["data"] == str(photos)
+
+
+def test_a_run_goes_on_with_the_images_it_began_with(tmp_path: Path):
+    recipe = small()
+    recipe = replace(recipe, data=replace(recipe.data, base=64, multiple=32, pages=0.0))
+    for count in (2, 3):
+        packed(folder_of(tmp_path / "in", count, ((64, 64),)), tmp_path / "shards")
+        steps = train(recipe, tmp_path / "shards", tmp_path / "run")
+        if count == 2:
+            next(steps)
+            steps.close()
+        else:
+            with pytest.raises(ValueError, match="run on other images than"):
+                next(steps)
+        shutil.rmtree(tmp_path / "shards")
 
 
 TOML = """

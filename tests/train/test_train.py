@@ -189,7 +189,7 @@ def test_crops_depend_on_seed_and_index_alone(tmp_path: Path):
     assert batch.shape == (6, 3, 32, 32)
     assert batch.min() >= -1
     assert batch.max() <= 1
-    with pytest.raises(ValueError, match="png: a picture of 100x80 is smaller than the crop of 128"):
+    with pytest.raises(ValueError, match="png: an image of 100x80 is smaller than its bucket of 128x128"):
         one.batch(CropSettings(size=128, synthetic=0), 0, 0, 1)
 
 

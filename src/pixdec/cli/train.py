@@ -19,9 +19,8 @@ from pixdec.cli.report import progress, tell
 from pixdec.io.files import first_line_of
 
 if TYPE_CHECKING:
-    from pixdec.train.build import RunOptions
     from pixdec.train.recipes import AnyRecipe
-    from pixdec.train.runs import Run
+    from pixdec.train.runs import Run, RunOptions
 
 STAGES = ("prior", "decoder", "student", "l2p")
 
@@ -149,9 +148,9 @@ def parse(arguments: Sequence[str]) -> TrainRun:
         chosen, (rest, notes) = "tiny", _of_the_last_release(rest)
     if stage not in STAGES:
         raise ValueError(f"train {stage}: expected a stage, one of {', '.join(STAGES)}")
-    from pixdec.train.build import RunOptions
     from pixdec.train.recipe_files import open_recipe
     from pixdec.train.recipes import RECIPES
+    from pixdec.train.runs import RunOptions
 
     recipe = open_recipe(stage, chosen)
 

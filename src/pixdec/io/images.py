@@ -105,6 +105,25 @@ def image_size(file: str | Path | BinaryIO) -> tuple[int, int]:
         return image.size
 
 
+def upright_size(file: str | Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) as `read_image` would give them, read from the header; (0, 0) if there is no image in it."""
+    try:
+        with Image.open(file) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except Exception:  # Pillow's parsers raise many kinds on damaged headers
+        return 0, 0
+
+
+def count_frames(file: str | Path | BinaryIO) -> int:
+    """The number of frames of an animation (or pages of a TIFF); 1 for a picture, and for what cannot be read."""
+    try:
+        with Image.open(file) as image:
+            return _frames(image)
+    except Exception:  # as above
+        return 1
+
+
 def read_settings(path: str | Path) -> dict[str, object]:
     """The settings `save_image` wrote into the metadata of a file; empty if there are none.
 
@@ -337,6 +356,7 @@ __all__ = [
     "READABLE",
     "WRITABLE",
     "Picture",
+    "count_frames",
     "image_size",
     "output_format",
     "pad_to_multiple",
@@ -348,4 +368,5 @@ __all__ = [
     "save_picture",
     "to_pil",
     "to_tensor",
+    "upright_size",
 ]

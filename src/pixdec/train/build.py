@@ -7,10 +7,8 @@ for step in train(decoder_tiny(), "photos", "runs/mine"):
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from torch import Tensor
 
 from pixdec.encoder import TINY_SPACE, ImageEncoder
@@ -19,6 +17,7 @@ from pixdec.latents import get_space
 from pixdec.models.pid import PiD
 from pixdec.models.taef2 import load_taef2
 from pixdec.text import GEMMA, NEGATIVE_PROMPT, CaptionEmbeddings
+from pixdec.train.draws import Draws
 from pixdec.train.examples import Source, open_source
 from pixdec.train.loop import Progress
 from pixdec.train.low_rank import add_lora
@@ -26,7 +25,7 @@ from pixdec.train.parallel import Share, join, prepare
 from pixdec.train.pixels import build_pixels
 from pixdec.train.recipes import AnyRecipe, DecoderRecipe, PixelRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
-from pixdec.train.runs import Run, draws_for, to_device
+from pixdec.train.runs import NOTHING, Run, RunOptions
 from pixdec.train.sample_sheets import SheetInputs, Sheets
 from pixdec.train.stages.decoder import DecoderStage
 from pixdec.train.stages.prior import PriorStage
@@ -36,31 +35,6 @@ from pixdec.train.start import Start, start_from
 
 LICENCE = "Apache-2.0"
 AnyStage = PriorStage | DecoderStage | StudentStage
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run is given besides its recipe, its data and its folder."""
-
-    start: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Begin with these weights: a name that `pixdec models` lists, a file, or the folder of another run."""
-    teacher: str | None = None
-    """For a student: what it learns from, named like --from. It also begins there, without --from."""
-    encoder: tuple[str, ...] = ("tiny",)
-    """What makes latents: "tiny" (the bundled one, FLUX.2 space), "taef2:FOLDER", or a diffusers VAE or vision encoder
-    by name or folder. Several take turns over the images of a batch."""
-    gemma: str | None = None
-    """The caption encoder, where it is not the released models' own or lies in a folder; for l2p, the source's
-    pipeline, which embeds prompts."""
-    features: str | None = None
-    """For a prior with representation.weight: DINOv2 by name or folder, whose features the network foretells."""
-    device: str | None = None
-    """Such as cpu or cuda; without it the fastest there is. torchrun gives each process its own."""
-    licence: str | None = None
-    """Written into the weights; without it that of what the run begins with, Apache-2.0 if it begins with nothing."""
-
-
-NOTHING = RunOptions()
 
 
 def train(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunOptions = NOTHING) -> Iterator[Progress]:
@@ -87,15 +61,7 @@ def build(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunO
         OSError: weights that are not on disk and cannot be fetched.
     """
     if isinstance(recipe, PixelRecipe):
-        return build_pixels(
-            recipe,
-            data,
-            output,
-            start=options.start,
-            text_encoder=options.gemma,
-            device=options.device,
-            licence=options.licence,
-        )
+        return build_pixels(recipe, data, output, options)
     world = join(options.device, recipe.machine.context)
     files.prepare([Path(output) / "settings.json"])  # before anything is loaded
     source = open_source(data, recipe, world.share)
@@ -226,8 +192,8 @@ def _sheets(
         loop=replace(recipe.loop, batch=count, parts=1),
         data=replace(recipe.data, workers=0, streams=None, precomputed=False),
     )
-    place, examples = next(source_of(few).begin(0))
-    examples, draws = to_device(examples, device), draws_for(few, place, device)
+    examples = next(source_of(few).begin(0)).to(device)
+    draws = Draws(recipe.loop.seed, 0, range(count), count, device)
     if isinstance(stage, PriorStage):
         text = embedded(stage.embed, examples, torch.zeros(count, dtype=torch.bool))
         return Sheets(SheetInputs(examples.images, None, None, text), recipe.folder.sheet_steps, recipe.times, "v1.5")

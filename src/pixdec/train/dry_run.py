@@ -44,43 +44,32 @@ def parts_of(recipe: AnyRecipe, start: str | None = None) -> list[Part]:
     Raises:
         ValueError: settings that do not go together.
     """
+    low, found = recipe.machine.precision == "bfloat16", list[Part]()
+    averaged = None if isinstance(recipe, PixelRecipe) and not recipe.objective.average else 0
+    for number, (name, network) in enumerate(_networks(recipe, start).items()):
+        counts, learning = Counter[str](), Counter[str]()
+        for key, parameter in network.named_parameters():
+            whole, *inside = key.removeprefix("transformer.").split(".")
+            part = inside[0] if inside and inside[0].endswith("_blocks") else whole
+            counts[part] += parameter.numel()
+            learning[part] += parameter.numel() if parameter.requires_grad else 0
+        frozen, learns = 2 if low and name in ("teacher", "pixels") else 4, 20 if number == averaged else 16
+        for part, count in counts.items():
+            size = frozen * (count - learning[part]) + learns * learning[part]
+            found.append(Part(name, part, count, learning[part], size))
+    return found
+
+
+def _networks(recipe: AnyRecipe, start: str | None) -> dict[str, nn.Module]:
     if isinstance(recipe, PixelRecipe):
-        return _pixel_parts(recipe, start)
+        return {"pixels": model_on_meta(recipe, start)}
     with torch.device("meta"):
         network = PiD(recipe.network)
         teacher = PiD(recipe.network) if isinstance(recipe, StudentRecipe) else None
         stage = new_stage(recipe, network, _tools(recipe, network), teacher)
     if recipe.lora.rank:
         add_lora(network, recipe.lora)
-    networks: dict[str, nn.Module] = dict(stage.networks)
-    if teacher is not None:
-        networks["teacher"] = teacher
-    first = next(iter(networks))
-    frozen = 2 if recipe.machine.precision == "bfloat16" else 4
-    found = list[Part]()
-    for name, each in networks.items():
-        counts, learning = Counter[str](), Counter[str]()
-        for key, parameter in each.named_parameters():
-            whole, block, *_ = key.split(".")
-            part = block if block.endswith("_blocks") else whole
-            counts[part] += parameter.numel()
-            learning[part] += parameter.numel() if parameter.requires_grad else 0
-        for part, count in counts.items():
-            weight = frozen if name == "teacher" else 4
-            size = weight * count + (12 + 4 * (name == first)) * learning[part]
-            found.append(Part(name, part, count, learning[part], size))
-    return found
-
-
-def _pixel_parts(recipe: PixelRecipe, start: str | None) -> list[Part]:
-    low = recipe.machine.precision == "bfloat16"
-    counts, learning, bytes_of = Counter[str](), Counter[str](), Counter[str]()
-    for key, parameter in model_on_meta(recipe, start).named_parameters():
-        part, count, learns = key.removeprefix("transformer.").split(".")[0], parameter.numel(), parameter.requires_grad
-        counts[part] += count
-        learning[part] += count if learns else 0
-        bytes_of[part] += count * ((20 if recipe.objective.average else 16) if learns else 2 if low else 4)
-    return [Part("pixels", part, counts[part], learning[part], bytes_of[part]) for part in counts]
+    return {**stage.networks, **({} if teacher is None else {"teacher": teacher})}
 
 
 def _tools(recipe: Recipe, network: PiD) -> Tools:

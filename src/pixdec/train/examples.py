@@ -3,34 +3,28 @@ number, so that a run can begin at any.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from pixdec.train.data.photos import Photos, ahead
+from pixdec.train.data.sample import Examples
 from pixdec.train.data.stream import StreamLoader, StreamSettings
 from pixdec.train.parallel import Share
-from pixdec.train.recipes import AnyRecipe, DataSettings, PixelRecipe
-from pixdec.train.stages.stage import Examples
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which part of which step a process works at, and its places in the step's batch."""
-
-    step: int
-    part: int
-    places: range
+from pixdec.train.recipes import AnyRecipe, PixelRecipe
 
 
 class Source(Protocol):
     """Examples of one process."""
 
-    def begin(self, step: int) -> Iterator[tuple[Place, Examples]]:
+    def begin(self, step: int) -> Iterator[Examples]:
         """All that is shown from step number `step` on, part by part; endless."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Tells one set of examples from another; "" where it is not known."""
         ...
 
 
@@ -57,12 +51,6 @@ def open_source(data: str | Path, recipe: AnyRecipe, share: Share) -> Source:
     return FolderSource(photos, recipe, share)
 
 
-def _place(recipe: AnyRecipe, share: Share, number: int) -> Place:
-    """Part number `number` of a whole run."""
-    step, part = divmod(number, recipe.loop.parts)
-    return Place(step, part, share.places(recipe.loop.batch, part, recipe.loop.parts))
-
-
 @dataclass(frozen=True)
 class FolderSource:
     """Square crops of the pictures of a folder, and drawn pages, without captions."""
@@ -70,15 +58,17 @@ class FolderSource:
     photos: Photos
     recipe: AnyRecipe
     share: Share
+    digest: str = ""
 
-    def begin(self, step: int) -> Iterator[tuple[Place, Examples]]:
+    def begin(self, step: int) -> Iterator[Examples]:
         """One thread makes the next crops while the caller works."""
         loop, crops = self.recipe.loop, self.recipe.data.crops
 
-        def make(number: int) -> tuple[Place, Examples]:
-            place = _place(self.recipe, self.share, number)
-            images = self.photos.batch(crops, loop.seed, place.step, loop.batch, place.places)
-            return place, Examples(images, [""] * len(images))
+        def make(number: int) -> Examples:
+            step, part = divmod(number, loop.parts)
+            places = self.share.places(loop.batch, part, loop.parts)
+            images = self.photos.batch(crops, loop.seed, step, loop.batch, places)
+            return Examples(images, [""] * len(images))
 
         yield from map(ahead(make), count(step * loop.parts))
 
@@ -87,35 +77,22 @@ class PackedSource:
     """Batches of packed shards, in aspect buckets, with captions and what was computed beforehand."""
 
     def __init__(self, index: str, recipe: AnyRecipe, share: Share):
-        self.recipe, self.share = recipe, share
-        data = recipe.data
-        self.settings = stream_settings(data, recipe, share)
-        self.loader = StreamLoader(index, self.settings, rank=share.rank, ranks=share.count, workers=data.workers)
+        self.parts, data = recipe.loop.parts, recipe.data
+        shared = {each.name: getattr(data, each.name) for each in fields(StreamSettings) if hasattr(data, each.name)}
+        settings = StreamSettings(
+            **shared,
+            batch=len(share.places(recipe.loop.batch, 0, self.parts)),
+            seed=recipe.loop.seed,
+            latents=data.precomputed and not isinstance(recipe, PixelRecipe),
+            embeddings=data.precomputed and recipe.reads_text,
+        )
+        self.loader = StreamLoader(index, settings, rank=share.rank, ranks=share.count, workers=data.workers)
 
-    def begin(self, step: int) -> Iterator[tuple[Place, Examples]]:
+    @property
+    def digest(self) -> str:
+        """Of names and sizes: the order follows from them."""
+        return self.loader.index.digest()
+
+    def begin(self, step: int) -> Iterator[Examples]:
         """The loader's own workers read ahead."""
-        first = step * self.recipe.loop.parts
-        self.loader.load_state_dict({**self.loader.state_dict(), "batches": first * self.share.count})
-        for number, batch in enumerate(self.loader, first):
-            place = _place(self.recipe, self.share, number)
-            text = batch.embeddings
-            alike = None if text is None or isinstance(self.recipe, PixelRecipe) else torch.stack(text)
-            yield place, Examples(batch.images, batch.captions, batch.latents, alike, text, batch.seeds)
-
-
-def stream_settings(data: DataSettings, recipe: AnyRecipe, share: Share) -> StreamSettings:
-    """The loader's settings for one process of a run."""
-    each = len(share.places(recipe.loop.batch, 0, recipe.loop.parts))
-    return StreamSettings(
-        base=data.base,
-        batch=each,
-        seed=recipe.loop.seed,
-        shuffle=data.shuffle,
-        multiple=data.multiple,
-        fit=data.fit,
-        pages=data.pages,
-        latents=data.precomputed and not isinstance(recipe, PixelRecipe),
-        embeddings=data.precomputed and recipe.reads_text,
-        unreadable=data.unreadable,
-        streams=data.streams,
-    )
+        return self.loader.batches(step * self.parts)

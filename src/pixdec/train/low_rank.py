@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixdec.l2p.model import PixelModel
 from pixdec.models.adapter import SigmaGate
 from pixdec.models.pid import PiD
 from pixdec.models.pixdit import PixelBlock
 
-_ADAPTER = "default"  # peft's name for the one LoRA of a network; its files leave it out
+NAME = "default"  # peft's for the one LoRA of a network; its files leave it out
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class LoraSettings:
         return float(self.rank) if self.alpha is None else self.alpha
 
 
-def add_lora(network: PiD, settings: LoraSettings, seed: int = 0) -> None:
-    """Puts a LoRA into the chosen Linears, in place, and freezes all else. B is zero: nothing changes until it learns.
+def add_lora(network: PiD | PixelModel, settings: LoraSettings, seed: int = 0) -> None:
+    """Puts a LoRA into the chosen Linears, in place, and freezes all else; of a pixel model into its frozen blocks, and
+    what learns goes on to. B is zero: nothing changes until it learns.
 
     Call it when the stage is built, for stages say themselves what learns; before the network is sharded, compiled or
     given to `State`. A's first values follow from `seed` alone. A Linear's own weight is NAME.base_layer.weight then.
@@ -59,7 +61,9 @@ def add_lora(network: PiD, settings: LoraSettings, seed: int = 0) -> None:
         raise ValueError(f"lora.rank={settings.rank}: expected at least 1")
     if any(".lora_A." in name for name, _ in network.named_parameters()):
         raise ValueError("this network has a LoRA already; add one to a fresh network")
-    chosen = chosen_layers(network, settings)
+    pixels = isinstance(network, PixelModel)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad and pixels]
+    chosen = _frozen_layers(network, settings) if isinstance(network, PixelModel) else chosen_layers(network, settings)
     try:
         peft: Any = importlib.import_module("peft")
     except ImportError as error:
@@ -68,7 +72,9 @@ def add_lora(network: PiD, settings: LoraSettings, seed: int = 0) -> None:
     config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.factor, target_modules=list(chosen), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, wherever the network is
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, network, _ADAPTER)
+        peft.inject_adapter_in_model(config, network, NAME)
+    for parameter in learning:
+        parameter.requires_grad_(True)
 
 
 def chosen_layers(network: PiD, settings: LoraSettings) -> tuple[str, ...]:
@@ -118,6 +124,18 @@ def _linears(network: PiD) -> Iterator[tuple[str, str]]:
             yield name, ""
 
 
+def _frozen_layers(model: PixelModel, settings: LoraSettings) -> list[str]:
+    """The chosen Linears of blocks in which nothing learns."""
+    names = {module: name for name, module in model.named_modules()}
+    blocks = model.source.blocks(model.transformer)
+    frozen = [block for block in blocks if not any(parameter.requires_grad for parameter in block.parameters())]
+    linears = [names[each] for block in frozen for each in block.modules() if isinstance(each, nn.Linear)]
+    chosen = [name for name in linears if any(_ends(name, ending) for ending in settings.layers)]
+    if not chosen:
+        raise ValueError(f"lora.layers={settings.layers}: none of {len(frozen)} frozen blocks has such layers")
+    return chosen
+
+
 def _ends(name: str, ending: str) -> bool:
     return fnmatchcase(name, ending) or fnmatchcase(name, f"*.{ending}")
 
@@ -126,7 +144,7 @@ def lora_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The LoRA among a network's weights (its state_dict, or a run's average of them), under the names that files have:
     those of `peft.get_peft_model_state_dict`. Raises ValueError if there is none."""
     found = {
-        key.replace(f".{_ADAPTER}.", "."): tensor.detach()
+        key.replace(f".{NAME}.", "."): tensor.detach()
         for key, tensor in weights.items()
         if ".lora_A." in key or ".lora_B." in key
     }

@@ -12,21 +12,23 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
 from pixdec.io.files import first_line_of, replacing
 from pixdec.models.pid import PiD
 from pixdec.train.checkpoints import State, checkpoints
 from pixdec.train.draws import Draws
-from pixdec.train.examples import Place, Source
+from pixdec.train.examples import Source
 from pixdec.train.log import Log
 from pixdec.train.loop import Progress, new_state, train
 from pixdec.train.low_rank import lora_of
 from pixdec.train.parallel import World, precision
 from pixdec.train.recipes import AnyRecipe, PixelRecipe, Recipe
 from pixdec.train.sample_sheets import Sheets
-from pixdec.train.stages.stage import Examples, Stage
+from pixdec.train.stages.stage import Stage
 from pixdec.train.start import differences
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import save_lora
@@ -34,6 +36,32 @@ from pixdec.weights.settings import settings_to_json
 
 # What may differ between the commands that begin a run and go on with it.
 FREE = ("recipe.machine.", "recipe.folder.")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is given besides its recipe, its data and its folder."""
+
+    start: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Begin with these weights: a name that `pixdec models` lists, a file, or the folder of another run; for l2p, what
+    `pixdec l2p init` wrote."""
+    teacher: str | None = None
+    """For a student: what it learns from, named like --from. It also begins there, without --from."""
+    encoder: tuple[str, ...] = ("tiny",)
+    """What makes latents: "tiny" (the bundled one, FLUX.2 space), "taef2:FOLDER", or a diffusers VAE or vision encoder
+    by name or folder. Several take turns over the images of a batch."""
+    gemma: str | None = None
+    """The caption encoder, where it is not the released models' own or lies in a folder; for l2p, the source's
+    pipeline, which embeds prompts."""
+    features: str | None = None
+    """For a prior with representation.weight: DINOv2 by name or folder, whose features the network foretells."""
+    device: str | None = None
+    """Such as cpu or cuda; without it the fastest there is. torchrun gives each process its own."""
+    licence: str | None = None
+    """Written into the weights; without it that of what the run begins with, Apache-2.0 if it begins with nothing."""
+
+
+NOTHING = RunOptions()
 
 
 @dataclass(frozen=True)
@@ -134,26 +162,27 @@ class Run:
 
     def losses(self, start: int) -> Callable[[int, int], Mapping[str, torch.Tensor]]:
         """(step, part) -> the stage's losses, from step `start` on, in turn."""
-        coming = self.source.begin(start)
+        coming, loop, device = self.source.begin(start), self.recipe.loop, self.world.device
 
         def losses_at(step: int, part: int) -> Mapping[str, torch.Tensor]:
-            place, examples = next(coming)
-            assert (place.step, place.part) == (step, part)
-            draws = draws_for(self.recipe, place, self.world.device)
-            with precision(self.recipe.machine, self.world.device):
-                return self.stage.losses(step, to_device(examples, self.world.device), draws)
+            places = self.world.share.places(loop.batch, part, loop.parts)
+            draws = Draws(loop.seed, step, places, loop.batch, device)
+            with precision(self.recipe.machine, device):
+                return self.stage.losses(step, next(coming).to(device), draws)
 
         return losses_at
 
     def _settle(self) -> None:
         """Writes the settings of a new run; compares with those of one that is there."""
         path = self.folder / "settings.json"
-        mine = {"recipe": json.loads(settings_to_json(self.recipe)), **self.began}
+        mine = {"recipe": json.loads(settings_to_json(self.recipe)), **self.began, "shards": self.source.digest}
         if path.exists():
             theirs = _json_of(path)
             for where, now, then in differences(mine, theirs):
-                if where.startswith(FREE):
+                if where.startswith(FREE) or (where == "shards" and not then):  # which earlier versions do not say
                     continue
+                if where == "shards":
+                    raise ValueError(f"{self.folder} holds a run on other images than {self.began['data']} has now")
                 raise ValueError(
                     f"{self.folder} holds a run with {where}={then!r}, not {now!r}: "
                     "take another folder, or the settings it began with"
@@ -168,21 +197,3 @@ def _json_of(path: Path) -> object:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({first_line_of(error)}); take another folder") from error
-
-
-def draws_for(recipe: AnyRecipe, place: Place, device: torch.device) -> Draws:
-    """The random numbers of one part of a step."""
-    return Draws(recipe.loop.seed, place.step, place.places, recipe.loop.batch, device)
-
-
-def to_device(examples: Examples, device: torch.device) -> Examples:
-    """The same examples with their tensors on `device`."""
-    latents, embeddings = examples.latents, examples.embeddings
-    return Examples(
-        examples.images.to(device),
-        examples.captions,
-        None if latents is None else latents.to(device),
-        None if embeddings is None else embeddings.to(device),
-        None if examples.text is None else [each.to(device) for each in examples.text],
-        examples.seeds,
-    )

@@ -18,11 +18,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from pixdec.io.images import read_image, to_tensor
+from pixdec.io.images import read_image, to_tensor, upright_size
 from pixdec.train.data.degrade import degrade
 from pixdec.train.data.duplicates import Seen, look_hash, pixel_hash
 from pixdec.train.data.pack import CaptionEmbedder, LatentEncoder, PackSettings, pack
-from pixdec.train.data.reading import decode_image, upright_size
 from pixdec.train.data.shards import read_index, read_shard
 from shardset import contents, folder_of, packed, photograph
 
@@ -167,18 +166,18 @@ def test_sizes_are_upright(tmp_path: Path):
     Image.open(source / "a.jpg").save(source / "turned.jpg", exif=exif)
     packed(source, tmp_path / "out")
     assert read_index(tmp_path / "out").shards[0].sizes.tolist() == [[48, 32], [32, 48]]
-    assert upright_size((source / "turned.jpg").read_bytes()) == (32, 48)
+    assert upright_size(source / "turned.jpg") == (32, 48)
 
 
 def test_decoding_from_memory_is_reading_the_file(tmp_path: Path):
     for name, mode in (("a.png", "LA"), ("b.jpg", "CMYK"), ("c.png", "P"), ("d.webp", "RGB")):
         path = photograph(tmp_path / name, 33, 21)
         Image.open(path).convert("RGB").convert(mode).save(path)
-        ours = decode_image(path.read_bytes(), name)
+        ours = read_image(io.BytesIO(path.read_bytes()), name=name)
         assert ours.mode == "RGB"
         assert np.array_equal(np.asarray(ours), np.asarray(read_image(path)))
     with pytest.raises(ValueError, match=r"^b\.jpg: .*truncated"):
-        decode_image((tmp_path / "b.jpg").read_bytes()[:-20], "b.jpg")
+        read_image(io.BytesIO((tmp_path / "b.jpg").read_bytes()[:-20]), name="b.jpg")
 
 
 # ---- duplicates

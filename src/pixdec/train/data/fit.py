@@ -57,4 +57,5 @@ def fit(image: Image.Image, bucket: Bucket, settings: FitSettings, rng: np.rando
     else:
         box = (left, top, left + width, top + height)
         part = image.resize((bucket.width, bucket.height), Image.Resampling.BICUBIC, box=box)
-    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < settings.flip else part
+    mirrored = settings.flip > 0 and rng.random() < settings.flip
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else part

@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from pixdec.io.files import reason_of
-from pixdec.io.images import read_image
-from pixdec.train.data.reading import frames, upright_size
+from pixdec.io.images import count_frames, read_image, upright_size
+from pixdec.train.data.buckets import Bucket
+from pixdec.train.data.fit import FitSettings, fit
 from pixdec.train.data.sources import find_images
 from pixdec.train.data.synthetic import draw_page
 
@@ -102,21 +103,11 @@ class Photos:
             number = int(rng.choice(len(self.paths), p=self.weights))
             if (picture := self._picture(number)) is not None:
                 break
-        largest = min(picture.width, picture.height) / settings.size
-        if largest < 1:
-            raise ValueError(
-                f"{self.paths[number]}: a picture of {picture.width}x{picture.height} is smaller than the crop of "
-                f"{settings.size}"
-            )
-        zoom = float(np.exp(rng.uniform(0, np.log(min(settings.zoom, largest)))))
-        if rng.random() < settings.unscaled:
-            zoom = 1.0
-        side = settings.size * zoom
-        left, top = rng.uniform(0, picture.width - side), rng.uniform(0, picture.height - side)
-        if zoom == 1:
-            left, top = round(left), round(top)
-        box = (left, top, left + side, top + side)
-        return picture.resize((settings.size, settings.size), Image.Resampling.BICUBIC, box=box)
+        square, how = Bucket(settings.size, settings.size), FitSettings(settings.zoom, settings.unscaled, flip=0.0)
+        try:
+            return fit(picture, square, how, rng)
+        except ValueError as error:
+            raise ValueError(f"{self.paths[number]}: {error}") from error
 
     def _picture(self, number: int) -> Image.Image | None:
         """A picture, decoded; None for one that is broken, of which the first time is told."""
@@ -160,7 +151,7 @@ def _look(least: int, path: Path, *, decode: bool) -> tuple[tuple[int, int], str
             read_image(path)
     except (ValueError, OSError) as error:
         return (0, 0), reason_of(error).removeprefix(f"{path}: ")
-    if (count := frames(path)) > 1:
+    if (count := count_frames(path)) > 1:
         return size, f"animated, {count} frames"
     return size, f"{size[0]}x{size[1]} pixels, smaller than {least}" if min(size) < least else ""
 

@@ -1,23 +1,25 @@
-"""What training is given: one image with its caption, and batches of them."""
+"""What training is given: images with their captions, and what was computed of them beforehand.
+
+B batch · H, W image pixels · C latent channels · h, w latent grid · T text tokens · E their width
+"""
 
 import contextlib
+import io
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from pixdec.io.images import to_tensor
+from pixdec.io.images import read_image, to_tensor
 from pixdec.train.data.buckets import Bucket
 from pixdec.train.data.captions import PLAIN, inside
 from pixdec.train.data.fit import FitSettings, fit
-from pixdec.train.data.reading import decode_image
 from pixdec.train.data.shards import Raw
 from pixdec.train.data.synthetic import draw_page
 
@@ -36,23 +38,36 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Samples of one size. images: (B,3,H,W) float32 in [-1,1]; latents (B,C,h,w) and embeddings (T,E) each if the
-    shards hold them and they were asked for."""
+class Examples:
+    """A batch of one size: images (B,3,H,W) float32 in [-1,1] with their captions; latents (B,C,h,w), clean, and
+    embeddings (T,E) of each caption if they were computed beforehand and asked for; what the images are called, and the
+    seeds of their noise, where they come from shards."""
 
     images: Tensor
-    captions: list[str]
-    keys: list[str]
+    captions: Sequence[str]
     latents: Tensor | None = None
-    embeddings: list[Tensor] | None = None
-    seeds: list[int] = field(default_factory=list[int])
+    embeddings: Sequence[Tensor] | None = None
+    seeds: Sequence[int] = ()
+    keys: Sequence[str] = ()
+
+    def to(self, device: torch.device) -> "Examples":
+        """The same with their tensors on `device`."""
+        latents = None if self.latents is None else self.latents.to(device)
+        embeddings = None if self.embeddings is None else [each.to(device) for each in self.embeddings]
+        return replace(self, images=self.images.to(device), latents=latents, embeddings=embeddings)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """What is made of an image: which part of it, and which precomputed tensors come along."""
+    """What is made of an image.
 
-    fit: FitSettings
+    Attributes:
+        fit: which part of an image is taken.
+        latents, embeddings: give the precomputed ones along. Latents are those of the middle of each image, so
+            `latents` goes with fit=CENTER, and with the base they were made for.
+    """
+
+    fit: FitSettings = field(default_factory=FitSettings)
     latents: bool = False
     embeddings: bool = False
 
@@ -68,7 +83,7 @@ def make_sample(
         ValueError: one line: no image, a damaged one, one of another size, or without the tensors asked for.
     """
     extension, data = raw.image()
-    image = decode_image(data, f"{raw.key}.{extension}")
+    image = read_image(io.BytesIO(data), name=f"{raw.key}.{extension}")
     if image.size != size:
         raise ValueError(
             f"{raw.key}: {image.width}x{image.height} pixels, {size[0]}x{size[1]} in the index: it is of other shards, "
@@ -85,21 +100,20 @@ def make_sample(
 
 def make_page(key: str, bucket: Bucket, rng: np.random.Generator) -> Sample:
     """A page of rendered text and line art (`synthetic.draw_page`) in a bucket's size, without a caption."""
-    page: Image.Image = draw_page(rng, max(bucket.width, bucket.height)).crop((0, 0, bucket.width, bucket.height))
+    page = draw_page(rng, max(bucket.width, bucket.height)).crop((0, 0, bucket.width, bucket.height))
     return Sample(to_tensor(page)[0], "", key)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample]) -> Examples:
     """Samples of one size → a batch."""
     latents = [sample.latent for sample in samples if sample.latent is not None]
-    embeddings = [sample.embedding for sample in samples if sample.embedding is not None]
-    return Batch(
+    return Examples(
         torch.stack([sample.image for sample in samples]),
         [sample.caption for sample in samples],
-        [sample.key for sample in samples],
         torch.stack(latents) if latents else None,
-        embeddings or None,
+        [sample.embedding for sample in samples if sample.embedding is not None] or None,
         [sample.seed for sample in samples],
+        [sample.key for sample in samples],
     )
 
 
@@ -119,15 +133,13 @@ def _tensors(
         return None, None
     try:
         tensors = load(notes.get("safetensors", b""))
-    except (SafetensorError, ValueError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{key}: its precomputed tensors are missing or damaged ({error})") from error
-    wanted = [
-        name for name, asked in (("latent", settings.latents), (f"embedding.{caption}", settings.embeddings)) if asked
-    ]
-    missing = [name for name in wanted if name not in tensors]
-    if missing:
-        raise ValueError(f"{key}: no {missing[0]!r} among its precomputed tensors {', '.join(tensors)}")
-    return (
-        tensors["latent"] if settings.latents else None,
-        tensors[f"embedding.{caption}"] if settings.embeddings else None,
-    )
+
+    def wanted(name: str) -> Tensor:
+        if name not in tensors:
+            raise ValueError(f"{key}: no {name!r} among its precomputed tensors {', '.join(tensors)}")
+        return tensors[name]
+
+    latent = wanted("latent") if settings.latents else None
+    return latent, wanted(f"embedding.{caption}") if settings.embeddings else None

@@ -10,6 +10,7 @@ known before a shard is opened (`pixdec.train.data.order`).
 
 import contextlib
 import hashlib
+import io
 import json
 import lzma
 import tarfile
@@ -26,9 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixdec.io.files import reason_of, replacing
-from pixdec.io.images import READABLE
+from pixdec.io.images import READABLE, upright_size
 from pixdec.train.data.captions import inside
-from pixdec.train.data.reading import upright_size
 from pixdec.train.data.urls import PIPE, name_in, named_in, open_url
 
 INDEX = "index.jsonl"
@@ -185,7 +185,7 @@ def index_shard(url: str) -> Indexed:
             if keys[raw.key] > 1:
                 raise ValueError(f"{raw.key}: its files are {keys[raw.key]} times there, or do not follow each other")
             extension, data = raw.image()
-            size = upright_size(data)
+            size = upright_size(io.BytesIO(data))
             if 0 in size:
                 raise ValueError(f"{raw.key}.{extension}: not an image that can be read")
             uncaptioned += not inside(raw.notes(), raw.key)

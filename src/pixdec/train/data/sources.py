@@ -1,5 +1,6 @@
 """The images that are to be packed: found, read, decoded whole and hashed, a few ahead of whoever takes them."""
 
+import io
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 from pixdec.io.files import files_below, reason_of
-from pixdec.io.images import READABLE
+from pixdec.io.images import READABLE, count_frames, read_image
 from pixdec.train.data.captions import beside
 from pixdec.train.data.duplicates import Seen, look_hash, pixel_hash
-from pixdec.train.data.reading import decode_image, frames
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ def _check(source: Source, settings: PackSettings) -> Found | Skip:
     """Read and decode one file. Never raises: whatever is wrong with it is its outcome."""
     try:
         data = source.path.read_bytes()
-        count = frames(data)
+        count = count_frames(io.BytesIO(data))
         if count > 1:
             return Skip("animated", f"{count} frames")
-        image = decode_image(data, source.name)
+        image = read_image(io.BytesIO(data), name=source.name)
     except (ValueError, OSError) as error:
         return Skip("broken", reason_of(error).removeprefix(f"{source.name}: "))
     if min(image.size) < settings.min_side:

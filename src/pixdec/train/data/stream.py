@@ -1,29 +1,28 @@
 """The streaming loader: batches out of WebDataset shards, in an order that is a pure function of the seed.
 
     loader = StreamLoader("shards/", StreamSettings(base=1024, batch=8), workers=4)
-    for batch in loader:  # endless
+    for batch in loader.batches(start=120):  # endless; the first 120 have been seen
         ...
-    state = loader.state_dict()  # a few numbers; load_state_dict makes the next batch come next
 
-Where a run is, is the number of batches it has had; nothing else is saved. After a restart only the images that are
-still to come are read, from the shards in which they lie.
+Where a run is, is the number of batches it has had. After a restart only the images that are still to come are read,
+from the shards in which they lie.
 """
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pixdec.train.data.buckets import assign, buckets
-from pixdec.train.data.fit import CENTER, FitSettings
+from pixdec.train.data.fit import CENTER
 from pixdec.train.data.order import Order, Planned, Rows
-from pixdec.train.data.sample import Batch, Sample, SampleSettings, collate, make_page, make_sample
+from pixdec.train.data.sample import Examples, Sample, SampleSettings, collate, make_page, make_sample
 from pixdec.train.data.shards import Index, Raw, ShardError, read_index, read_shard
 from pixdec.train.data.urls import is_local
 
@@ -31,18 +30,15 @@ _CONTENT, _PAGE = 11, 12  # `order` has the other purposes of random numbers
 _ATTEMPTS = 3  # for a shard that is not on this machine
 
 
-@dataclass(frozen=True)
-class StreamSettings:
-    """Everything that decides which batches come, besides the shards.
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings(SampleSettings):
+    """Everything that decides which batches come, besides the shards; `SampleSettings` have the rest.
 
     Attributes:
         base: base size of the aspect buckets, `multiple` what their sides are multiples of (`buckets`).
         batch: images in a batch, of one rank.
         shuffle: images in the shuffle buffer of each stream; they are held as they lie in the shard, undecoded.
-        fit: which part of an image is taken.
         pages: share of the images that give their place to a page of rendered text; other images in every epoch.
-        latents, embeddings: give the precomputed ones along. Latents are those of the middle of each image, so
-            `latents` goes with fit=CENTER, and with the base they were made for.
         unreadable: what becomes of a shard that cannot be read, or an image that cannot be decoded. "stop" raises;
             "skip" warns, and others of the same batch stand in (for a whole batch, the next one), so that no rank has
             fewer batches than the others.
@@ -56,10 +52,7 @@ class StreamSettings:
     seed: int = 0
     shuffle: int = 1000
     multiple: int = 64
-    fit: FitSettings = field(default_factory=FitSettings)
     pages: float = 0.0
-    latents: bool = False
-    embeddings: bool = False
     unreadable: Literal["stop", "skip"] = "stop"
     streams: int | None = None
 
@@ -80,7 +73,7 @@ class StreamSettings:
 
 
 class StreamLoader:
-    """An endless iterator over one rank's batches. Each `iter` goes on from the present position.
+    """One rank's batches, without end.
 
     `rank`, `ranks`: None takes those of torch.distributed if it is initialised, else the only one. `workers`: processes
     that read and decode; 0 does it in this one.
@@ -120,58 +113,24 @@ class StreamLoader:
         self.images = int(sum((each >= 0).sum() for each in self._buckets_of))
         self.left_out = self.index.images - self.images
         self._check_contents()
-        self._next = 0  # the number of the next batch of this rank
 
-    def __iter__(self) -> Iterator[Batch]:
-        source = _Source(self, self._next)
-        for item in iter(source) if not self.workers else self._by_workers(source):
+    def __iter__(self) -> Iterator[Examples]:
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[Examples]:
+        """From this rank's batch number `start` on."""
+        source = _Source(self, start)
+        if self.workers:
+            # Without a batch size of its own it passes on what the workers make, from each in turn. It would draw a
+            # seed for them from the generator that the training draws its noise from.
+            generator = torch.Generator().manual_seed(0)
+            source = DataLoader(source, None, num_workers=self.workers, collate_fn=_as_it_is, generator=generator)
+        for item in source:
             if isinstance(item, _Failure):
                 raise ValueError(item.message)
-            self._next += 1
             yield item
 
-    def _by_workers(self, source: "_Source") -> Iterator["Batch | _Failure"]:
-        # Without a batch size of its own it passes on what the workers make, from each in turn. It would draw a seed
-        # for them from the generator that the training draws its noise from.
-        generator = torch.Generator().manual_seed(0)
-        return iter(DataLoader(source, None, num_workers=self.workers, collate_fn=_as_it_is, generator=generator))
-
-    def state_dict(self) -> dict[str, object]:
-        """The position, the same on all ranks after the same number of batches, and what it is only valid with. JSON
-        can hold it."""
-        return {
-            "batches": self._next * self.ranks,
-            "streams": self.streams,
-            "settings": asdict(self.settings),
-            "data": self.index.digest(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Go to a position: the next `iter` begins with the batch that would have been next.
-
-        Raises:
-            ValueError: it is of other shards, settings or streams, or no whole number of batches for these ranks.
-        """
-        mine = self.state_dict()
-        ours, theirs = (cast("dict[str, object]", each["settings"]) for each in (mine, state))
-        for name in ours:
-            if name not in ("unreadable", "streams") and ours[name] != theirs.get(name):
-                raise ValueError(f"the saved position is one with {name}={theirs.get(name)!r}, not {ours[name]!r}")
-        if state["data"] != mine["data"]:
-            raise ValueError("the saved position is one in other shards: names or image sizes differ")
-        if state["streams"] != self.streams:
-            raise ValueError(
-                f"the saved position is one in {state['streams']} streams, not {self.streams}: set "
-                f"streams={state['streams']}, or use as many ranks and workers as then"
-            )
-        batches = state["batches"]
-        if not isinstance(batches, int) or batches % self.ranks:
-            raise ValueError(
-                f"the saved position is after {batches} batches, which {self.ranks} ranks cannot share out"
-            )
-        self._next = batches // self.ranks
-
-    def batches_of(self, stream: int, start: int) -> Iterator[Batch]:
+    def batches_of(self, stream: int, start: int) -> Iterator[Examples]:
         """The batches of one stream from number `start` on (what a worker does)."""
         waiting = 0
         for samples in self._samples_of(stream, start):
@@ -237,9 +196,8 @@ class StreamLoader:
         if raw is None:
             return None
         width, height = self.index.shards[shard].sizes[position].tolist()
-        settings = SampleSettings(self.settings.fit, self.settings.latents, self.settings.embeddings)
         try:
-            return make_sample(raw, (width, height), bucket, settings, rng)
+            return make_sample(raw, (width, height), bucket, self.settings, rng)
         except ValueError as error:
             self._skip(f"{self.index.shards[shard].url}: {error}")
             return None
@@ -296,16 +254,16 @@ class _Failure:
     message: str
 
 
-class _Source(IterableDataset["Batch | _Failure"]):
+class _Source(IterableDataset["Examples | _Failure"]):
     """The batches start, start+1, … of one rank, or those of them that a worker makes: every `workers`-th."""
 
     def __init__(self, loader: StreamLoader, start: int):
         self.loader, self.start = loader, start
 
-    def __iter__(self) -> Iterator["Batch | _Failure"]:
+    def __iter__(self) -> Iterator["Examples | _Failure"]:
         loader, info = self.loader, get_worker_info()
         first, stride = (0, 1) if info is None else (info.id, info.num_workers)
-        iterators: dict[int, Iterator[Batch]] = {}
+        iterators: dict[int, Iterator[Examples]] = {}
         number = self.start + first
         try:
             while True:
@@ -330,6 +288,3 @@ def _place(rank: int | None, ranks: int | None) -> tuple[int, int]:
 
 def _as_it_is(item: object) -> object:
     return item
-
-
-__all__ = ["Batch", "Sample", "StreamLoader", "StreamSettings"]

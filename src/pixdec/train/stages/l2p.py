@@ -75,7 +75,8 @@ class PixelStage:
     @torch.no_grad()
     def _text(self, examples: Examples, dropped: Sequence[bool]) -> list[Tensor]:
         """(T,E) of every prompt, or of the empty one."""
-        found = list(examples.text) if examples.text is not None else self._embedded(examples.captions)
+        known = examples.embeddings
+        found = list(known) if known is not None else self._embedded(examples.captions)
         if not any(dropped):
             return found
         empty = self._embedded([""])[0]

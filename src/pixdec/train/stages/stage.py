@@ -1,4 +1,4 @@
-"""What the three stages have in common: what they are shown, what they are conditioned on, what the loop asks of them.
+"""What the three stages have in common: what they are conditioned on, what the loop asks of them.
 
 B batch · H, W image pixels · C latent channels · h, w latent grid · T text tokens · E their width
 """
@@ -12,23 +12,11 @@ from torch import Tensor, nn
 
 from pixdec.sampling.flow import expand, interpolate
 from pixdec.train.data.degrade import DegradeSettings, degraded
+from pixdec.train.data.sample import Examples
 from pixdec.train.draws import Draws
 
 Encode = Callable[[Tensor], Tensor]  # images (B,3,h·factor,w·factor) in [-1,1] -> normalised latents (B,C,h,w)
 Embed = Callable[[Sequence[str]], Tensor]  # captions -> (B,T,E)
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Images (B,3,H,W) in [-1,1] with their captions; latents (B,C,h,w), clean, and embeddings (B,T,E) if they were
-    computed beforehand; `text`, embeddings (T,E) of any lengths, and the images' `seeds`, for pixel models."""
-
-    images: Tensor
-    captions: Sequence[str]
-    latents: Tensor | None = None
-    embeddings: Tensor | None = None
-    text: Sequence[Tensor] | None = None
-    seeds: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -114,9 +102,8 @@ def embedded(embed: Embed | None, examples: Examples, dropped: Tensor) -> Tensor
     captions = ["" if gone else caption for gone, caption in zip(dropped.tolist(), examples.captions, strict=True)]
     if examples.embeddings is None:
         return embed(captions).to(device)
-    if not bool(dropped.any()):
-        return examples.embeddings
-    return torch.where(dropped[:, None, None], embed([""]).to(examples.embeddings), examples.embeddings)
+    known = torch.stack(list(examples.embeddings))
+    return torch.where(dropped[:, None, None], embed([""]).to(known), known) if bool(dropped.any()) else known
 
 
 class Stage(Protocol):
