@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
 from pixdec.train.checkpoints import checkpoints
-from pixdec.train.data.photos import CropSettings, Photos, ahead
 from pixdec.train.log import Log
 from pixdec.train.loop import LoopSettings, new_state, train
 from pixdec.train.parallel import MachineSettings, precision
 from pixdec.weights.load import load_autoencoder, save_autoencoder
+from scripts.photos import CropSettings, Photos, ahead
 
 M = TypeVar("M", bound=nn.Module)
 

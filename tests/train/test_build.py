@@ -1,7 +1,6 @@
 """Training from Python, recipes in files, and dry runs."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 
 from pixdec.cli import main
 from pixdec.train.build import train
-from pixdec.train.data.photos import CropSettings
 from pixdec.train.dry_run import parts_of
 from pixdec.train.recipe_files import open_recipe
 from pixdec.train.recipes import (
@@ -21,7 +19,7 @@ from pixdec.train.recipes import (
     decoder_tiny,
     student_paper_2k,
 )
-from shardset import folder_of, packed, photograph
+from shardset import folder_of, photograph
 from trainset import SILENT
 
 
@@ -31,7 +29,7 @@ def small() -> DecoderRecipe:
         recipe,
         network=SILENT,
         loop=LoopSettings(steps=4, batch=2),
-        data=replace(recipe.data, crops=CropSettings(size=64)),
+        data=replace(recipe.data, base=90, pages=0.0),
         folder=FolderSettings(save_every=2, sheet_every=0),
     )
 
@@ -56,18 +54,11 @@ def test_training_from_python(photos: Path, tmp_path: Path):
 
 
 def test_a_run_goes_on_with_the_images_it_began_with(tmp_path: Path):
-    recipe = small()
-    recipe = replace(recipe, data=replace(recipe.data, base=64, multiple=32, pages=0.0))
-    for count in (2, 3):
-        packed(folder_of(tmp_path / "in", count, ((64, 64),)), tmp_path / "shards")
-        steps = train(recipe, tmp_path / "shards", tmp_path / "run")
-        if count == 2:
-            next(steps)
-            steps.close()
-        else:
-            with pytest.raises(ValueError, match="run on other images than"):
-                next(steps)
-        shutil.rmtree(tmp_path / "shards")
+    photos = folder_of(tmp_path / "photos", 2, ((64, 64),))
+    next(train(small(), photos, tmp_path / "run"))
+    folder_of(photos, 3, ((64, 64),))
+    with pytest.raises(ValueError, match="run on other images than"):
+        next(train(small(), photos, tmp_path / "run"))
 
 
 TOML = """

@@ -1,8 +1,6 @@
 """Training: golden losses, exact resumption, steps that are not finite, schedules."""
 
-import gc
 import io
-import weakref
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,21 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import ImageFont
 from torch import nn
 
-from pixdec.io.images import read_image
 from pixdec.models.pid import PiD
 from pixdec.train.checkpoints import PowerAverage, State
 from pixdec.train.data.degrade import DegradeSettings, degrade
-from pixdec.train.data.photos import CropSettings, Photos, ahead
 from pixdec.train.data.synthetic import _font, draw_page
 from pixdec.train.draws import Draws, LevelSettings
 from pixdec.train.loop import LoopSettings, learning_rate, new_state, train
 from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
 from pixdec.train.stages.prior import PriorSettings, PriorStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings, Stage
-from shardset import photograph
 from trainset import SILENT, WORDY, embed, examples, pictures, tiny_encoder
 
 LOOP = LoopSettings(steps=20, batch=4, learning_rate=2e-3, warmup=2, seed=3)
@@ -176,87 +171,6 @@ def test_degrade_is_bicubic_and_rounded():
     assert (degrade(flat, 4) - 0.2).abs().max() <= 1 / 255
 
 
-def test_crops_depend_on_seed_and_index_alone(tmp_path: Path):
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 255, (80, 100, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    settings = CropSettings(size=32, synthetic=0.3)
-    one, two = Photos(tmp_path), Photos(tmp_path)
-    batch = one.batch(settings, 5, 7, 6)
-    one.batch(settings, 5, 8, 6)
-    assert torch.equal(batch, two.batch(settings, 5, 7, 6))
-    assert not torch.equal(batch, two.batch(settings, 6, 7, 6))
-    assert batch.shape == (6, 3, 32, 32)
-    assert batch.min() >= -1
-    assert batch.max() <= 1
-    with pytest.raises(ValueError, match="png: an image of 100x80 is smaller than its bucket of 128x128"):
-        one.batch(CropSettings(size=128, synthetic=0), 0, 0, 1)
-
-
-def folder_with_faults(folder: Path) -> Path:
-    """Three photographs, in a folder below too, and what else lies about in folders."""
-    for i in range(3):
-        photograph(folder / ("" if i else "below") / f"{i}.png", 80, 80, seed=i)
-    whole = photograph(folder / "x.jpg", 90, 90, seed=9).read_bytes()
-    (folder / "x.jpg").unlink()
-    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.png").write_text("hello")
-    (folder / "._0.png").write_bytes(b"\0\5\x16\7Mac OS X")
-    photograph(folder / ".hidden" / "h.png", 80, 80)
-    photograph(folder / "tiny.png", 40, 90)
-    frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "blue")]
-    frames[0].save(folder / "moves.gif", save_all=True, append_images=frames[1:])
-    return folder
-
-
-def test_what_of_a_folder_is_left_out(tmp_path: Path):
-    folder = folder_with_faults(tmp_path / "photos")
-    with pytest.warns(UserWarning, match=r"3 of 7 pictures are left out") as seen:
-        photos = Photos(folder, 64)
-    told = str(seen[0].message)
-    for expected in ("moves.gif (animated, 2 frames)", "text.png (cannot be read)", "tiny.png (40x90 pixels, smaller"):
-        assert expected in told
-    settings = CropSettings(size=64, synthetic=0)
-    with pytest.warns(UserWarning, match=r"cut\.jpg: .*others stand in for it") as seen:
-        batch = photos.batch(settings, 0, 0, 20)
-    assert len(seen) == 1
-    with pytest.warns(UserWarning):
-        again = Photos(folder, 64, cache=0)
-        assert torch.equal(again.batch(settings, 0, 0, 20, range(10, 20)), batch[10:])
-    with pytest.raises(ValueError, match=r"2 of 7 pictures cannot be read, the first cut\.jpg"):
-        Photos(folder, 64, unreadable="stop")
-    with pytest.raises(ValueError, match=r"none of 7 pictures can be used: .* and others"):
-        Photos(folder, 100)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no images"):
-        Photos(tmp_path / "empty")
-
-
-def test_when_no_picture_can_be_read_it_stops(tmp_path: Path):
-    for i in range(2):
-        path = photograph(tmp_path / f"{i}.jpg", 80, 80, seed=i)
-        path.write_bytes(path.read_bytes()[:-500])
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no picture can be read"):
-        Photos(tmp_path).batch(CropSettings(size=64, synthetic=0), 0, 0, 4)
-
-
-def test_few_pictures_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for i in range(6):
-        photograph(tmp_path / f"{i}.png", 100, 100, seed=i)
-    photos = Photos(tmp_path, cache=2 * 3 * 100 * 100)
-    held = list[weakref.ref[Image.Image]]()
-
-    def remembered(path: Path) -> Image.Image:
-        held.append(weakref.ref(image := read_image(path)))
-        return image
-
-    monkeypatch.setattr("pixdec.train.data.photos.read_image", remembered)
-    photos.batch(CropSettings(size=64, synthetic=0), 0, 0, 20)
-    gc.collect()
-    assert len(held) > 6
-    assert sum(image() is not None for image in held) == 2
-
-
 def test_pages_have_ink():
     pages = [np.asarray(draw_page(np.random.default_rng(i), 64)) for i in range(8)]
     assert all(page.shape == (64, 64, 3) for page in pages)
@@ -269,22 +183,6 @@ def test_pages_need_no_fonts_of_the_machine():
     font = _font(30)
     assert font.layout_engine == ImageFont.Layout.BASIC
     assert isinstance(font.path, io.BytesIO)
-
-
-def test_batches_made_ahead_are_the_same():
-    made: list[int] = []
-
-    def make(step: int) -> int:
-        made.append(step)
-        if step == 9:
-            raise ValueError("no more")
-        return 10 * step
-
-    take = ahead(make)
-    assert [take(step) for step in (3, 4, 5, 8)] == [30, 40, 50, 80]
-    assert made[:3] == [3, 4, 5]
-    with pytest.raises(ValueError, match="no more"):
-        take(9)
 
 
 GOLDEN_DECODER = (1.3405, 1.3222)

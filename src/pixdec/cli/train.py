@@ -45,7 +45,7 @@ class Options:
     """What to do with a recipe."""
 
     data: str = ""
-    """Packed shards (`pixdec data pack`), their index or URL; or, for networks without text, a folder of images."""
+    """Packed shards (`pixdec data pack`), their index or URL; or a folder of images."""
     output: Output = ""
     """The folder of the run; one that is there goes on."""
     dry_run: Flag = False
@@ -135,7 +135,7 @@ def _no_memory(error: Exception) -> Exception:
         return error
     return ValueError(
         f"out of memory ({first_line_of(error)}): more passes for each step (--loop.parts), --machine.recompute, "
-        "smaller images (--data.base, --data.crops.size) or more processes take less; --dry-run counts what stays"
+        "smaller images (--data.base) or more processes take less; --dry-run counts what stays"
     )
 
 

@@ -4,7 +4,7 @@ for step in train(decoder_tiny(), "photos", "runs/mine"):
     print(step.step, step.losses["total"])
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pixdec.models.pid import PiD
 from pixdec.models.taef2 import load_taef2
 from pixdec.text import GEMMA, NEGATIVE_PROMPT, CaptionEmbeddings
 from pixdec.train.draws import Draws
-from pixdec.train.examples import Source, open_source
+from pixdec.train.examples import Source
 from pixdec.train.loop import Progress
 from pixdec.train.low_rank import add_lora
 from pixdec.train.parallel import Share, join, prepare
@@ -42,7 +42,7 @@ def train(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunO
 
     Args:
         recipe: everything that decides the result, but the data (`pixdec.train.recipes`).
-        data: packed shards, their index or URL; or, for networks without text, a folder of images.
+        data: packed shards, their index or URL; or a folder of images.
         output: the folder of the run (`pixdec.train.runs`).
         options: what it begins with and is fed.
 
@@ -64,7 +64,7 @@ def build(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunO
         return build_pixels(recipe, data, output, options)
     world = join(options.device, recipe.machine.context)
     files.prepare([Path(output) / "settings.json"])  # before anything is loaded
-    source = open_source(data, recipe, world.share)
+    source = Source(data, recipe, world.share)
     with torch.random.fork_rng(devices=[]):  # biases are drawn as the network is made
         torch.manual_seed(recipe.loop.seed)
         network = PiD(recipe.network).initialize(recipe.loop.seed)
@@ -84,7 +84,7 @@ def build(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunO
     stage = new_stage(recipe, network, _tools(recipe, network, options, world.device), teacher)
     if recipe.lora.rank:
         add_lora(stage.network, recipe.lora, recipe.loop.seed)
-    sheets = _sheets(recipe, stage, lambda few: open_source(data, few, Share()), world.device)
+    sheets = _sheets(recipe, stage, data, world.device)
     prepare(stage.networks, [] if teacher is None else [teacher], recipe.machine, world)
     began = {
         "data": str(data),
@@ -180,9 +180,7 @@ def _representation(
     return representation
 
 
-def _sheets(
-    recipe: Recipe, stage: AnyStage, source_of: Callable[[Recipe], Source], device: torch.device
-) -> Sheets | None:
+def _sheets(recipe: Recipe, stage: AnyStage, data: str | Path, device: torch.device) -> Sheets | None:
     """The fixed inputs: the first examples, the same on all processes."""
     count = recipe.folder.sheet_images
     if recipe.folder.sheet_every == 0 or count == 0:
@@ -192,7 +190,7 @@ def _sheets(
         loop=replace(recipe.loop, batch=count, parts=1),
         data=replace(recipe.data, workers=0, streams=None, precomputed=False),
     )
-    examples = next(source_of(few).begin(0)).to(device)
+    examples = next(Source(data, few, Share()).begin(0)).to(device)
     draws = Draws(recipe.loop.seed, 0, range(count), count, device)
     if isinstance(stage, PriorStage):
         text = embedded(stage.embed, examples, torch.zeros(count, dtype=torch.bool))

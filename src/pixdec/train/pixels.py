@@ -14,7 +14,7 @@ from pixdec.io import files
 from pixdec.l2p.files import digest, load_model, open_weights, save_weights
 from pixdec.l2p.model import PixelModel, PixelSettings, file_name
 from pixdec.l2p.pipeline import PromptEncoder
-from pixdec.train.examples import open_source
+from pixdec.train.examples import Source
 from pixdec.train.low_rank import NAME, LoraSettings, add_lora
 from pixdec.train.parallel import join, prepare
 from pixdec.train.recipes import PixelRecipe
@@ -46,7 +46,7 @@ def build_pixels(recipe: PixelRecipe, data: str | Path, output: str | Path, opti
             f"data.multiple={recipe.data.multiple}: expected a multiple of {weights.settings.multiple}, for patches of "
             f"{weights.settings.patch}"
         )
-    source = open_source(data, recipe, world.share)
+    source = Source(data, recipe, world.share)
     model = load_model(weights, world.device, torch.float32)
     encoder = PromptEncoder(model.source, options.gemma or weights.repository, torch.bfloat16)
     stage = PixelStage(model, recipe.objective, lambda prompts: encoder(prompts, world.device))

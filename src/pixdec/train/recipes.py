@@ -12,7 +12,6 @@ from pixdec.models.pid import PiDSettings
 from pixdec.models.pixdit import PixDiTSettings
 from pixdec.sampling.flow import STUDENT_TIMES
 from pixdec.train.data.fit import CENTER, FitSettings
-from pixdec.train.data.photos import CropSettings
 from pixdec.train.draws import LevelSettings
 from pixdec.train.loop import LoopSettings
 from pixdec.train.low_rank import LoraSettings
@@ -28,9 +27,8 @@ from pixdec.train.stages.student import StudentSettings
 class DataSettings:
     """Which examples come.
 
-    Packed shards (`pixdec data pack`) come in aspect buckets of base size `base`, whose sides are multiples of
-    `multiple`; `shuffle`, `fit` and `pages` as `StreamSettings` has them; `streams` is fixed, so that the number of
-    processes may change. A plain folder of images gives square crops instead, as `crops` says.
+    Images come in aspect buckets of base size `base`, whose sides are multiples of `multiple`; `shuffle`, `fit` and
+    `pages` as `StreamSettings` has them; `streams` is fixed, so that the number of processes may change.
     """
 
     base: int = 2048
@@ -42,7 +40,6 @@ class DataSettings:
     streams: int | None = None
     workers: int = 4
     precomputed: bool = False
-    crops: CropSettings = field(default_factory=lambda: CropSettings(size=512))
 
 
 @dataclass(frozen=True)
@@ -196,13 +193,7 @@ def tiny_network() -> PiDSettings:
     )
 
 
-_TINY_DATA = DataSettings(
-    base=192,
-    workers=0,
-    shuffle=100,
-    crops=CropSettings(size=192, zoom=3.0, unscaled=0.25, synthetic=0.12),
-    fit=FitSettings(zoom=3.0, unscaled=0.25),
-)
+_TINY_DATA = DataSettings(base=192, workers=0, shuffle=100, fit=FitSettings(zoom=3.0, unscaled=0.25))
 _TINY_CONDITIONS = ConditionSettings(clean=0.6, drop_caption=0.0, drop_latent=0.0)
 _TINY_MACHINE = MachineSettings(shard=False, recompute=False)
 _TINY_FOLDER = FolderSettings(save_every=100, sheet_every=500)

@@ -28,6 +28,7 @@ from pixdec.train.data.buckets import Bucket
 from pixdec.train.data.captions import inside
 from pixdec.train.data.degrade import degrade
 from pixdec.train.data.fit import CENTER, FitSettings, fit
+from pixdec.train.data.folder import folder_index
 from pixdec.train.data.pack import CaptionEmbedder, LatentEncoder, PackSettings
 from pixdec.train.data.sample import Examples
 from pixdec.train.data.shards import Index, ShardError, index_shard, read_index, read_shard, save_index
@@ -489,6 +490,50 @@ def test_captions_of_shards():
     assert inside({"json": b'{"caption": "c"}'}, "k") == {"text": "c"}
     for nothing in ({}, {"json": b'{"width": 3}'}):
         assert inside(nothing, "k") == {}
+
+
+# ---- a plain folder
+
+
+def folder_with_faults(folder: Path) -> Path:
+    """Three photographs, in a folder below too, and what else lies about in folders."""
+    for i in range(3):
+        photograph(folder / ("" if i else "below") / f"{i}.png", 80, 80, seed=i)
+    (folder / "1.txt").write_text("a boat")
+    whole = photograph(folder / "x.jpg", 90, 90, seed=9).read_bytes()
+    (folder / "x.jpg").unlink()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.png").write_text("hello")
+    (folder / "._0.png").write_bytes(b"\0\5\x16\7Mac OS X")
+    photograph(folder / ".hidden" / "h.png", 80, 80)
+    photograph(folder / "tiny.png", 20, 90)
+    frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moves.gif", save_all=True, append_images=frames[1:])
+    return folder
+
+
+def test_a_folder_is_read_as_if_it_were_packed(tmp_path: Path):
+    folder = folder_with_faults(tmp_path / "photos")
+    with pytest.warns(UserWarning, match="2 of 7 images are left out") as seen:
+        index = folder_index(folder, 2)
+    for expected in ("moves.gif (animated, 2 frames)", "text.png (cannot be read)"):
+        assert expected in str(seen[0].message)
+    assert [len(shard.files) for shard in index.shards] == [3, 2]
+    with pytest.raises(ValueError, match=r"cut\.jpg: .*unreadable='skip' goes on without it"):
+        take(loader(index), 4)
+    settings = dataclasses.replace(SETTINGS, unreadable="skip", streams=2)
+    with pytest.warns(UserWarning, match=r"cut\.jpg: .*others stand in for it"):
+        batches = take(loader(index, settings), 12)
+    names = {
+        Path(key).name: caption for batch in batches for key, caption in zip(batch.keys, batch.captions, strict=True)
+    }
+    assert names == {"0": "", "1": "a boat", "2": ""}
+    assert all_same(take(loader(index, settings, rank=1, ranks=2), 3, 3), batches[7:12:2])
+    index.shards[0].files[0].unlink()
+    with pytest.raises(ValueError, match="none of 2 images can be used"):
+        for path in folder.rglob("*.*"):
+            path.unlink() if path.suffix in (".png", ".jpg") and path.name != "text.png" else None
+        folder_index(folder)
 
 
 # ---- pages of text

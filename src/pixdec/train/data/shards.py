@@ -46,10 +46,12 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """One tar: where it is, and the (width, height) of its images, upright, (N,2) int32; 0 where one is left out."""
+    """One tar: where it is, and the (width, height) of its images, upright, (N,2) int32; 0 where one is left out. Or
+    `files` in its place (`pixdec.train.data.folder`)."""
 
     url: str
     sizes: NDArray[np.int32]
+    files: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:

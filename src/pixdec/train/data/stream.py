@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pixdec.train.data.buckets import assign, buckets
 from pixdec.train.data.fit import CENTER
+from pixdec.train.data.folder import read_files
 from pixdec.train.data.order import Order, Planned, Rows
 from pixdec.train.data.sample import Examples, Sample, SampleSettings, collate, make_page, make_sample
 from pixdec.train.data.shards import Index, Raw, ShardError, read_index, read_shard
@@ -172,12 +173,13 @@ class StreamLoader:
         """Images of one shard. A remote one is tried again from where it failed."""
         if not places:
             return
-        url = self.index.shards[places[0][2]].url
+        shard = self.index.shards[places[0][2]]
         by_position = {place[3]: place for place in places}
-        attempts = 1 if is_local(url) else _ATTEMPTS
+        attempts = 1 if is_local(shard.url) else _ATTEMPTS
         for attempt in range(1, attempts + 1):
             try:
-                for position, raw in read_shard(url, list(by_position)):
+                wanted = list(by_position)
+                for position, raw in read_files(shard.files, wanted) if shard.files else read_shard(shard.url, wanted):
                     yield by_position.pop(position), raw
                 return
             except ShardError as error:
@@ -199,7 +201,8 @@ class StreamLoader:
         try:
             return make_sample(raw, (width, height), bucket, self.settings, rng)
         except ValueError as error:
-            self._skip(f"{self.index.shards[shard].url}: {error}")
+            whole = self.index.shards[shard]
+            self._skip(str(error) if whole.files else f"{whole.url}: {error}")
             return None
 
     def _is_page(self, place: tuple[int, ...]) -> bool:

@@ -3,16 +3,15 @@
 Every crop is a pure function of (seed, index): a run that resumes at step n sees exactly what it would have seen.
 """
 
-import os
+import sys
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,16 +19,15 @@ from PIL import Image
 from torch import Tensor
 
 from pixdec.io.files import reason_of
-from pixdec.io.images import count_frames, read_image, upright_size
+from pixdec.io.images import read_image
 from pixdec.train.data.buckets import Bucket
 from pixdec.train.data.fit import FitSettings, fit
-from pixdec.train.data.sources import find_images
+from pixdec.train.data.folder import folder_index
 from pixdec.train.data.synthetic import draw_page
 
 T = TypeVar("T")
 
 CACHE_BYTES = 2**30  # of decoded pictures that are kept
-MOST_NAMED = 5  # pictures that are left out
 
 
 @dataclass(frozen=True)
@@ -50,37 +48,20 @@ class Photos:
     """The pictures below a folder, decoded when they are drawn; the last ones are kept, as 8-bit RGB, up to `cache`
     bytes.
 
-    Pictures smaller than `least` pixels a side, animations and files that are no picture are left out, with a note that
-    names them. `unreadable` as `StreamSettings` has it: "stop" decodes every picture once, at the start, and refuses
-    the folder for one that is broken; "skip" warns, and draws another for one that turns out to be broken later.
+    Pictures smaller than `least` pixels a side are left out, and what else `folder_index` leaves out. One that turns
+    out to be broken later is a warning, and another is drawn for it.
 
     Raises:
-        ValueError: no pictures, none that can be used, or a broken one and `unreadable="stop"`.
+        ValueError: no pictures, or none that can be used.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        least: int = 1,
-        *,
-        unreadable: Literal["stop", "skip"] = "skip",
-        cache: int = CACHE_BYTES,
-    ):
-        found = find_images([folder])
-        look = partial(_look, least, decode=unreadable == "stop")
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
-            looks = list(pool.map(look, [source.path for source in found]))
-        left_out = [f"{source.name} ({why})" for source, (_, why) in zip(found, looks, strict=True) if why]
-        broken = [f"{source.name} ({why})" for source, (size, why) in zip(found, looks, strict=True) if 0 in size]
-        self.paths = [source.path for source, (_, why) in zip(found, looks, strict=True) if not why]
-        named = ", ".join(left_out[:MOST_NAMED]) + (" and others" if len(left_out) > MOST_NAMED else "")
+    def __init__(self, folder: str | Path, least: int = 1, *, cache: int = CACHE_BYTES):
+        (shard,) = folder_index(folder, together=sys.maxsize).shards
+        large = shard.sizes.min(axis=1) >= least
+        self.paths = [path for path, kept in zip(shard.files, large, strict=True) if kept]
         if not self.paths:
-            raise ValueError(f"{folder}: none of {len(found)} pictures can be used: {named}")
-        if broken and unreadable == "stop":
-            raise ValueError(f"{folder}: {len(broken)} of {len(found)} pictures cannot be read, the first {broken[0]}")
-        if left_out:
-            warnings.warn(f"{folder}: {len(left_out)} of {len(found)} pictures are left out: {named}", stacklevel=2)
-        areas = np.array([width * height for (width, height), why in looks if not why], dtype=float)
+            raise ValueError(f"{folder}: none of {len(large)} pictures has {least} pixels a side")
+        areas = shard.sizes[large].prod(axis=1).astype(float)
         self.weights = areas / areas.sum()  # each photographed pixel is as likely as any other
         self._cache, self._room = OrderedDict[int, Image.Image](), cache
         self._broken, self._lock = set[int](), threading.Lock()
@@ -139,21 +120,6 @@ class Photos:
         places = range(size) if places is None else places
         crops = [np.asarray(self.crop(settings, seed, step * size + i)) for i in places]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-
-
-def _look(least: int, path: Path, *, decode: bool) -> tuple[tuple[int, int], str]:
-    """(width, height) of a picture, (0, 0) if it cannot be read; and why it is left out, "" if it is not."""
-    try:
-        size = upright_size(path)
-        if 0 in size:
-            raise ValueError("cannot be read")
-        if decode:
-            read_image(path)
-    except (ValueError, OSError) as error:
-        return (0, 0), reason_of(error).removeprefix(f"{path}: ")
-    if (count := count_frames(path)) > 1:
-        return size, f"animated, {count} frames"
-    return size, f"{size[0]}x{size[1]} pixels, smaller than {least}" if min(size) < least else ""
 
 
 def _detail(crop: Image.Image) -> float:
