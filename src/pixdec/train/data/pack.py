@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import tarfile
 import warnings
 from collections import Counter
@@ -24,8 +23,9 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.io.files import reason_of, replacing
+from pixdec.io.files import prepare, reason_of, replacing
 from pixdec.io.images import to_tensor
+from pixdec.io.json_lines import append_line, read_lines
 from pixdec.train.data.buckets import assign, buckets
 from pixdec.train.data.captions import PLAIN
 from pixdec.train.data.degrade import degrade
@@ -35,7 +35,7 @@ from pixdec.train.data.shards import INDEX, Index, Shard, read_index, save_index
 from pixdec.train.data.sources import Found, PackSettings, Skip, Source, checked, find_images
 
 REPORT = "report.jsonl"
-_STATE = ".packing"  # a record for each whole shard; gone when all is done
+_STATE = ".packing.jsonl"  # a record for each whole shard; gone when all is done
 _IDENTITY = "pack.json"
 
 
@@ -81,12 +81,26 @@ class Progress:
     skipped: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class _Extras:
+    """What is precomputed."""
+
+    latents: LatentEncoder | None
+    embeddings: CaptionEmbedder | None
+
+    def facts(self) -> dict[str, Any]:
+        """What the index says about it."""
+        return {
+            "latents": None if self.latents is None else self.latents.facts(),
+            "embeddings": None if self.embeddings is None else self.embeddings.name,
+        }
+
+
 @dataclass
 class _Record:
     """A whole shard: what of the inputs it settles (up to number `stop`, those left out included)."""
 
-    stop: int
-    bytes: int = 0
+    stop: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     seen: list[tuple[str, str, int | None]] = field(default_factory=list[tuple[str, str, int | None]])
     skipped: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
@@ -116,46 +130,47 @@ def pack(
         ValueError: no images; none of them is packed; `output` holds a packing of something else.
         OSError: `output` cannot be written to.
     """
-    settings = settings or PackSettings()
+    settings, extras = settings or PackSettings(), _Extras(latents, embeddings)
     sources, folder = find_images(inputs), Path(output)
-    identity = _identity(sources, settings, latents, embeddings)
+    _prepare(folder, _identity(sources, settings, extras))
     state = folder / _STATE
-    _prepare(folder, identity)
     if (folder / INDEX).exists():
-        shutil.rmtree(state, ignore_errors=True)  # a run that ended between its last file and this
+        state.unlink(missing_ok=True)  # of a run that ended between its last file and this
         yield _finished(folder, len(sources))
         return
-    state.mkdir(exist_ok=True)
-    records = _records(state)
+    records = read_lines(state, lambda value: _Record(**value), f"is damaged; remove {state} to pack from the start")
     seen = Seen(settings.near)
     for name, pixels, look in (each for record in records for each in record.seen):
         seen.add(name, pixels, look)
-    limit = settings.shard_mb * 1e6
-    record, start = _Record(0), records[-1].stop if records else 0
+    record, size, start = _Record(), 0, records[-1].stop if records else 0
     skipped = Counter(each["reason"] for record in records for each in record.skipped)
     images = sum(len(record.sizes) for record in records)
+
+    def settle(number: int) -> None:
+        record.stop = number
+        append_line(state, json.dumps(asdict(record)))
+        records.append(record)
+
     # Reading images in threads can leave the filters of warnings in disorder: they are put back at the end.
     with warnings.catch_warnings(), ExitStack() as opened:
         tar: tarfile.TarFile | None = None
         for number, (source, found) in enumerate(checked(sources[start:], settings, threads), start):
-            members = _members(source, found, seen, latents, embeddings)
+            members = _members(source, found, seen, extras)
             if isinstance(members, Skip):
                 record.skipped.append({"source": source.name, "reason": members.reason, "detail": members.detail})
                 skipped[members.reason] += 1
             else:
                 assert isinstance(found, Found)
-                if tar is not None and record.bytes >= limit:
-                    tar = None
+                if tar is not None and size >= settings.shard_mb * 1e6:
                     opened.close()
-                    record.stop = number
-                    _commit(state, records, record)
-                    record = _Record(0)
+                    settle(number)
+                    tar, record, size = None, _Record(), 0
                 if tar is None:
                     temporary = opened.enter_context(replacing(folder / f"shard-{len(records):06}.tar"))
                     tar = opened.enter_context(tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT))
                 for extension, data in members.items():
                     _add(tar, f"{images:09}.{extension}", data)
-                    record.bytes += len(data)
+                    size += len(data)
                 seen.add(source.name, found.pixels, found.look)
                 record.seen.append((source.name, found.pixels, found.look))
                 record.sizes.append(found.image.size)
@@ -168,19 +183,12 @@ def pack(
             f"{first['detail']}"
         )
     if record.sizes:
-        record.stop = len(sources)
-        _commit(state, records, record)
-    _finish(folder, records, latents, embeddings)
+        settle(len(sources))
+    _finish(folder, records, extras)
     yield Progress(len(sources), len(sources), images, len(records), dict(skipped))
 
 
-def _members(
-    source: Source,
-    found: Found | Skip,
-    seen: Seen,
-    latents: LatentEncoder | None,
-    embeddings: CaptionEmbedder | None,
-) -> dict[str, bytes] | Skip:
+def _members(source: Source, found: Found | Skip, seen: Seen, extras: _Extras) -> dict[str, bytes] | Skip:
     """The files of one image in the shard, by extension, or why it is left out."""
     if isinstance(found, Skip):
         return found
@@ -188,25 +196,21 @@ def _members(
         return Skip("duplicate", f"the same pixels as {same}")
     if alike := seen.alike(found.look):
         return Skip("near-duplicate", f"looks like {alike}")
-    facts = {
-        "source": source.name,
-        "width": found.image.width,
-        "height": found.image.height,
-        "captions": found.captions,
-    }
+    width, height = found.image.size
+    facts = {"source": source.name, "width": width, "height": height, "captions": found.captions}
     members = {
         source.path.suffix.lower().removeprefix("."): found.data,
         "json": json.dumps(facts, ensure_ascii=False).encode(),
     }
     tensors: dict[str, Tensor] = {}
-    if latents is not None:
-        latent = _latent(found.image, latents)
+    if extras.latents is not None:
+        latent = _latent(found.image, extras.latents)
         if isinstance(latent, Skip):
             return latent
         tensors["latent"] = latent
-    if embeddings is not None:
+    if extras.embeddings is not None:
         captions = found.captions or {PLAIN: ""}
-        embedded = embeddings.embed(list(captions.values())).cpu()
+        embedded = extras.embeddings.embed(list(captions.values())).cpu()
         tensors |= {f"embedding.{name}": each.clone() for name, each in zip(captions, embedded, strict=True)}
     if tensors:
         members["safetensors"] = save(tensors)
@@ -231,12 +235,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def _identity(
-    sources: Sequence[Source],
-    settings: PackSettings,
-    latents: LatentEncoder | None,
-    embeddings: CaptionEmbedder | None,
-) -> dict[str, object]:
+def _identity(sources: Sequence[Source], settings: PackSettings, extras: _Extras) -> dict[str, object]:
     """What decides the shards: two packings with the same identity are the same. Files count by name and size."""
     digest = hashlib.sha256()
     for source in sources:
@@ -250,8 +249,7 @@ def _identity(
         "files": len(sources),
         "inputs": digest.hexdigest(),
         **asdict(settings),
-        "latents": None if latents is None else latents.facts(),
-        "embeddings": None if embeddings is None else embeddings.name,
+        **extras.facts(),
     }
 
 
@@ -261,11 +259,8 @@ def _size(path: Path) -> int:
 
 def _prepare(folder: Path, identity: Mapping[str, object]) -> None:
     """Make the folder, see that it is this packing's, and clear away what a killed run left half-written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot create the folder {folder}: {error.strerror or error}") from error
     named = folder / _IDENTITY
+    prepare([named])
     earlier = _read_identity(named)
     if earlier != identity:
         if any(folder.glob("shard-*.tar")) or (folder / INDEX).exists():
@@ -278,10 +273,9 @@ def _prepare(folder: Path, identity: Mapping[str, object]) -> None:
             )
         with replacing(named) as temporary:
             temporary.write_text(f"{json.dumps(identity, indent=1)}\n", "utf-8")
-    for place in (folder, folder / _STATE):
-        for left in place.iterdir() if place.is_dir() else ():
-            if re.fullmatch(r"\.[0-9a-f]{16}\.(tar|jsonl?)", left.name):  # as `replacing` names them
-                left.unlink()
+    for left in folder.iterdir():
+        if re.fullmatch(r"\.[0-9a-f]{16}\.(tar|jsonl?)", left.name):  # as `replacing` names them
+            left.unlink()
 
 
 def _read_identity(path: Path) -> dict[str, Any] | None:
@@ -293,29 +287,7 @@ def _read_identity(path: Path) -> dict[str, Any] | None:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
-def _records(state: Path) -> list[_Record]:
-    """Those of the shards that are whole."""
-    records: list[_Record] = []
-    while (path := state / f"{len(records):06}.json").exists():
-        try:
-            value = cast("dict[str, Any]", json.loads(path.read_bytes()))
-            value["sizes"] = [tuple(size) for size in value["sizes"]]
-            value["seen"] = [tuple(each) for each in value["seen"]]
-            records.append(_Record(**value))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: damaged ({reason_of(error)}); remove {state} to pack from the start") from error
-    return records
-
-
-def _commit(state: Path, records: list[_Record], record: _Record) -> None:
-    with replacing(state / f"{len(records):06}.json") as temporary:
-        temporary.write_text(json.dumps(asdict(record)), "utf-8")
-    records.append(record)
-
-
-def _finish(
-    folder: Path, records: Sequence[_Record], latents: LatentEncoder | None, embeddings: CaptionEmbedder | None
-) -> None:
+def _finish(folder: Path, records: Sequence[_Record], extras: _Extras) -> None:
     with replacing(folder / REPORT) as temporary:
         lines = (json.dumps(each, ensure_ascii=False) for record in records for each in record.skipped)
         temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
@@ -323,9 +295,8 @@ def _finish(
         Shard(str(folder / f"shard-{i:06}.tar"), np.array(record.sizes, dtype=np.int32))
         for i, record in enumerate(records)
     )
-    facts = None if latents is None else latents.facts()
-    save_index(Index(shards, facts, None if embeddings is None else embeddings.name), folder / INDEX)
-    shutil.rmtree(folder / _STATE, ignore_errors=True)
+    save_index(Index(shards, **extras.facts()), folder / INDEX)
+    (folder / _STATE).unlink(missing_ok=True)
 
 
 def _finished(folder: Path, total: int) -> Progress:
