@@ -242,7 +242,7 @@ def throughput(engine: Engine, side: int, clients: Sequence[int], seconds: float
         rows.append(
             {
                 "clients": count,
-                "batch": engine.settings.batch,
+                "batch": engine.workers[0].batch,
                 "images_per_second": round(rate, 3),
                 "p50": p50,
                 "p99": p99,

@@ -3,6 +3,6 @@
 from benchmarks.serve import picture, served, work
 from pixdec.serve.settings import ServeSettings
 
-QUICK = ServeSettings(silence=2, delay=0.02)
+QUICK = ServeSettings(batch=4, silence=2, delay=0.02)
 
 __all__ = ["QUICK", "picture", "served", "work"]

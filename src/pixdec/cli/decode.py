@@ -6,16 +6,19 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixdec.cli.jobs import Job, Kinds, check_targets, plan
 from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
-from pixdec.cli.report import Report, in_steps, progress
+from pixdec.cli.report import Made, Report, progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
     from pixdec.decoder import PixelDecoder
+    from pixdec.generation.records import Asked
     from pixdec.latents import Latent
 
 
@@ -76,6 +79,7 @@ class Decode:
     by: Decoding = USUAL
 
     def run(self) -> int:
+        from pixdec.generation.records import is_made
         from pixdec.io.files import prepare
         from pixdec.io.images import WRITABLE
         from pixdec.latents import SUFFIXES, Latent
@@ -94,44 +98,51 @@ class Decode:
             return report.exit_code
         if not self.by.plan:
             prepare(image.job.target for image in images)
-        decoder = self.by.open(self.prompt or "")
+        decoder = self.by.here().open(self.prompt or "")
         images = [image.of_pixels(decoder) for image in images]
         if self.by.plan:
             for image in images:
                 with report.attempt(image.job.source):
                     report.tell_plan(decoder, image.rows, image.columns, image.job)
-        else:
-            self._make(images, decoder, report)
+            return report.exit_code
+        asked = {image: self._asked(image, decoder) for image in images}
+        todo = [image for image in images if self.by.again or not is_made(image.job.target, "decode", asked[image])]
+        report.skip([image.job for image in images if image not in todo], len(images))
+        with progress(len(todo), "step") as bar:
+            make = partial(self._maker, [image.prompt for image in todo])
+            for (image, _), made in self.by.results(make, [(each, asked[each]) for each in todo], decoder, bar):
+                report.outcome(image.job, made)
         return report.exit_code
 
-    def _make(self, images: Sequence[_Image], decoder: PixelDecoder, report: Report) -> None:
+    def _maker(
+        self, prompts: Sequence[str], decoder: PixelDecoder, tick: Callable[[int], None]
+    ) -> Callable[[tuple[_Image, Asked]], Made]:
+        """What makes one image, of those with these prompts; on a Ray cluster each worker has its own."""
         from pixdec.encoder import first_decode
         from pixdec.generation.decoding import embed_prompts
-        from pixdec.generation.records import is_made, record_of
+        from pixdec.generation.records import record_of
         from pixdec.io.images import save_image
         from pixdec.latents import Latent
         from pixdec.text import EncoderUnavailableError
 
-        asked = {image: self._asked(image, decoder) for image in images}
-        todo = [image for image in images if self.by.again or not is_made(image.job.target, "decode", asked[image])]
-        report.skip([image.job for image in images if image not in todo], len(images))
         with contextlib.suppress(EncoderUnavailableError):  # images that want it say so themselves
-            embed_prompts(decoder, [image.prompt for image in todo], decoder.device)
-        source, file = None, None
-        with progress(len(todo), "step") as bar:
-            tick = in_steps(bar)
-            for image in todo:
-                with report.attempt(image.job.source):
-                    if file is None or source != image.job.source:  # read once for all its images
-                        file = None  # not that of the image before, if this one cannot be read
-                        read = Latent.load(image.job.source, space=image.space, statistics=False)
-                        as_it_is = read.space.is_image or not decoder.space.is_image
-                        source, file = image.job.source, read if as_it_is else first_decode(read, image.vae)
-                    started = time.perf_counter()
-                    picture, done = self._decode(image, image.latent(file), decoder, tick)
-                    recorded = record_of("decode", asked[image], done)
-                    save_image(picture, image.job.target, settings=recorded)
-                    report.made(image.job, (picture.height, picture.width), recorded, started)
+            embed_prompts(decoder, prompts, decoder.device)
+        files = dict[Path, Latent]()  # no more than one, which is read once for all its images
+
+        def make(item: tuple[_Image, Asked]) -> Made:
+            image, asked = item
+            if (source := image.job.source) not in files:
+                files.clear()
+                read = Latent.load(source, space=image.space, statistics=False)
+                as_it_is = read.space.is_image or not decoder.space.is_image
+                files[source] = read if as_it_is else first_decode(read, image.vae)
+            started = time.perf_counter()
+            picture, done = self._decode(image, image.latent(files[source]), decoder, tick)
+            recorded = record_of("decode", asked, done)
+            save_image(picture, image.job.target, settings=recorded)
+            return recorded, time.perf_counter() - started
+
+        return make
 
     def _images(self, job: Job, latent: Latent) -> list[_Image]:
         """The images of a file of latents: prompt and seed as the options say, else as its settings say."""

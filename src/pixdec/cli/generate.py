@@ -62,7 +62,8 @@ class Generate:
 
     def run(self) -> int:
         prompts = self.what.given()
-        check_device(self.by.device)
+        if self.by.ray is None:
+            check_device(self.by.device)
         from pixdec.generation.generate import Generation
 
         return make_all(Generation(prompts, self.output, self.by, self.how.config()), json_lines=self.json)

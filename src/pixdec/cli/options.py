@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
+from pixdec.cli.report import Made, in_steps
 from pixdec.generation.settings import DecodingSettings, Dtype
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
 
     from pixdec.decoder import PixelDecoder
     from pixdec.inference.config import InferenceConfig
 
+T = TypeVar("T")
+Maker = Callable[["PixelDecoder", Callable[[int], None]], Callable[[T], Made]]
+"""Of a decoder, and what is told every step: what makes one image."""
 Inputs = Annotated[
     tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN ...", help_behavior_hint="(one or more)")
 ]
@@ -98,12 +105,35 @@ class DecodeOptions(DecodingSettings):
         from pixdec.devices import best_device
         from pixdec.inference.kernels import kernel_of
 
+        if self.lora is None and self.lora_strength != 1:
+            raise ValueError(f"lora_strength={self.lora_strength}: of which LoRA? Name its file with --lora")
+        if self.ray is not None:  # what its machines have is theirs to say
+            if self.plan:
+                raise ValueError(f"ray={self.ray}: --plan is of this machine; leave one out")
+            return
         check_device(self.device)
         self.how.config().check(best_device() if self.device is None else torch.device(self.device))
         if self.how.attention != "auto":
             kernel_of(self.how.attention)
-        if self.lora is None and self.lora_strength != 1:
-            raise ValueError(f"lora_strength={self.lora_strength}: of which LoRA? Name its file with --lora")
+
+    def here(self) -> DecodeOptions:
+        """For the decoder of this process: one without weights where others make the images."""
+        return self if self.ray is None else replace(self, device="meta", how=RunOptions(tile=self.how.tile))
+
+    def results(
+        self, maker: Maker[T], todo: Sequence[T], decoder: PixelDecoder, bar: tqdm[None]
+    ) -> Iterator[tuple[T, Made | Exception]]:
+        """Make the images, here with this decoder or on a Ray cluster, and yield what became of each."""
+        from pixdec.generation.ray import on_ray, one_by_one
+
+        if not todo:
+            return
+        if self.ray is None:
+            yield from one_by_one(maker(decoder, in_steps(bar)), todo)
+            return
+        for each in on_ray(partial(_elsewhere, maker, self), todo, self.ray):
+            bar.update()
+            yield each
 
     def open(self, prompt: str = "") -> PixelDecoder:
         """The decoder, which takes this prompt.
@@ -143,6 +173,11 @@ class DecodeOptions(DecodingSettings):
             "dtype": self.dtype,
             **changed_by(self.how.config()),
         }
+
+
+def _elsewhere(maker: Maker[T], by: DecodeOptions) -> Callable[[T], Made]:
+    """Called by a worker of a Ray cluster."""
+    return maker(by.open(), lambda of: None)
 
 
 Decoding = Annotated[DecodeOptions, tyro.conf.arg(name="")]

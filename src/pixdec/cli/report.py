@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from pixdec.cli.jobs import Job
     from pixdec.decoder import PixelDecoder
 
+Made = tuple[dict[str, object], float]
+"""What was saved with an image, and the seconds that it took."""
 _ARGUMENT = re.compile(r"^([a-z_]+)=('[^']*'|\"[^\"]*\"|[^\s:;,]+)(?=[:;,\s])")
 TRACEBACK = "PIXDEC_TRACEBACK"
 
@@ -60,14 +61,18 @@ class Report:
         elif sys.stdout.isatty():
             _tqdm_write(summary, to_stdout=True)
 
-    def made(self, job: Job, size: tuple[int, int], settings: Mapping[str, object], started: float) -> None:
-        """An image of (height, width) that was written, begun at `started` of `time.perf_counter`."""
-        seconds, (height, width) = round(time.perf_counter() - started, 3), size
-        facts = {"width": width, "height": height, "seconds": seconds, "settings": settings}
-        self.done(
-            {"input": str(job.source), "output": str(job.target), **facts},
-            f"{job.target}  {width}x{height}  {seconds:.1f} s",
-        )
+    def outcome(self, job: Job, made: Made | Exception) -> None:
+        """An image that was written, or why it was not."""
+        with self.attempt(job.source):
+            if isinstance(made, Exception):
+                raise made
+            settings, taken = made
+            seconds, width, height = round(taken, 3), settings["width"], settings["height"]
+            facts = {"width": width, "height": height, "seconds": seconds, "settings": settings}
+            self.done(
+                {"input": str(job.source), "output": str(job.target), **facts},
+                f"{job.target}  {width}x{height}  {seconds:.1f} s",
+            )
 
     def skip(self, jobs: Sequence[Job], of: int) -> None:
         """Those of so many jobs whose outputs exist already."""

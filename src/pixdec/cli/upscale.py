@@ -7,16 +7,18 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pixdec.cli.jobs import Job, Kinds, plan
 from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
-from pixdec.cli.report import Report, in_steps, progress
+from pixdec.cli.report import Made, Report, progress
 
 if TYPE_CHECKING:
     from pixdec.decoder import PixelDecoder
     from pixdec.encoder import ImageEncoder
     from pixdec.generation.enlarge import UpscaleSettings
+    from pixdec.generation.records import Asked
     from pixdec.io.images import Picture
 
 
@@ -57,6 +59,7 @@ class Upscale:
 
     def run(self) -> int:
         from pixdec.generation.enlarge import UpscaleSettings
+        from pixdec.generation.records import is_made
         from pixdec.io.files import prepare
         from pixdec.io.images import READABLE, WRITABLE, image_size
         from pixdec.io.writing import check_bits
@@ -83,37 +86,39 @@ class Upscale:
             return report.exit_code
         if not self.by.plan:
             prepare(job.target for job in sizes)
-        decoder = self.by.open(self.prompt)
+        decoder = self.by.here().open(self.prompt)
         if self.by.plan:
             for job, size in sizes.items():
                 with report.attempt(job.source):
                     _tell_plan(decoder, settings.encoded_size(size, decoder.scale), job, report)
-        else:
-            self._make(sizes, decoder, settings, report)
-        return report.exit_code
-
-    def _make(
-        self, sizes: dict[Job, tuple[int, int]], decoder: PixelDecoder, settings: UpscaleSettings, report: Report
-    ) -> None:
-        from pixdec.generation.enlarge import encoder_for
-        from pixdec.generation.records import is_made, record_of
-        from pixdec.io.images import save_picture
-
+            return report.exit_code
         asked = {job: self._asked(job, decoder, settings) for job in sizes}
         todo = [job for job in sizes if self.by.again or not is_made(job.target, "upscale", asked[job])]
         report.skip([job for job in sizes if job not in todo], len(sizes))
-        if not todo:
-            return
-        encoder = encoder_for(decoder, self.vae)
         with progress(len(todo), "step") as bar:
-            tick = in_steps(bar)
-            for job in todo:
-                with report.attempt(job.source):
-                    started = time.perf_counter()
-                    large, done = self._upscale(job, decoder, encoder, settings, tick)
-                    recorded = record_of("upscale", asked[job], done)
-                    save_picture(large, job.target, settings=recorded, bits=self.bits)
-                    report.made(job, large.size, recorded, started)
+            items = [(job, asked[job]) for job in todo]
+            for (job, _), made in self.by.results(partial(self._maker, settings), items, decoder, bar):
+                report.outcome(job, made)
+        return report.exit_code
+
+    def _maker(
+        self, settings: UpscaleSettings, decoder: PixelDecoder, tick: Callable[[int], None]
+    ) -> Callable[[tuple[Job, Asked]], Made]:
+        """What makes one image; on a Ray cluster each worker has its own."""
+        from pixdec.generation.enlarge import encoder_for
+        from pixdec.generation.records import record_of
+        from pixdec.io.images import save_picture
+
+        encoder = encoder_for(decoder, self.vae)
+
+        def make(item: tuple[Job, Asked]) -> Made:
+            started, (job, asked) = time.perf_counter(), item
+            large, done = self._upscale(job, decoder, encoder, settings, tick)
+            recorded = record_of("upscale", asked, done)
+            save_picture(large, job.target, settings=recorded, bits=self.bits)
+            return recorded, time.perf_counter() - started
+
+        return make
 
     def _asked(self, job: Job, decoder: PixelDecoder, settings: UpscaleSettings) -> dict[str, object]:
         from pixdec.generation.records import fingerprint

@@ -10,9 +10,9 @@ import contextlib
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,10 @@ class Generation:
         config: InferenceConfig | None = None,
     ) -> None:
         settings.check()
+        if settings.ray is not None and settings.offload:
+            raise ValueError(f"ray={settings.ray}: its workers keep generator and decoder; leave out offload")
         self.settings, self.config = settings, config or InferenceConfig()
+        self._given = prompts, output
         self.device = str(best_device()) if settings.device is None else settings.device
         self.config.check(torch.device(self.device))
         self.want = Want(images=not settings.latents_only, latents=settings.latents_only or settings.save_latents)
@@ -141,24 +144,40 @@ class Generation:
         if not todo:
             return
         with quiet("diffusers", "transformers"):
-            if any(each.image for each in todo):
-                assert self._decoder is not None, "without a decoder there are no images"
-                with short_of_memory(self.device):  # before anything is loaded: no weights are needed for it
-                    embed_prompts(self._decoder, [self._told(each.item) for each in todo if each.image], self.device)
-            yield from self._make_apart(todo) if self.settings.offload else self._make_together(todo)
+            if self.settings.ray is not None:
+                yield from self._make_on_ray(todo, self.settings.ray)
+            elif self.settings.offload:
+                yield from self._make_apart(todo)
+            else:
+                yield from map(self._maker(todo), todo)
         for folder in {each.item.hidden.parent for each in todo}:
             with contextlib.suppress(OSError):  # not there, or with latents of other runs, or of failed images
                 folder.rmdir()
 
-    def _make_together(self, todo: Sequence[Todo]) -> Iterator[Result]:
-        """One after the other, with generator and decoder in memory, as far as they are needed."""
+    def _make_on_ray(self, todo: Sequence[Todo], address: str) -> Iterator[Result]:
+        from pixdec.generation.ray import on_ray
+
+        there = replace(self.settings, ray=None, again=True)  # what may be overwritten was asked here
+        for each, found in on_ray(partial(_open, *self._given, there, self.config, todo), todo, address):
+            yield _failed(each, found) if isinstance(found, Exception) else found
+
+    def _maker(self, todo: Sequence[Todo]) -> Callable[[Todo], Result]:
+        """What makes each of `todo`, with generator and decoder in memory, as far as they are needed."""
+        self._embed(todo)
         decoder = self._load_decoder() if any(each.image for each in todo) else None
         pipe = self._load_pipeline() if any(each.source is None for each in todo) else None
-        for each in todo:
-            yield self._attempt(each, pipe, decoder, keep=self.want.latents)
+        return partial(self._attempt, pipe=pipe, decoder=decoder, keep=self.want.latents)
+
+    def _embed(self, todo: Sequence[Todo]) -> None:
+        """Before anything is loaded: no weights are needed for it."""
+        if any(each.image for each in todo):
+            assert self._decoder is not None, "without a decoder there are no images"
+            with short_of_memory(self.device):
+                embed_prompts(self._decoder, [self._told(each.item) for each in todo if each.image], self.device)
 
     def _make_apart(self, todo: Sequence[Todo]) -> Iterator[Result]:
         """All latents first, and when the generator is gone, all images."""
+        self._embed(todo)
         made = set[Item]()
         if to_capture := [each for each in todo if each.source is None]:
             for wanted, result in self._make_latents(to_capture):
@@ -173,23 +192,23 @@ class Generation:
             if each.image and (each.source is not None or each.item in made)
         ]
         if to_decode:
-            yield from self._make_together(to_decode)
+            yield from map(self._maker(to_decode), to_decode)
 
     def _make_latents(self, todo: Sequence[Todo]) -> Iterator[tuple[Todo, Result]]:
         """The latents of some items. The pipeline lives as long as this call."""
         pipe = self._load_pipeline()
         for each in todo:
             self._place(each.item).parent.mkdir(exist_ok=True)
-            yield each, self._attempt(Todo(each.item, None, image=False), pipe, None, keep=True)
+            yield each, self._attempt(Todo(each.item, None, image=False), pipe=pipe, decoder=None, keep=True)
 
-    def _attempt(self, todo: Todo, pipe: Any, decoder: PixelDecoder | None, *, keep: bool) -> Result:
+    def _attempt(self, todo: Todo, *, pipe: Any, decoder: PixelDecoder | None, keep: bool) -> Result:
         try:
             return self._make_one(todo, pipe, decoder, keep=keep)
         except Exception as error:
             if isinstance(error, ValueError | OSError):  # its frames would keep the generator in memory
                 error = error.with_traceback(None)
                 error.__cause__ = error.__context__ = None
-            return Result(todo.item.name, todo.item.prompt.text, todo.item.seed, error=error)
+            return _failed(todo, error)
 
     def _make_one(self, todo: Todo, pipe: Any, decoder: PixelDecoder | None, *, keep: bool) -> Result:
         """Latent, image, or both, of one item; keep: write the latent."""
@@ -378,3 +397,12 @@ class Generation:
             steps=settings.decoder_steps,
             lora=None if settings.lora is None else (settings.lora, settings.lora_strength),
         )
+
+
+def _failed(todo: Todo, error: Exception) -> Result:
+    return Result(todo.item.name, todo.item.prompt.text, todo.item.seed, error=error)
+
+
+def _open(prompts: Any, output: Any, settings: Any, config: Any, todo: Sequence[Todo]) -> Callable[[Todo], Result]:
+    """What makes one of `todo` of a `Generation` with these arguments; called by a worker of a Ray cluster."""
+    return Generation(prompts, output, settings, config)._maker(todo)  # pyright: ignore[reportPrivateUsage]

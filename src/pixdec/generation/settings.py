@@ -28,6 +28,9 @@ class DecodingSettings:
     """Precision of the networks; without it what suits the device."""
     format: ImageFormat | None = None
     """Format of the images in an output folder; png without it."""
+    ray: str | None = None
+    """Address of a Ray cluster that makes the images: host:port, ray://host:port, auto for the one that this machine is
+    in. All its machines must see the same folders."""
 
     @property
     def suffix(self) -> str:

@@ -161,6 +161,7 @@ class Job:
             "position": self.position if self.state == "queued" else None,
             "step": self.step,
             "steps": self.steps,
+            "attempts": self.attempts,
             "model": work.model,
             "seed": work.seed,
             "width": width,

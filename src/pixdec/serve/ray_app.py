@@ -100,7 +100,7 @@ class FrontEngine(Engine):
             if job.ended:
                 return
             try:
-                job.state = "running"
+                job.state, job.attempts = "running", job.attempts + 1
                 self._calls[job.id] = call = self._replicas.run.remote(job.work)
                 found = call.result()
                 break
@@ -123,13 +123,14 @@ class FrontEngine(Engine):
 
 def application(settings: ServeSettings, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> serve.Application:
     """The application: up to so many replicas, with so many GPUs and cores each."""
+    batch = settings.batch_on("cuda" if gpus else "cpu")
     decoders = serve.deployment(
         ray_actor_options={"num_gpus": gpus, "num_cpus": cpus},
-        max_ongoing_requests=2 * settings.batch,
+        max_ongoing_requests=2 * batch,
         autoscaling_config={
             "min_replicas": min(2, replicas),
             "max_replicas": replicas,
-            "target_ongoing_requests": settings.batch,
+            "target_ongoing_requests": batch,
         },
         health_check_period_s=5,
     )(Replica)

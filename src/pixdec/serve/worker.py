@@ -12,9 +12,6 @@ pipe; messages are tuples whose first item says what they are:
 
 from __future__ import annotations
 
-import base64
-import io
-import logging
 import os
 import pickle
 import signal
@@ -22,34 +19,28 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from pixdec.serve.jobs import Pixels, ServiceError, Work
+from pixdec.serve.jobs import Work
+from pixdec.serve.pieces import Loaded, Piece, failure_of, finished, prepared, preview_of, unusable
 from pixdec.serve.settings import ModelSettings, ServeSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pixdec.decoder import PixelDecoder
-    from pixdec.encoder import ImageEncoder
-    from pixdec.generation.enlarge import UpscaleSettings
     from pixdec.generation.pipeline import Blueprint
-    from pixdec.inference.engine import DecodeStep
-    from pixdec.io.images import Picture
-    from pixdec.latents import Latent
-
-logger = logging.getLogger("pixdec.serve")
 
 BEAT = 0.25  # seconds between signs of life
-PREVIEW = 320  # pixels of the longer side
 
 
 def run_worker(connection: Connection, settings: ServeSettings, device: str, beat: Any) -> None:
     """What the process does: `beat` is a shared number that tells when it was last alive."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # oneDNN keeps what it has compiled for each shape, 1024 of them without this: 80 MB where every size is another.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
     def live() -> None:
         while True:
@@ -61,29 +52,6 @@ def run_worker(connection: Connection, settings: ServeSettings, device: str, bea
         Worker(connection, settings, device).run()
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
         os._exit(0)
-
-
-@dataclass
-class Loaded:
-    """A decoder that is on the device, with what encodes for it."""
-
-    decoder: PixelDecoder
-    encoder: ImageEncoder | None
-    size: int  # bytes of its weights
-
-
-@dataclass
-class Piece:
-    """A work that is ready to be decoded, and what becomes of it."""
-
-    id: str
-    work: Work
-    previews: bool
-    latent: Latent
-    picture: Picture | None = None
-    upscale: UpscaleSettings | None = None
-    wanted: bool = True
-    seconds: dict[str, float] = field(default_factory=dict[str, float])
 
 
 class Cancelled(Exception):  # noqa: N818  # nothing went wrong
@@ -222,45 +190,10 @@ class Worker:
                 self.send("failed", id, failure_of(error))
 
     def _prepare(self, pieces: list[Piece], id: str, work: Work, previews: bool) -> None:
-        from pixdec.encoder import TINY, first_decode
-        from pixdec.generation.enlarge import UpscaleSettings, image_for, latent_of
-        from pixdec.io.images import read_picture, to_pil
-        from pixdec.latents import Latent
-
-        started = time.perf_counter()
-        loaded = self.model(work.model)
-        decoder = loaded.decoder
-        first = None
-        try:
-            if work.kind == "upscale":
-                picture = read_picture(io.BytesIO(work.data))
-                upscale = UpscaleSettings(prompt=work.prompt, seed=work.seed, steps=work.steps, **work.options)
-                small = image_for(picture, decoder.scale, upscale)
-                latent = latent_of(small, decoder, loaded.encoder, upscale)
-                first = latent.tensor if decoder.space.is_image else small
-                height, width = upscale.output_size(picture.size, decoder.scale)
-                piece = Piece(id, work, previews, latent, picture, upscale)
-            else:
-                sigma = work.options.get("sigma")
-                sent = work.pipeline is None  # what our own pipeline made is not in question
-                latent = Latent.from_bytes(work.data, space=work.options.get("space"), statistics=sent)
-                if latent.tensor.shape[0] != 1:
-                    raise ValueError(f"the latent holds {latent.tensor.shape[0]}; expected one for each request")
-                latent = latent if sigma is None else latent.with_sigma(sigma)
-                if decoder.space.is_image and not latent.space.is_image:
-                    vae = self.settings.models[work.model].vae
-                    if vae is None and latent.encoder not in (None, TINY):  # a client's file decides not what is loaded
-                        raise ValueError(f"a latent of {latent.encoder}; this service has no VAE for its latents")
-                    latent = first_decode(latent) if vae is None else first_decode(latent, vae)
-                first = latent.tensor if decoder.space.is_image else None
-                factor = latent.space.factor * decoder.scale
-                height, width = (side * factor for side in latent.tensor.shape[2:])
-                piece = Piece(id, work, previews, latent)
-        except (ValueError, RuntimeError) as error:
-            raise _unusable(error) from error
-        piece.seconds["prepare"] = time.perf_counter() - started
-        seen = None if first is None else Pixels.of(to_pil(first.clamp(-1, 1))[0], {})
-        self.send("started", id, piece.seconds, (width, height), seen)
+        piece, size, first = prepared(
+            (id, work, previews), self.model(work.model), self.settings.models[work.model].vae
+        )
+        self.send("started", id, piece.seconds, size, first)
         pieces.append(piece)
 
     def _decode(self, pieces: Sequence[Piece]) -> None:
@@ -318,36 +251,12 @@ class Worker:
         for row, piece in enumerate(pieces):
             if piece.wanted:
                 piece.seconds["decode"] = seconds
-                self._finish(piece, step, row, decoder)
+                pixels = finished(piece, step, row, decoder)
+                self.send("done", piece.id, pixels, piece.seconds, _peak(decoder))
                 piece.wanted = False
 
     def _tell_step(self, id: str, index: int, total: int, x0: Tensor | None) -> None:
         self.send("step", id, index + 1, total, None if x0 is None else preview_of(x0))
-
-    def _finish(self, piece: Piece, step: DecodeStep, row: int, decoder: PixelDecoder) -> None:
-        from pixdec.generation.enlarge import enlarged
-        from pixdec.generation.records import done_by
-        from pixdec.io.images import Picture
-        from pixdec.io.metadata import NOTHING
-
-        x0, work = step.x0[row : row + 1], piece.work
-        if piece.picture is not None and piece.upscale is not None:
-            picture = enlarged(piece.picture, x0, decoder.scale, piece.upscale)
-        else:
-            picture = Picture(x0)
-        record = {
-            "verb": work.kind if work.pipeline is None else "generate",
-            "model": work.model,
-            "prompt": work.prompt or None,
-            "seed": work.seed,
-            "steps": step.total,
-            **work.options,
-            "pipeline": work.pipeline,
-            **done_by(step.how, decoder.config),
-        }
-        settings = {name: value for name, value in record.items() if value is not None}
-        metadata = NOTHING if piece.picture is None else piece.picture.metadata
-        self.send("done", piece.id, Pixels.of(picture.pil(), settings, metadata), piece.seconds, _peak(decoder))
 
     def _generate(self, id: str, work: Work, previews: bool) -> None:
         """A pipeline as far as it is to run; its latent goes back, to be decoded where its decoder is."""
@@ -375,7 +284,7 @@ class Worker:
         try:
             check_call(blueprint, space_of(pipe, None), call, "the request")
         except ValueError as error:
-            raise _unusable(error) from error
+            raise unusable(error) from error
         total = blueprint.steps(call.get("num_inference_steps")) or 0
         started = time.perf_counter()
 
@@ -402,50 +311,10 @@ class Worker:
         except ValueError as error:
             if isinstance(error.__cause__, Cancelled):
                 raise Cancelled from error
-            raise _unusable(error) from error
+            raise unusable(error) from error
         metadata = {"pixdec": "latent", "space": latent.space.name, "sigma": str([float(latent.sigma[0])])}
         data = save({"latent": latent.tensor.cpu().contiguous()}, metadata)
         self.send("latent", id, data, tuple(latent.tensor.shape), time.perf_counter() - started)
-
-
-def failure_of(error: BaseException) -> ServiceError:
-    """What a client is told of an error: of ours what they say, of others no more than their kind."""
-    from pixdec.devices import is_out_of_memory
-    from pixdec.inference.engine import MemoryExhaustedError
-    from pixdec.io.files import first_line_of
-
-    if isinstance(error, ServiceError):
-        return error
-    if isinstance(error, MemoryExhaustedError) or is_out_of_memory(error):
-        return ServiceError(
-            "out_of_memory", "the device has too little memory left for this image; ask for a smaller one", 503
-        )
-    if isinstance(error, ValueError):
-        return ServiceError("unprocessable", first_line_of(error), 422)
-    logger.error("a work failed", exc_info=error)
-    return ServiceError("internal", f"the decoder failed ({type(error).__name__})", 500)
-
-
-def _unusable(error: Exception) -> Exception:
-    from pixdec.devices import is_out_of_memory
-    from pixdec.io.files import first_line_of
-
-    if is_out_of_memory(error) or not isinstance(error, ValueError):
-        return error
-    return ServiceError("unprocessable", first_line_of(error), 422)
-
-
-def preview_of(x0: Tensor) -> str:
-    """An estimate (3,H,W) as a small WebP, in a data URL."""
-    import torch.nn.functional as F
-
-    from pixdec.io.images import to_pil
-
-    shrink = -(-max(x0.shape[1:]) // PREVIEW)
-    image = to_pil(F.avg_pool2d(x0[None], shrink) if min(x0.shape[1:]) >= shrink > 1 else x0[None])[0]
-    encoded = io.BytesIO()
-    image.save(encoded, "WEBP", quality=75, method=0)
-    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
 
 
 def _peak(decoder: PixelDecoder) -> int | None:

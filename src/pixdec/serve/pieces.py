@@ -1,0 +1,169 @@
+"""What becomes of one work in a worker: what was sent, as its decoder takes it, and what comes of that."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pixdec.serve.jobs import Pixels, ServiceError, Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pixdec.decoder import PixelDecoder
+    from pixdec.encoder import ImageEncoder
+    from pixdec.generation.enlarge import UpscaleSettings
+    from pixdec.inference.engine import DecodeStep
+    from pixdec.io.images import Picture
+    from pixdec.latents import Latent
+
+logger = logging.getLogger("pixdec.serve")
+
+PREVIEW = 320  # pixels of the longer side
+
+
+@dataclass
+class Loaded:
+    """A decoder that is on the device, with what encodes for it."""
+
+    decoder: PixelDecoder
+    encoder: ImageEncoder | None
+    size: int  # bytes of its weights
+
+
+@dataclass
+class Piece:
+    """A work that is ready to be decoded, and what becomes of it."""
+
+    id: str
+    work: Work
+    previews: bool
+    latent: Latent
+    picture: Picture | None = None
+    upscale: UpscaleSettings | None = None
+    wanted: bool = True
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def prepared(
+    asked: tuple[str, Work, bool], loaded: Loaded, vae: str | None
+) -> tuple[Piece, tuple[int, int], Pixels | None]:
+    """A work as its decoder takes it, (width, height) of the image, and what the decoder is given, if that is an image.
+
+    Args:
+        asked: id, work, and whether previews are wanted.
+        loaded: its decoder.
+        vae: of the service for this model.
+
+    Raises:
+        ServiceError: what was sent cannot be used.
+    """
+    from pixdec.encoder import TINY, first_decode
+    from pixdec.generation.enlarge import UpscaleSettings, image_for, latent_of
+    from pixdec.io.images import read_picture, to_pil
+    from pixdec.latents import Latent
+
+    started = time.perf_counter()
+    decoder, (id, work, previews) = loaded.decoder, asked
+    first = None
+    try:
+        if work.kind == "upscale":
+            picture = read_picture(io.BytesIO(work.data))
+            upscale = UpscaleSettings(prompt=work.prompt, seed=work.seed, steps=work.steps, **work.options)
+            small = image_for(picture, decoder.scale, upscale)
+            latent = latent_of(small, decoder, loaded.encoder, upscale)
+            first = latent.tensor if decoder.space.is_image else small
+            height, width = upscale.output_size(picture.size, decoder.scale)
+            piece = Piece(id, work, previews, latent, picture, upscale)
+        else:
+            sigma = work.options.get("sigma")
+            sent = work.pipeline is None  # what our own pipeline made is not in question
+            latent = Latent.from_bytes(work.data, space=work.options.get("space"), statistics=sent)
+            if latent.tensor.shape[0] != 1:
+                raise ValueError(f"the latent holds {latent.tensor.shape[0]}; expected one for each request")
+            latent = latent if sigma is None else latent.with_sigma(sigma)
+            if decoder.space.is_image and not latent.space.is_image:
+                if vae is None and latent.encoder not in (None, TINY):  # a client's file decides not what is loaded
+                    raise ValueError(f"a latent of {latent.encoder}; this service has no VAE for its latents")
+                latent = first_decode(latent) if vae is None else first_decode(latent, vae)
+            first = latent.tensor if decoder.space.is_image else None
+            factor = latent.space.factor * decoder.scale
+            height, width = (side * factor for side in latent.tensor.shape[2:])
+            piece = Piece(id, work, previews, latent)
+    except (ValueError, RuntimeError) as error:
+        raise unusable(error) from error
+    piece.seconds["prepare"] = time.perf_counter() - started
+    seen = None if first is None else Pixels.of(to_pil(first.clamp(-1, 1))[0], {})
+    return piece, (width, height), seen
+
+
+def finished(piece: Piece, step: DecodeStep, row: int, decoder: PixelDecoder) -> Pixels:
+    """The image of a piece, in that row of the last step."""
+    from pixdec.generation.enlarge import enlarged
+    from pixdec.generation.records import done_by
+    from pixdec.io.images import Picture
+    from pixdec.io.metadata import NOTHING
+
+    x0, work = step.x0[row : row + 1], piece.work
+    if piece.picture is not None and piece.upscale is not None:
+        picture = enlarged(piece.picture, x0, decoder.scale, piece.upscale)
+    else:
+        picture = Picture(x0)
+    record = {
+        "verb": work.kind if work.pipeline is None else "generate",
+        "model": work.model,
+        "prompt": work.prompt or None,
+        "seed": work.seed,
+        "steps": step.total,
+        **work.options,
+        "pipeline": work.pipeline,
+        **done_by(step.how, decoder.config),
+    }
+    settings = {name: value for name, value in record.items() if value is not None}
+    metadata = NOTHING if piece.picture is None else piece.picture.metadata
+    return Pixels.of(picture.pil(), settings, metadata)
+
+
+def failure_of(error: BaseException) -> ServiceError:
+    """What a client is told of an error: of ours what they say, of others no more than their kind."""
+    from pixdec.devices import is_out_of_memory
+    from pixdec.inference.engine import MemoryExhaustedError
+    from pixdec.io.files import first_line_of
+
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, MemoryExhaustedError) or is_out_of_memory(error):
+        return ServiceError(
+            "out_of_memory", "the device has too little memory left for this image; ask for a smaller one", 503
+        )
+    if isinstance(error, ValueError):
+        return ServiceError("unprocessable", first_line_of(error), 422)
+    logger.error("a work failed", exc_info=error)
+    return ServiceError("internal", f"the decoder failed ({type(error).__name__})", 500)
+
+
+def unusable(error: Exception) -> Exception:
+    """What was wrong with what a client sent, unless it was not that."""
+    from pixdec.devices import is_out_of_memory
+    from pixdec.io.files import first_line_of
+
+    if is_out_of_memory(error) or not isinstance(error, ValueError):
+        return error
+    return ServiceError("unprocessable", first_line_of(error), 422)
+
+
+def preview_of(x0: Tensor) -> str:
+    """An estimate (3,H,W) as a small WebP, in a data URL."""
+    import torch.nn.functional as F
+
+    from pixdec.io.images import to_pil
+
+    shrink = -(-max(x0.shape[1:]) // PREVIEW)
+    image = to_pil(F.avg_pool2d(x0[None], shrink) if min(x0.shape[1:]) >= shrink > 1 else x0[None])[0]
+    encoded = io.BytesIO()
+    image.save(encoded, "WEBP", quality=75, method=0)
+    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
