@@ -1,21 +1,56 @@
-"""Train the nano pair: `python -m scripts.l2p_nano RUN`. The same command again goes on."""
+"""Train the nano pair: `python -m scripts.l2p_nano RUN`. The same command again goes on; with --ablate it trains and
+measures the variations too. What was measured stands in RUN/results.json."""
 
 import argparse
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
-from scripts.l2p_nano.source import train_source
+from pixdec.l2p.images import ImageSource
+from scripts.l2p_nano.source import NanoSource, sheet, train_source
+from scripts.l2p_nano.transfer import (
+    VARIATIONS,
+    Drawn,
+    make_shards,
+    measure,
+    opened_source,
+    pixels_of,
+    record,
+    transfer,
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=3000, help="of the source")
+    parser.add_argument("--source-steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=1500, help="of the pixel model")
+    parser.add_argument("--captions", type=int, default=800, help="of which the source makes two images each")
+    parser.add_argument("--count", type=int, default=200, help="of held-out captions that are measured")
+    parser.add_argument("--ablate", type=int, default=0, help="steps of each variation; 0: none")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    train_source(given.folder / "source", given.steps)
+    folder, began = given.folder, perf_counter()
+    train_source(folder / "source", given.source_steps)
+    source = NanoSource.from_pretrained(folder / "source")
+    record(folder, "drawn", measure(Drawn(source), given.count))
+    record(folder, "source", measure(source, given.count))
+    make_shards(folder / "shards", opened_source(folder), given.captions, 3)
+    pixels = pixels_of(transfer(folder, "pixels", VARIATIONS["shallow 1"], given.steps))
+    for name, made in (("source", source), ("pixels", pixels)):
+        sheet(made, 6).save(folder / f"{name}.png")
+    record(folder, "pixels", measure(pixels, given.count))
+    record(folder, "minutes", {"all": round((perf_counter() - began) / 60, 1)})
+    if given.ablate:
+        drawn: partial[ImageSource] = partial(Drawn, source)
+        make_shards(folder / "real", drawn, given.captions, 3)
+        for name, variation in VARIATIONS.items():
+            shift = variation.changes.get("shift", 3.0)
+            made = pixels_of(transfer(folder, f"{name} short", variation, given.ablate), shift)
+            record(folder, f"{name}, {given.ablate} steps", measure(made, given.count))
 
 
 if __name__ == "__main__":

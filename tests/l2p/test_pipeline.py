@@ -1,6 +1,7 @@
 """Sampling against the original's, image to image, and what a call of the pipeline takes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pixdec.cli import main
 from pixdec.io.tensors import to_pil, to_tensor
 from pixdec.l2p import PixelModel, PixelPipeline, load_model, open_weights, save_weights, transplant
 from pixdec.l2p.pipeline import large_linears
+from pixdec.l2p.words import SCHEME
 from pixdec.sampling.flow import shifted_times
 
 
@@ -186,3 +188,19 @@ def test_generate_on_the_command_line_goes_on_where_it_ended(small: Path, tmp_pa
     one = ["l2p", "generate", "--model", str(small), "--prompt", "a", "-o", str(tmp_path / "one.png"), "--steps", "2"]
     assert main([*one, "--height", "32", "--width", "32", "--image", str(begun), "--strength", "0.4"]) == 0
     assert Image.open(tmp_path / "one.png").size == (32, 32)
+
+
+def test_a_small_model_of_known_words_needs_no_pipeline(tmp_path: Path):
+    weights = open_weights(saved(tmp_path / "transformer", cap_feat_dim=16))
+    made, _ = transplant(weights, 16, narrow=8)
+    made = replace(made, repository=f"{SCHEME}a red circle", settings=replace(made.settings, side=32))
+    save_weights(made, tmp_path / "words.safetensors")
+    pipe = PixelPipeline.from_pretrained(tmp_path / "words.safetensors", device="cpu")
+    assert pipe.model.local_decoder.bottleneck[0].out_channels == 64
+    image = pipe("A red, red circle.", num_inference_steps=1).images[0]
+    assert image.size == (32, 32)
+    with pytest.raises(ValueError, match="'blue'; its words are a red circle"):
+        pipe("a blue circle", num_inference_steps=1)
+    one, other = pipe.embed(["red circle", "circle"], torch.device("cpu"))
+    assert torch.equal(one[2], other[1])
+    assert one.shape == (3, 16)

@@ -72,7 +72,9 @@ class Model:
                 "Here they are:\n"
                 + json.dumps([f"“{each}” {each[::-1]} — {''.join(sorted(each * 3))} {each * 2}" for each in listed])
             )
-        return said(json.dumps([{"is_valid": not re.match(r"“subject \d*7 ", each), "reason": "a seven"} for each in listed]))
+        return said(
+            json.dumps([{"is_valid": not re.match(r"“subject \d*7 ", each), "reason": "a seven"} for each in listed])
+        )
 
 
 def asked(stub: Stub, model: Model) -> Endpoint:

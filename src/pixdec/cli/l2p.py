@@ -231,6 +231,49 @@ class Synthesise:
         return 0
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Make the images of a benchmark with a pixel model, laid out as its official scorer expects: DPG-Bench, GenEval.
+
+    What is there already is not made again. The command to score with is printed at the end.
+    """
+
+    benchmark: Annotated[Literal["dpg", "geneval"], tyro.conf.Positional]
+    """dpg or geneval."""
+    prompts: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPTS")]
+    """Of DPG-Bench the folder of its .txt files or its .csv, of GenEval its evaluation_metadata.jsonl."""
+    output: Output
+    """A folder: it is created."""
+    model: str
+    """A pixel model, as for generate."""
+    steps: int = 30
+    """Euler steps."""
+    guidance: float = 2.0
+    """As for generate."""
+    seed: int = 0
+    """Image k of prompt i (from 0) has the seed SEED + 1000 i + k."""
+    text_encoder: str | None = None
+    """As for generate."""
+    device: str | None = None
+    """Such as cpu or cuda; without it the fastest there is."""
+
+    def run(self) -> int:
+        check_device(self.device)
+        from pixdec.evaluate.benchmarks import SCORING, make_images, read_items
+        from pixdec.l2p.images import PixelImages
+        from pixdec.l2p.pipeline import PixelPipeline
+
+        items = read_items(self.benchmark, self.prompts)
+        pipe = PixelPipeline.from_pretrained(self.model, text_encoder=self.text_encoder, device=self.device)
+        call = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        source = PixelImages(pipe, self.model, call)
+        with progress(len(items), "prompt") as bar:
+            for _ in make_images(self.benchmark, items, source, self.output, self.seed):
+                bar.update()
+        print(SCORING[self.benchmark].format(folder=self.output, side=pipe.model.settings.side))
+        return 0
+
+
 def _check_target(output: str) -> None:
     if not output.endswith(".safetensors"):
         raise ValueError(f"{output}: expected the name of a file that ends in .safetensors")
@@ -246,6 +289,7 @@ class L2p:
         | Annotated[Init, tyro.conf.subcommand("init", prefix_name=False)]
         | Annotated[Merge, tyro.conf.subcommand("merge", prefix_name=False)]
         | Annotated[Generate, tyro.conf.subcommand("generate", prefix_name=False)]
+        | Annotated[Bench, tyro.conf.subcommand("bench", prefix_name=False)]
     ]
 
     def run(self) -> int:

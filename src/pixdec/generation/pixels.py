@@ -116,7 +116,7 @@ class PixelGeneration:
         )
 
     def _size(self, item: Item) -> tuple[int, int]:
-        side = 64 * self.weights.settings.patch
+        side = self.weights.settings.side
         height, width = item.prompt.height or self.settings.height, item.prompt.width or self.settings.width
         return height or side, width or side
 

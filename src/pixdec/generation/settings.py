@@ -106,9 +106,9 @@ class PixelGenerationSettings:
     images_per_prompt: int = 1
     """The second of a prompt is NAME-2, and so on."""
     height: int | None = None
-    """In pixels, a multiple of the patch; without it 64 patches."""
+    """In pixels, a multiple of the patch; without it what the model was trained at, 64 patches."""
     width: int | None = None
-    """In pixels, a multiple of the patch; without it 64 patches."""
+    """In pixels, a multiple of the patch; without it what the model was trained at, 64 patches."""
     negative: str | None = None
     """The negative prompt."""
     image: str | None = None

@@ -13,10 +13,11 @@ from pixdec.io.files import digest_of
 from pixdec.io.hub import HUB_ID, USUAL, Access, fetch_file, fetch_folder
 from pixdec.l2p.model import PixelModel, PixelSettings, file_name, model_name
 from pixdec.l2p.sources import source_of
+from pixdec.weights.catalog import BUNDLED
 from pixdec.weights.checkpoint import SUFFIXES, open_checkpoint
 from pixdec.weights.identify import UNKNOWN_LICENCE
 from pixdec.weights.load import check_tensors, fill, write_weights
-from pixdec.weights.pixels import PIXEL, PIXEL_CARDS, Z_IMAGE, card_of_tensors, pixel_tensors
+from pixdec.weights.pixels import BUNDLED_PIXELS, PIXEL, PIXEL_CARDS, Z_IMAGE, card_of_tensors, pixel_tensors
 from pixdec.weights.state import NetworkTensors
 
 _REQUIRED = ("source", "config", "patch", "name", "licence")
@@ -29,7 +30,8 @@ class Weights:
     Attributes:
         settings: of the pixel model; for a latent generator `patch` is 0.
         licence: that of the tensors.
-        repository: folder or hub id of the source's pipeline, with text encoder and scheduler; "" if unknown.
+        repository: folder or hub id of the source's pipeline, with text encoder and scheduler, or the words that a
+            small model knows (`pixdec.l2p.words`); "" if unknown.
         part: whether these are only what training changed; then `base` is the digest of what it began with.
         path: of the file.
     """
@@ -89,6 +91,8 @@ def _located(name: str, access: Access) -> tuple[Path, str]:
     """The file or folder of the weights, and folder or hub id of the pipeline that they are part of, "" for none."""
     card = next((card for card in PIXEL_CARDS if card.name == name), None)
     path = Path(name).expanduser()
+    if name == BUNDLED_PIXELS and not path.exists():
+        return BUNDLED / f"{name}.safetensors", ""
     if card is not None and not path.exists():
         if card.repository is None:
             raise ValueError(f"{name}: where it lies on the hub is not known here; name its file, {card.file}")
@@ -116,11 +120,12 @@ def settings_of(metadata: Mapping[str, str]) -> PixelSettings:
         raise ValueError(f"its metadata lack {', '.join(missing)}")
     try:
         config, patch = json.loads(metadata["config"]), int(metadata["patch"])
+        narrow, side = int(metadata.get("narrow", "1")), int(metadata.get("side", "0"))
     except ValueError as error:
         raise ValueError(
             f"its metadata have config {metadata['config'][:40]!r}, patch {metadata['patch']!r}"
         ) from error
-    return PixelSettings(metadata["source"], config, patch)
+    return PixelSettings(metadata["source"], config, patch, narrow, side)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,6 +175,8 @@ def save_weights(weights: Weights, path: str | Path, dtype: torch.dtype | None =
         "source": settings.source,
         "config": json.dumps(settings.config),
         "patch": str(settings.patch),
+        "narrow": str(settings.narrow),
+        "side": str(settings.side),
         "repository": weights.repository,
     }
     if weights.part:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pixdec.devices import best_device, computes_in_bfloat16, device_named
 from pixdec.io.hub import HUB_ID, loading_reason
+from pixdec.l2p.pipeline import PixelPipeline
 from pixdec.l2p.sources import SOURCES, Source, diffusers_class, get_source, source_of
 
 
@@ -62,5 +63,22 @@ class PipelineImages:
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Embeddings on the CPU."""
+        """On the CPU."""
         return [each.cpu() for each in self.source.embed(self.pipe, prompts, self.pipe.device)]
+
+
+class PixelImages:
+    """An `ImageSource` that is a pixel model."""
+
+    def __init__(self, pipe: PixelPipeline, name: str = "pixels", settings: dict[str, Any] | None = None):
+        """`settings`: of every call, as `PixelPipeline` takes them."""
+        self.pipe, self.name, self.settings = pipe, name, settings or {}
+
+    def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """The noise comes from the CPU."""
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return self.pipe(list(prompts), generator=generators, **self.settings).images
+
+    def embed(self, prompts: Sequence[str]) -> list[Tensor]:
+        """On the CPU."""
+        return [each.cpu() for each in self.pipe.embed(prompts, self.pipe.model.device)]

@@ -20,11 +20,17 @@ BAND_PIXELS = 2**21  # of the image that the head sees at a time: 2 GB at most i
 @dataclass(frozen=True)
 class PixelSettings:
     """`source`: a name of `SOURCES`; `config`: its transformer's settings, by diffusers' names; `patch`: 16, 32, 64,
-    128 or 160 pixels."""
+    128 or 160 pixels; `narrow`: of the head, see `DetailerSettings`; `side` of the images that it makes if nothing is
+    said, in pixels: 64 patches."""
 
     source: str
     config: Mapping[str, Any]
     patch: int
+    narrow: int = 1
+    side: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "side", self.side or 64 * self.patch)
 
     @property
     def kind(self) -> Source:
@@ -56,7 +62,9 @@ class PixelModel(nn.Module):
         super().__init__()
         self.settings, self.source = settings, settings.kind
         with torch.device("meta"):
-            self.local_decoder = Detailer(DetailerSettings(settings.patch, self.source.width(settings.config)))
+            self.local_decoder = Detailer(
+                DetailerSettings(settings.patch, self.source.width(settings.config), settings.narrow)
+            )
         self.transformer = self.source.build(settings.config, settings.patch)
         self.recompute = False  # set by training: the head keeps nothing of a band for the way back
 

@@ -21,6 +21,7 @@ from pixdec.io.tensors import resize, to_pil, to_tensor
 from pixdec.l2p.files import Weights, load_model, open_weights, save_weights
 from pixdec.l2p.model import BAND_PIXELS, PixelModel, file_name
 from pixdec.l2p.sources import Source, diffusers_class
+from pixdec.l2p.words import SCHEME, Words
 from pixdec.sampling.flow import interpolate, shifted_times
 from pixdec.sampling.samplers import euler, guided
 
@@ -55,6 +56,13 @@ class PromptEncoder:
             self._pipe.to("cpu")
             release_memory()
         return found
+
+
+def embedding_of(model: PixelModel, repository: str, dtype: torch.dtype) -> Embed:
+    """What embeds prompts for a model: its source's pipeline, or a table of the words that it knows."""
+    if repository.startswith(SCHEME):
+        return Words.named(repository, model.source.text_width(model.settings.config))
+    return PromptEncoder(model.source, repository, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +109,8 @@ class PixelPipeline:
         if quantize is not None:
             quantize_linears(model, large_linears(model), quantize)
         repository = text_encoder or weights.repository or model.source.repository
-        return cls(model, PromptEncoder(model.source, repository, model.dtype), replace(weights, repository=repository))
+        embed = embedding_of(model, repository, model.dtype)
+        return cls(model, embed, replace(weights, repository=repository))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `pixel.safetensors` into a folder, which `from_pretrained` opens. The text encoder is not copied: the
@@ -181,7 +190,7 @@ class PixelPipeline:
             num_inference_steps: Euler steps.
             guidance_scale: s in v_neg + s·(v_pos − v_neg); 1 is none and costs one call a step instead of two.
                 Z-Image's pipeline in diffusers counts from 0: its g is s − 1.
-            height, width: multiples of the patch; None for 64 patches, the size that the model was trained at.
+            height, width: multiples of the patch; None for the size that the model was trained at, 64 patches.
             num_images_per_prompt: images of one prompt stand beside each other.
             generator: of the noise, one for all images, drawn one after the other, or one for each.
             output_type: see `PixelPipelineOutput`.
@@ -206,7 +215,7 @@ class PixelPipeline:
             raise ValueError(f"stop_after={stop_after}: expected 1 to {num_inference_steps}, the number of steps")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type={output_type!r}: expected 'pil', 'np' or 'pt'")
-        size = (height or 64 * model.settings.patch, width or 64 * model.settings.patch)
+        size = (height or model.settings.side, width or model.settings.side)
         model.settings.check_size(*size)
         device = self.offloaded_to or model.device
         text, negative = self._texts(

@@ -46,13 +46,14 @@ def compare(model: PixelModel, source: Mapping[str, tuple[int, ...]]) -> Report:
     return Report(tuple(copied), tuple(new), tuple(reshaped), tuple(dropped))
 
 
-def transplant(source: Weights, patch: int, seed: int = 42) -> tuple[Weights, Report]:
-    """A pixel model to train, of a latent generator or of another pixel model. What is copied stays mapped.
+def transplant(source: Weights, patch: int, seed: int = 42, narrow: int = 1) -> tuple[Weights, Report]:
+    """A pixel model to train, of a latent generator or of another pixel model. What is copied stays mapped. `narrow`:
+    of the head, see `DetailerSettings`.
 
     Raises:
         ValueError: there is no such patch, or as `compare`.
     """
-    settings = PixelSettings(source.settings.source, source.settings.config, patch)
+    settings = PixelSettings(source.settings.source, source.settings.config, patch, narrow)
     if source.part:
         raise ValueError(f"{source.path}: only what was trained; merge it first (pixdec l2p merge)")
     try:

@@ -29,14 +29,18 @@ _HALO = 3  # units
 
 @dataclass(frozen=True)
 class DetailerSettings:
-    """`patch`: 16, 32, 64, 128 or 160; `features`: width D of what comes from the transformer."""
+    """`patch`: 16, 32, 64, 128 or 160; `features`: width D of what comes from the transformer; `narrow`: all released
+    widths are divided by this, for small models."""
 
     patch: int
     features: int
+    narrow: int = 1
 
     def __post_init__(self) -> None:
         if self.patch not in PATCHES:
             raise ValueError(f"patch={self.patch}: expected one of {', '.join(map(str, PATCHES))}")
+        if not 1 <= self.narrow <= _NARROWEST:
+            raise ValueError(f"narrow={self.narrow}: expected 1 to {_NARROWEST}")
 
 
 class Detailer(nn.Module):
@@ -47,20 +51,22 @@ class Detailer(nn.Module):
         self.settings = settings
         self.levels = _LEVELS[settings.patch]
         self.unit = 2 ** len(self.levels)
-        width = 3
+        widths = {level: max(_WIDTHS[level] // settings.narrow, 3) for level in self.levels}
+        narrowest, width = _NARROWEST // settings.narrow, 3
         for level in self.levels:
-            self.add_module(f"enc{level}", nn.Sequential(nn.Conv2d(width, _WIDTHS[level], 3, padding=1), nn.SiLU()))
-            width = _WIDTHS[level]
-        self.bottleneck = nn.Sequential(nn.Conv2d(width + settings.features, _BOTTLENECK, 1), nn.SiLU())
-        width = _BOTTLENECK
+            self.add_module(f"enc{level}", nn.Sequential(nn.Conv2d(width, widths[level], 3, padding=1), nn.SiLU()))
+            width = widths[level]
+        bottleneck = _BOTTLENECK // settings.narrow
+        self.bottleneck = nn.Sequential(nn.Conv2d(width + settings.features, bottleneck, 1), nn.SiLU())
+        width = bottleneck
         outer = dict(zip(self.levels[1:], self.levels, strict=False))
         for level in reversed(self.levels):
-            up = max(_WIDTHS[level], _NARROWEST)
+            up = max(widths[level], narrowest)
             self.add_module(
                 f"up{level}", nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, up, 3, padding=1))
             )
-            width = max(_WIDTHS[outer.get(level, level)], _NARROWEST)
-            joined = up + _WIDTHS[level]
+            width = max(widths[outer.get(level, level)], narrowest)
+            joined = up + widths[level]
             self.add_module(f"dec{level}", nn.Sequential(nn.Conv2d(joined, width, 3, padding=1), nn.SiLU()))
         self.out_conv = nn.Conv2d(width, 3, 1)
 

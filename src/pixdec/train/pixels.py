@@ -13,7 +13,7 @@ from torch import Tensor
 from pixdec.io import files
 from pixdec.l2p.files import digest, load_model, open_weights, save_weights
 from pixdec.l2p.model import PixelModel, PixelSettings, file_name
-from pixdec.l2p.pipeline import PromptEncoder
+from pixdec.l2p.pipeline import embedding_of
 from pixdec.train.examples import Source
 from pixdec.train.low_rank import NAME, LoraSettings, add_lora
 from pixdec.train.parallel import join, prepare
@@ -48,7 +48,7 @@ def build_pixels(recipe: PixelRecipe, data: str | Path, output: str | Path, opti
         )
     source = Source(data, recipe, world.share)
     model = load_model(weights, world.device, torch.float32)
-    encoder = PromptEncoder(model.source, options.gemma or weights.repository, torch.bfloat16)
+    encoder = embedding_of(model, options.gemma or weights.repository, torch.bfloat16)
     stage = PixelStage(model, recipe.objective, lambda prompts: encoder(prompts, world.device))
     if recipe.lora.rank:
         add_lora(model, recipe.lora, recipe.loop.seed)

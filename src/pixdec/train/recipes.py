@@ -252,10 +252,10 @@ def l2p_4k() -> PixelRecipe:
 
 
 def l2p_nano() -> PixelRecipe:
-    """A small pixel model on 128² images, for two processor cores."""
-    data = replace(_pixel_data(128, 16), workers=0, shuffle=100, precomputed=True)
+    """A small pixel model on 80² images, for one processor core."""
+    data = replace(_pixel_data(80, 16), workers=0, shuffle=100)
     folder = replace(_TINY_FOLDER, sheet_every=0)
-    loop = LoopSettings(3000, 8, learning_rate=5e-4, warmup=100, decay=0.3, weight_decay=0.01, betas=(0.9, 0.99))
+    loop = LoopSettings(1500, 16, learning_rate=1e-3, warmup=50, decay=0.5, weight_decay=0.01, betas=(0.9, 0.99))
     return PixelRecipe("nano", loop, PixelObjective(shallow=1), data, _TINY_MACHINE, folder)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from pixdec.weights.catalog import APACHE, Licence
 
 PIXEL = "pixel"  # metadata["pixdec"] of our files
+BUNDLED_PIXELS = "pixdec-l2p"  # the model that comes with the package
 _PREFIX = "model.diffusion_model."
 _COMFY = (  # what ComfyUI calls parts of Z-Image
     (re.compile(r"^x_embedder\."), "all_x_embedder.{patch}-1."),

@@ -1,0 +1,181 @@
+"""From the nano source to pixels: its images, a pixel model that learns from them, and what it has learnt.
+
+Everything passes through what users have: `synthesise`, `transplant`, the training loop, `merge`, `PixelPipeline`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pixdec.encoder import ImageEncoder
+from pixdec.evaluate.sets import frechet, kid
+from pixdec.generation.prompts import Prompt
+from pixdec.generation.settings import SynthesisSettings
+from pixdec.io.files import replacing
+from pixdec.io.tensors import to_tensor
+from pixdec.l2p import PixelPipeline, merge, open_weights, save_weights, transplant
+from pixdec.l2p.images import ImageSource, PixelImages
+from pixdec.l2p.words import SCHEME
+from pixdec.train.data.shards import INDEX
+from pixdec.train.pixels import build_pixels
+from pixdec.train.recipes import PixelRecipe, l2p_nano
+from pixdec.train.runs import RunOptions
+from pixdec.train.stages.l2p import PixelStage
+from pixdec.train.synthesise import synthesise
+from scripts.l2p_nano.scenes import SIDE, WORDS, all_scenes, drawn_scenes, judge, render
+from scripts.l2p_nano.source import NanoSource
+
+NARROW, STEPS, GUIDANCE = 4, 16, 3.0
+NAME = "pixdec-l2p"
+
+
+class Drawn:
+    """An `ImageSource` that draws the scenes themselves."""
+
+    name = "drawn"
+
+    def __init__(self, like: ImageSource):
+        self.embed = like.embed
+        self.scenes = {each.caption: each for scenes in all_scenes().values() for each in scenes}
+
+    def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        return [render(self.scenes[prompt], seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+
+
+def pixels_of(pipe: PixelPipeline, shift: float = 3.0) -> ImageSource:
+    """With steps and guidance of its source."""
+    call = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "shift": shift}
+    return PixelImages(pipe, NAME, call)
+
+
+def make_shards(folder: Path, opened: Callable[[], ImageSource], count: int, seed: int) -> None:
+    """Images of `count` captions, none held out, two of each."""
+    scenes = dict.fromkeys(islice(drawn_scenes(seed), 4 * count))
+    prompts = [Prompt(scene.caption, f"scene {i}") for i, scene in enumerate(islice(scenes, count))]
+    facts = {"name": folder.name, "steps": STEPS, "guidance": GUIDANCE}
+    for _ in synthesise(prompts, folder, opened, facts, SynthesisSettings(seed, batch=32)):
+        pass
+
+
+def make_start(folder: Path) -> Path:
+    """What `pixdec l2p init` writes, of the nano source, with a head of a quarter of the width."""
+    path = folder / "start.safetensors"
+    if not path.exists():
+        made, _ = transplant(open_weights(folder / "source" / "transformer"), 16, narrow=NARROW)
+        made = replace(made, settings=replace(made.settings, side=SIDE), name=NAME, licence="Apache-2.0")
+        save_weights(replace(made, repository=SCHEME + " ".join(WORDS)), path)
+    return path
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What of the recipe differs: fields of its objective, the images, and whether the head sees the noisy image."""
+
+    changes: Mapping[str, Any]
+    shards: str = "shards"
+    skip: bool = True
+
+
+VARIATIONS: Mapping[str, Variation] = {
+    "shallow 1": Variation({}),
+    "shallow 2": Variation({"shallow": 2}),
+    "everything": Variation({"shallow": None}),
+    "fresh noise": Variation({"fixed_noise": False}),
+    "no input skip": Variation({}, skip=False),
+    "shift 1": Variation({"shift": 1.0}),
+    "shift 5": Variation({"shift": 5.0}),
+    "real images": Variation({}, shards="real"),
+}
+
+
+def recipe_of(variation: Variation, steps: int) -> PixelRecipe:
+    """The nano recipe, with the average of the weights."""
+    made = l2p_nano()
+    return replace(
+        made,
+        loop=replace(made.loop, steps=steps),
+        objective=replace(made.objective, average=True, drop_caption=0.05, **variation.changes),
+    )
+
+
+def transfer(folder: Path, name: str, variation: Variation, steps: int) -> PixelPipeline:
+    """Trains a variation, or takes what an earlier run left."""
+    run, start = folder / name.replace(" ", "-"), make_start(folder)
+    options = RunOptions(start=str(start), device="cpu")
+    built = build_pixels(recipe_of(variation, steps), folder / variation.shards / INDEX, run, options)
+    assert isinstance(built.stage, PixelStage)
+    if not variation.skip:
+        blind(built.stage.network)
+    if not (run / "trained.safetensors").exists():
+        for _ in built.go():
+            pass
+    whole = run / "pixel.safetensors"
+    save_weights(replace(merge(open_weights(start), open_weights(run / "trained.safetensors")), name=NAME), whole)
+    pipe = PixelPipeline.from_pretrained(whole, device="cpu")
+    if not variation.skip:
+        blind(pipe.model)
+    return pipe
+
+
+def blind(model: Any) -> None:
+    """From now on the head sees nothing but the transformer's tokens."""
+
+    def dark(_: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return torch.zeros_like(given[0]), *given[1:]
+
+    model.local_decoder.register_forward_pre_hook(dark)
+
+
+def measure(source: ImageSource, count: int, batch: int = 20) -> dict[str, float]:
+    """Of images of held-out captions: the share that has what its caption says, in all and by what is said; Fréchet and
+    kernel distance to drawn images of the same captions, on 128 features, the bundled encoder's 32 channels averaged
+    over a grid of 2 x 2; the mean difference between two images of a caption."""
+    scenes = list(islice(drawn_scenes(11, held=True), count))
+    made = list[Image.Image]()
+    for first in range(0, count, batch):
+        part = scenes[first : first + batch]
+        made += source.images([scene.caption for scene in part], list(range(first, first + len(part))))
+    verdicts = [judge(scene, image) for scene, image in zip(scenes, made, strict=True)]
+    said = dict.fromkeys(key for verdict in verdicts for key in verdict)
+    found = {key: float(np.mean([verdict[key] for verdict in verdicts if key in verdict])) for key in said}
+    for kind in dict.fromkeys(scene.kind for scene in scenes):
+        alike = [verdict["all"] for scene, verdict in zip(scenes, verdicts, strict=True) if scene.kind == kind]
+        found[f"all of {kind}"] = float(np.mean(alike))
+    real = features([render(scene, 10_000 + i) for i, scene in enumerate(scenes)])
+    mine = features(made)
+    few = [scene.caption for scene in scenes[:5] for _ in range(4)]
+    again = [np.asarray(each, dtype=np.float64) for each in source.images(few, list(range(500, 520)))]
+    pairs = [(again[4 * i + a], again[4 * i + b]) for i in range(5) for a, b in combinations(range(4), 2)]
+    spread = float(np.mean([np.sqrt(np.square(a - b).mean()) for a, b in pairs]))
+    return {**found, "frechet": frechet(mine, real), "kid": kid(mine, real), "diversity": spread}
+
+
+def features(images: Sequence[Image.Image]) -> Any:
+    """(N,128)."""
+    encoder = ImageEncoder.from_pretrained(device="cpu")
+    with torch.inference_mode():
+        raw = encoder.space.unpatchify(encoder.encode(torch.cat([to_tensor(image) for image in images])).tensor)
+    return torch.nn.functional.adaptive_avg_pool2d(raw, 2).flatten(1).double().numpy()
+
+
+def record(folder: Path, name: str, facts: Mapping[str, object]) -> None:
+    """Adds to the results of a run."""
+    path = folder / "results.json"
+    known: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**known, name: facts}, indent=1) + "\n")
+    print(name, json.dumps(facts), flush=True)
+
+
+def opened_source(folder: Path) -> Callable[[], ImageSource]:
+    """The nano source of a run."""
+    return partial(NanoSource.from_pretrained, folder / "source")
