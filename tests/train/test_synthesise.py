@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import sys
 import tarfile
 from functools import partial
 from itertools import islice
@@ -122,3 +123,24 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys):
     assert len(told) == 2
     assert "p.txt:3" in told[0]
     assert str(tmp_path / "none") in told[1]
+
+
+def test_a_ray_cluster_makes_the_same_and_what_a_killed_worker_had_in_hand_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ray = pytest.importorskip("ray", reason="needs ray")
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # on a busy machine they would wait for long
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        seen = list(synthesise(PROMPTS, tmp_path / "ray", partial(Drawn, str(notes)), FACTS, SETTINGS, "local"))
+    finally:
+        ray.shutdown()
+    assert seen == [(i, 10) for i in range(11)]
+    made = [each.name.rpartition(" ") for each in notes.iterdir() if each.name != "died"]
+    assert len(made) == 10  # nothing was made twice
+    assert (notes / "died").exists()
+    list(synthesise(PROMPTS, tmp_path / "here", Drawn, FACTS, SETTINGS))
+    assert tars(tmp_path / "ray") == tars(tmp_path / "here")

@@ -197,12 +197,8 @@ class Synthesise:
     device: str | None = None
     """Such as cpu or cuda; without it the fastest there is."""
     ray: str | None = None
-    """Make them on a Ray cluster: its address, "auto" for the one that this machine is in, "local" for one that is
-    begun here."""
-    workers: int = 1
-    """On the cluster: processes that make images."""
-    gpus: float = 1
-    """On the cluster: GPUs of each; 0 for none."""
+    """Address of a Ray cluster that makes the images, one of each GPU's at a time: host:port, ray://host:port, auto for
+    the one that this machine is in, or local."""
     json: Flag = False
     """Print one JSON object."""
 
@@ -212,7 +208,7 @@ class Synthesise:
         from pixdec.io.quiet import quiet
         from pixdec.l2p.images import PipelineImages
         from pixdec.l2p.prompts import shipped
-        from pixdec.train.synthesise import Cluster, synthesise
+        from pixdec.train.synthesise import synthesise
 
         if self.prompts is None:
             prompts = [Prompt(each.prompt, each.name) for each in shipped()]
@@ -222,10 +218,11 @@ class Synthesise:
         settings = {name: value for name, value in call.items() if value is not None}
         settings |= {"height": self.height, "width": self.width}
         made = partial(PipelineImages.from_pretrained, self.source, self.device, **settings)
-        cluster = None if self.ray is None else Cluster(self.ray, self.workers, self.gpus)
         total = len(prompts) * self.by.images_per_prompt
         with progress(total, "image") as bar, quiet("diffusers", "transformers"):
-            for there, _ in synthesise(prompts, self.output, made, {"name": self.source, **settings}, self.by, cluster):
+            for there, _ in synthesise(
+                prompts, self.output, made, {"name": self.source, **settings}, self.by, self.ray
+            ):
                 bar.update(there - bar.n)
         Report(json_lines=self.json).done({"output": self.output, "images": total}, f"{self.output}  {total} images")
         return 0

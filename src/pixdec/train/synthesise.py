@@ -1,4 +1,4 @@
-"""Prompts × seeds → shards that training reads, by a source of images: here, or by Ray Data on a cluster.
+"""Prompts × seeds → shards that training reads, by a source of images: here, or on a Ray cluster.
 
 Every image is written as it comes, as a small tar of its own, and a shard is put together of them when all of its
 images are there. So a run that ends at any moment goes on with the next image, and nothing is made twice.
@@ -9,13 +9,15 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
 from pixdec.generation.prompts import Prompt
+from pixdec.generation.ray import on_ray, one_by_one
 from pixdec.generation.settings import SEEDS_EACH, SynthesisSettings
 from pixdec.io.files import replacing
 from pixdec.io.json_lines import json_digest
@@ -38,16 +40,6 @@ class Wanted:
     def key(self) -> str:
         """The name of its files in the shard."""
         return f"{self.number:09}"
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster: its address ("local" starts one here, "auto" finds the one of this machine), how many processes
-    make images on it, and the GPUs of each."""
-
-    address: str
-    workers: int = 1
-    gpus: float = 0
 
 
 def wanted_of(prompts: Sequence[Prompt], settings: SynthesisSettings) -> list[Wanted]:
@@ -73,7 +65,7 @@ def synthesise(
     open_source: Open,
     source: Mapping[str, object],
     settings: SynthesisSettings | None = None,
-    cluster: Cluster | None = None,
+    ray: str | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Makes what is missing of all images, and yields (there, of) at the beginning and after every image. Each is
     KEY.png, KEY.json {"captions": {"text"}, "seed", "source"} and KEY.safetensors with "embedding.text" (T,E).
@@ -84,11 +76,12 @@ def synthesise(
         open_source: loads what makes the images.
         source: what it is and how it is called; goes into the record of every image.
         settings: seeds, and images in a shard.
-        cluster: where to make them; None: in this process.
+        ray: the address of a Ray cluster to make them on (`generation.ray`); None: in this process.
 
     Raises:
         ValueError: a prompt twice; the folder holds other images.
         OSError: something cannot be written. All that was written stays.
+        Exception: what the source raises.
     """
     settings, folder = settings or SynthesisSettings(), Path(output)
     wanted = wanted_of(prompts, settings)
@@ -101,16 +94,21 @@ def synthesise(
     todo = [each for shard, missing in zip(shards, left, strict=True) for each in shard if each.key in missing]
     there = len(wanted) - len(todo)
     yield there, len(wanted)
-    makes = _here if cluster is None else _on(cluster)
-    for key, content in makes(todo, open_source, source, settings.batch) if todo else ():
-        with replacing(folder / _PARTS / f"{key}.tar") as temporary:
-            temporary.write_bytes(content)
-        there += 1
-        number = int(key) // settings.shard
-        left[number].discard(key)
-        if not left[number]:
-            _assemble(folder, shards[number], paths[number])
-        yield there, len(wanted)
+    batches = [todo[first : first + settings.batch] for first in range(0, len(todo), settings.batch)]
+    opened = partial(_maker, open_source, dict(source))
+    results = on_ray(opened, batches, ray) if ray is not None else one_by_one(opened(), batches) if batches else ()
+    for _, made in results:
+        if isinstance(made, Exception):
+            raise made
+        for key, content in made:
+            with replacing(folder / _PARTS / f"{key}.tar") as temporary:
+                temporary.write_bytes(content)
+            there += 1
+            number = int(key) // settings.shard
+            left[number].discard(key)
+            if not left[number]:
+                _assemble(folder, shards[number], paths[number])
+            yield there, len(wanted)
     for shard, path in zip(shards, paths, strict=True):
         if not path.exists():  # an earlier run ended between its last image and this
             _assemble(folder, shard, path)
@@ -141,59 +139,10 @@ def members(source: ImageSource, wanted: Sequence[Wanted], facts: Mapping[str, o
         yield each.key, tar.getvalue()[:size]
 
 
-def _here(
-    todo: Sequence[Wanted], open_source: Open, facts: Mapping[str, object], batch: int
-) -> Iterator[tuple[str, bytes]]:
+def _maker(open_source: Open, facts: Mapping[str, object]) -> Callable[[Sequence[Wanted]], Sequence[tuple[str, bytes]]]:
+    """What makes one batch, in whatever process."""
     source = open_source()
-    for first in range(0, len(todo), batch):
-        yield from members(source, todo[first : first + batch], facts)
-
-
-def _on(cluster: Cluster) -> Callable[..., Iterator[tuple[str, bytes]]]:
-    """Ray makes again what a process had in hand that was killed."""
-
-    def make(
-        todo: Sequence[Wanted], open_source: Open, facts: Mapping[str, object], batch: int
-    ) -> Iterator[tuple[str, bytes]]:
-        try:
-            import ray
-            import ray.data
-        except ImportError as error:
-            raise ValueError("making images on a cluster needs Ray Data: pip install 'pixdec[ray]'") from error
-        data: Any = ray.data
-        if not ray.is_initialized():
-            own: dict[str, Any] = (
-                {"num_cpus": cluster.workers + 1, "include_dashboard": False} if cluster.address == "local" else {}
-            )
-            try:
-                ray.init(cluster.address, log_to_driver=False, **own)
-            except ConnectionError as error:
-                raise ValueError(f"ray={cluster.address}: no cluster is there; ray start --head begins one") from error
-        data.DataContext.get_current().enable_progress_bars = False
-        blocks = data.from_items([asdict(each) for each in todo], override_num_blocks=-(-len(todo) // batch))
-        made = blocks.map_batches(
-            _Worker,
-            fn_constructor_args=(open_source, dict(facts)),
-            batch_size=batch,
-            compute=data.ActorPoolStrategy(size=cluster.workers),
-            num_gpus=cluster.gpus,
-        )
-        for row in made.iter_rows():
-            yield row["key"], row["content"]
-
-    return make
-
-
-class _Worker:
-    """What Ray runs in each of its processes."""
-
-    def __init__(self, open_source: Open, facts: Mapping[str, object]) -> None:
-        self.source, self.facts = open_source(), facts
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        rows = zip(*(batch[name].tolist() for name in ("number", "prompt", "seed")), strict=True)
-        made = dict(members(self.source, [Wanted(*row) for row in rows], self.facts))
-        return {"key": list(made), "content": list(made.values())}
+    return lambda wanted: list(members(source, wanted, facts))
 
 
 def _prepare(folder: Path, wanted: Sequence[Wanted], source: Mapping[str, object], settings: SynthesisSettings) -> None:
