@@ -199,6 +199,15 @@ _TINY_MACHINE = MachineSettings(shard=False, recompute=False)
 _TINY_FOLDER = FolderSettings(save_every=100, sheet_every=500)
 
 
+def prior_tiny() -> PriorRecipe:
+    """What the small decoder may begin with: its network without a latent."""
+    loop = LoopSettings(steps=3000, batch=4, learning_rate=1e-3, warmup=200, weight_decay=0.01)
+    return PriorRecipe(
+        "tiny", replace(tiny_network(), adapter=None), loop, space="", data=_TINY_DATA, machine=_TINY_MACHINE,
+        folder=_TINY_FOLDER,
+    )  # fmt: skip
+
+
 def decoder_tiny() -> DecoderRecipe:
     """A small network without text: to try things out, on two processor cores."""
     objective = DecoderSettings(levels=LevelSettings(high=0.25), conditions=_TINY_CONDITIONS)
@@ -261,7 +270,7 @@ def l2p_nano() -> PixelRecipe:
 
 # By stage and name.
 RECIPES: Mapping[str, Mapping[str, Callable[[], AnyRecipe]]] = {
-    "prior": {"paper_2k": prior_paper_2k},
+    "prior": {"paper_2k": prior_paper_2k, "tiny": prior_tiny},
     "decoder": {"paper_2k": decoder_paper_2k, "v1_5": decoder_v1_5, "tiny": decoder_tiny},
     "student": {"paper_2k": student_paper_2k, "tiny": student_tiny},
     "l2p": {"l2p_1k": l2p_1k, "l2p_4k": l2p_4k, "nano": l2p_nano},
