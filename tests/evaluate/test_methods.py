@@ -384,3 +384,27 @@ def test_without_an_autoencoder_decoders_of_images_get_the_photograph(tmp_path: 
     decoder = PixelDecoder.from_pretrained("pixdec-nano", "cpu")
     *_, last = decoder.stream(Latent(low, get_space("rgb")), seed=3, steps=1)
     assert torch.equal(lineup.methods[0].enlarge(Sample(latent, low), 3), last.x0)
+
+
+def test_the_decoder_of_an_rae(tmp_path: Path) -> None:
+    """diffusers' own class, one layer deep, saved and read by name."""
+    diffusers: Any = pytest.importorskip("diffusers")
+    if not hasattr(diffusers, "AutoencoderRAE"):
+        pytest.skip("this diffusers has no AutoencoderRAE")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    statistics = {"latents_mean": [[[0.1]]] * 768, "latents_std": [[[2.0]]] * 768}
+    settings = {f"decoder_{name}": size for name, size in sizes.items()}
+    network = diffusers.AutoencoderRAE(encoder_num_hidden_layers=1, encoder_input_size=448, **settings, **statistics)
+    network.save_pretrained(tmp_path / "rae")
+    space = get_space("dinov2")
+    rae = open_autoencoder(f"rae:{tmp_path / 'rae'}", space, CPU)
+    latent = Latent(torch.randn(1, space.channels, 32, 32), space)
+    image = rae.decode(latent)
+    assert image.shape == (1, 3, 512, 512)
+    assert torch.isfinite(image).all()
+    assert rae.digest == fingerprint(network)
+    with torch.no_grad():
+        assert torch.equal(image, network.eval().decode(latent.tensor).sample * 2 - 1)
+    with pytest.raises(ValueError, match="decodes only"):
+        rae.encode(image)

@@ -8,7 +8,9 @@ far too large: its number of images is part of it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +80,8 @@ def open_features(name: str, device: torch.device) -> Features:
     if name not in NETWORKS:
         raise ValueError(f"sets {name!r}: expected {' or '.join(NETWORKS)}")
     try:
-        return NETWORKS[name](device)
+        with contextlib.redirect_stdout(io.StringIO()):  # which is for results
+            return NETWORKS[name](device)
     except ValueError:
         raise
     except Exception as error:  # not installed, or without weights

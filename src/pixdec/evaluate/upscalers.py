@@ -67,14 +67,14 @@ def _real_esrgan(argument: str, device: torch.device) -> Enlarge:
 
 
 def _spandrel(argument: str, device: torch.device) -> Enlarge:
+    remedy = "; pip install 'pixdec[spandrel]'"
     try:
         import spandrel  # pyright: ignore[reportMissingImports]
 
+        remedy = ""
         model: Any = cast("Any", spandrel).ModelLoader().load_from_file(argument).to(device).eval()
     except Exception as error:  # it imports torchvision, and reads files of many kinds
-        raise UnavailableError(
-            f"spandrel:{argument}: {first_line_of(error)}; pip install 'pixdec[spandrel]'"
-        ) from error
+        raise UnavailableError(f"spandrel:{argument}: {first_line_of(error)}{remedy}") from error
 
     def enlarge(image: Tensor, scale: int, seed: int) -> Tensor:
         made: Tensor = model((image.to(device) + 1) / 2).float().cpu() * 2 - 1
