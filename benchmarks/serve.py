@@ -193,8 +193,9 @@ def _damaged(draw: random.Random, data: bytes) -> bytes:
     return bytes(found[: draw.randint(0, len(found))] if draw.random() < 0.4 else found)
 
 
-def overhead(url: str, source: str, device: str, side: int, repeats: int) -> dict[str, float]:
-    """Seconds of the same image by a bare decode, read and written too, and by the service, medians in turns."""
+def overhead(url: str, engine: Engine, settings: Settings, repeats: int = 5) -> dict[str, float]:
+    """Seconds of the same image, read, decoded and written, by a bare decode and by the service, medians in turns; and
+    those of the processors, which others who use them do not change, of the service those of its client too."""
     import httpx2
 
     from pixdec.decoder import PixelDecoder
@@ -202,22 +203,35 @@ def overhead(url: str, source: str, device: str, side: int, repeats: int) -> dic
     from pixdec.io.images import read_picture
     from pixdec.io.writing import encode_image
 
-    decoder, data = PixelDecoder.from_pretrained(source, device), picture(side, side)
-    bare, service = list[float](), list[float]()
+    decoder, data = (
+        PixelDecoder.from_pretrained(settings.source, settings.device),
+        picture(settings.side, settings.side),
+    )
+    worker = psutil.Process(engine.workers[0].process.pid)
+
+    def processors() -> float:
+        return time.process_time() + sum(worker.cpu_times()[:2])
+
+    found = {name: list[float]() for name in ("bare", "bare_cpu", "service", "service_cpu")}
     with httpx2.Client(base_url=url, timeout=600) as client:
-        for _ in range(repeats + 1):
-            started = time.perf_counter()
+
+        def bare() -> None:
             encode_image(upscale(read_picture(io.BytesIO(data)), decoder).pil(), "PNG", settings={})
-            bare.append(time.perf_counter() - started)
-            started = time.perf_counter()
+
+        def service() -> None:
             client.post("/v1/upscale", files={"image": data}).raise_for_status()
-            service.append(time.perf_counter() - started)
-    found = statistics.median(bare[1:]), statistics.median(service[1:])
+
+        for do in (bare, service) * (repeats + 1):
+            busy, started = processors(), time.perf_counter()
+            do()
+            found[do.__name__].append(time.perf_counter() - started)
+            found[f"{do.__name__}_cpu"].append(processors() - busy)
+    medians = {name: round(statistics.median(some[1:]), 3) for name, some in found.items()}
     return {
-        "side": side,
-        "bare": round(found[0], 3),
-        "service": round(found[1], 3),
-        "ratio": round(found[1] / found[0], 3),
+        "side": settings.side,
+        **medians,
+        "ratio": round(medians["service"] / medians["bare"], 3),
+        "ratio_cpu": round(medians["service_cpu"] / medians["bare_cpu"], 3),
     }
 
 
@@ -277,15 +291,15 @@ class Settings:
     device: str = "cpu"
     """Where it decodes."""
     requests: int = 500
-    """With aborts among them."""
+    """With aborts among them; 0 leaves out all but throughput."""
     sizes: int = 2000
     """Requests of random sizes."""
     fuzz: int = 10_000
     """Hostile bodies."""
-    side: int = 256
+    side: int = 512
     """Pixels of the image whose time is compared with a bare decode."""
     seconds: float = 20
-    """For each number of clients."""
+    """Of throughput, for each number of clients; 0 leaves it out."""
 
 
 def main(settings: Settings) -> None:
@@ -312,10 +326,12 @@ def main(settings: Settings) -> None:
                 with served(engine) as url:
                     keep("fuzz", fuzz(url, settings.fuzz))
                     keep("storm", storm(url, engine, 100))
-                    keep("overhead", overhead(url, settings.source, settings.device, settings.side, 5))
-            rows += throughput(engine, 32, (1, 2, 4, 8), settings.seconds)
-            keep("throughput", rows)
-    plot(rows, settings.output.with_suffix(".png"))
+                    keep("overhead", overhead(url, engine, settings))
+            if settings.seconds:
+                rows += throughput(engine, 32, (1, 2, 4, 8), settings.seconds)
+                keep("throughput", rows)
+    if rows:
+        plot(rows, settings.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Decoding as a service: an engine with a queue and workers (`engine`), and HTTP around it (`http`), by `pixdec serve`.
 
-    settings → jobs → worker (a process for each device) → engine (queue, batches) → schema → http → ray_app
+    settings → jobs → pieces → worker (a process for each device) → handle → engine (queue, batches) → schema → bodies
+    → http → ray_app
 
 Nothing here imports torch at the top but `worker` and what reads headers of images.
 """

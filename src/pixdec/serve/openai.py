@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import Field
 
 from pixdec.serve import http, schema
+from pixdec.serve.bodies import fields_of
 from pixdec.serve.engine import Engine
 from pixdec.serve.jobs import FORMATS, Job, ServiceError
 from pixdec.serve.settings import Strict
@@ -54,13 +55,13 @@ def add_openai(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/images/generations", openapi_extra=http.body_schema(Images))
     async def generations(request: Request) -> Response:
         """Prompts to images, as OpenAI's clients ask for them."""
-        asked = schema.read(Images, await http.fields_of(request, Images, engine))
+        asked = schema.read(Images, await fields_of(request, Images, engine))
         return await answer(request, asked, "image_generation")
 
     @app.post("/v1/images/edits", openapi_extra=http.body_schema(Edit))
     async def edits(request: Request) -> Response:
         """An image, larger, as OpenAI's clients ask for it."""
-        asked = schema.read(Edit, await http.fields_of(request, Edit, engine))
+        asked = schema.read(Edit, await fields_of(request, Edit, engine))
         return await answer(request, asked, "image_edit")
 
     async def answer(request: Request, asked: Images, what: str) -> Response:
