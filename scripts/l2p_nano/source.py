@@ -25,7 +25,7 @@ from pixdec.train.loop import LoopSettings, new_state, train
 from scripts.l2p_nano.scenes import SIDE, WORDS, drawn_scenes, held_out, render
 
 LATENT = (32, SIDE // 8, SIDE // 8)
-SHIFT, LEAST = 2.0, 0.2  # of noise levels; the least by which an error of x0 is divided
+SHIFT, LEAST = 2.0, 0.4  # of noise levels; the least by which an error of x0 is divided
 POOL, BATCH, DROPPED = 4000, 16, 0.1  # scenes that are drawn and encoded once; images of a step; share without caption
 
 

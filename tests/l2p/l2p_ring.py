@@ -1,4 +1,4 @@
-"""What each of several processes runs: a short transfer."""
+"""What each of several processes runs: a short transfer, whose weights lie on the CPU if "offload" is said."""
 
 import sys
 from dataclasses import replace
@@ -8,8 +8,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from l2p_training import recipe, run_in
 
-folder, output = Path(sys.argv[1]), sys.argv[2]
-made = recipe(parts=1)
-run = run_in(folder, output, replace(made, machine=replace(made.machine, shard=True, recompute=True)))
+folder, output, place = Path(sys.argv[1]), *sys.argv[2:]
+made = recipe(parts=2 if place == "offload" else 1)  # one image a pass
+machine = replace(made.machine, shard=True, recompute=True, offload=place == "offload")
+run = run_in(folder, output, replace(made, machine=machine))
 for step in run.go():
     print(step.step, step.losses["total"])

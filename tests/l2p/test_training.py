@@ -117,11 +117,12 @@ def test_a_stopped_run_takes_the_same_trajectory(folder: Path, straight):
     assert all(torch.equal(again[key], trained[key]) for key in trained)
 
 
-def test_two_processes_that_share_weights_and_images_are_one(folder: Path, straight):
-    said = run_ring(Path(__file__).with_name("l2p_ring.py"), 2, folder, "ring", patience=300)
-    assert [each.code for each in said] == [0, 0], said[0].err[-2000:]
+@pytest.mark.parametrize(("processes", "place"), [(2, "shared"), (1, "offload")])
+def test_processes_that_share_weights_and_images_are_one(folder: Path, straight, processes: int, place: str):
+    said = run_ring(Path(__file__).with_name("l2p_ring.py"), processes, folder, place, place, patience=300)
+    assert [each.code for each in said] == [0] * processes, said[0].err[-2000:]
     _, trained = straight
-    again = load_file(folder / "ring" / "trained.safetensors")
+    again = load_file(folder / place / "trained.safetensors")
     start = open_weights(folder / "start.safetensors").tensors
     moved = sum(float((trained[key] - start[key]).square().sum()) for key in trained) ** 0.5
     apart = sum(float((trained[key] - again[key]).square().sum()) for key in trained) ** 0.5
@@ -166,6 +167,7 @@ def test_a_dry_run_counts_and_measures(folder: Path, capsys):
         ([], "--from"),
         (["--from", "START", "--data.multiple", "24"], "data.multiple=24"),
         (["--from", "START", "--machine.context", "2"], "machine.context=2"),
+        (["--from", "START", "--machine.shard", "--machine.offload"], "torchrun"),
         (["--from", "START", "--objective.shallow", "3"], "shallow 3"),
     ],
 )

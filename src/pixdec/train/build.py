@@ -62,7 +62,7 @@ def build(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunO
     """
     if isinstance(recipe, PixelRecipe):
         return build_pixels(recipe, data, output, options)
-    world = join(options.device, recipe.machine.context)
+    world = join(options.device, recipe.machine.context, offload=recipe.machine.offload)
     files.prepare([Path(output) / "settings.json"])  # before anything is loaded
     source = Source(data, recipe, world.share)
     with torch.random.fork_rng(devices=[]):  # biases are drawn as the network is made

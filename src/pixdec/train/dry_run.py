@@ -91,7 +91,8 @@ def counted(recipe: AnyRecipe, start: str | None = None) -> Iterator[str]:
         yield (f"| {each.network} | {each.part} | {each.parameters:,} | {each.learning:,} | {each.bytes / GIB:.3f} |")
     whole = (sum(p.parameters for p in parts), sum(p.learning for p in parts), sum(p.bytes for p in parts) / GIB)
     yield f"| all | | {whole[0]:,} | {whole[1]:,} | {whole[2]:.3f} |"
-    shard = "; shared out evenly over the processes of torchrun" if recipe.machine.shard else ""
+    where = " on the CPU" if recipe.machine.offload else ""
+    shard = f"{where}; shared out evenly over the processes of torchrun" if recipe.machine.shard else ""
     yield f"weights, gradients, optimizers and average: {whole[2]:.2f} GiB{shard}. What a step keeps comes on top."
 
 

@@ -21,7 +21,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
@@ -44,6 +51,8 @@ class MachineSettings:
     Attributes:
         precision: of matrix products; weights, averages and optimizers are float32 always.
         shard: splits weights, gradients and optimizers over the processes (FSDP2).
+        offload: keeps all of these on the CPU, optimizers too; the weights of a block are on the device while it works.
+            Also for one GPU, with torchrun --nproc-per-node 1.
         recompute: keeps only what goes into each block, and computes its inside again on the way back.
         compile: each block by torch.compile.
         context: so many processes share one image, each with a part of its tokens.
@@ -51,6 +60,7 @@ class MachineSettings:
 
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     shard: bool = True
+    offload: bool = False
     recompute: bool = True
     compile: bool = False
     context: int = 1
@@ -58,6 +68,8 @@ class MachineSettings:
     def __post_init__(self) -> None:
         if self.context < 1:
             raise ValueError(f"machine.context={self.context}: expected at least 1")
+        if self.offload and not self.shard:
+            raise ValueError("machine.offload=True: it is what shards are kept on; leave machine.shard=True")
 
 
 @dataclass(frozen=True)
@@ -101,9 +113,10 @@ class World:
         return self.share.rank == 0 and self.context.rank == 0
 
 
-def join(device: str | None = None, context: int = 1) -> World:
+def join(device: str | None = None, context: int = 1, *, offload: bool = False) -> World:
     """Meets the other processes, if torchrun started any; `context` of them share each image. `device` as the command
-    line has it, the fastest there is if None; with several processes each takes its own of that kind.
+    line has it, the fastest there is if None; with several processes each takes its own of that kind. `offload`:
+    weights are to be on the CPU, which takes torchrun for one process too.
 
     Raises ValueError for a number of processes or a device that does not fit.
     """
@@ -113,7 +126,9 @@ def join(device: str | None = None, context: int = 1) -> World:
             f"machine.context={context} on {count} {'process' if count == 1 else 'processes'}: take a number that "
             "divides theirs (torchrun --nproc-per-node N starts N)"
         )
-    if count == 1:
+    if offload and "WORLD_SIZE" not in os.environ:
+        raise ValueError("machine.offload=True: start it by torchrun, for one GPU too (torchrun --nproc-per-node 1)")
+    if count == 1 and not offload:
         return World(device=best_device() if device is None else torch.device(device))
     mine = _own_device(device)
     mesh = meet(mine, context)
@@ -169,10 +184,10 @@ def prepare(
         return
     mesh = init_device_mesh(world.device.type, (distributed.get_world_size(),))
     for network in learning:
-        _shard(network, mesh, torch.bfloat16 if low else None)
+        _shard(network, mesh, torch.bfloat16 if low else None, machine.offload)
     for network in frozen:
         if sum(parameter.numel() for parameter in network.parameters()) >= MANY:
-            _shard(network, mesh, torch.bfloat16 if low else None, learns=False)
+            _shard(network, mesh, torch.bfloat16 if low else None, machine.offload, learns=False)
 
 
 def precision(machine: MachineSettings, device: torch.device) -> AbstractContextManager[Any]:
@@ -215,7 +230,9 @@ def _wrap(block: nn.Module, machine: MachineSettings) -> None:
     block.forward = forward
 
 
-def _shard(network: nn.Module, mesh: DeviceMesh, low: torch.dtype | None, *, learns: bool = True) -> None:
+def _shard(
+    network: nn.Module, mesh: DeviceMesh, low: torch.dtype | None, offload: bool, *, learns: bool = True
+) -> None:
     """FSDP2 over all processes, those of a context group too: their gradients are parts of one, and are averaged like
     those of different images.
 
@@ -232,14 +249,16 @@ def _shard(network: nn.Module, mesh: DeviceMesh, low: torch.dtype | None, *, lea
     # Of use for networks whose outputs somebody changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     scalars = {parameter for parameter in network.parameters() if parameter.ndim == 0}
+    place = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
+    shard = functools.partial(fully_shard, mesh=mesh, offload_policy=place)
     if not isinstance(network, PiD | PixelModel):
         policy = MixedPrecisionPolicy(low, torch.float32, output_dtype=torch.float32)
-        fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=scalars)
+        shard(network, mp_policy=policy, reshard_after_forward=True, ignored_params=scalars)
         return
     policy = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
     for block in _blocks(network):
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=learns, ignored_params=scalars)
+        shard(block, mp_policy=policy, reshard_after_forward=True)
+    shard(network, mp_policy=policy, reshard_after_forward=learns, ignored_params=scalars)
     if isinstance(network, PixelModel):
         return
     calls: list[tuple[nn.Module, str]] = [(network, name) for name in ("condition", "velocity")]

@@ -38,7 +38,7 @@ def build_pixels(recipe: PixelRecipe, data: str | Path, output: str | Path, opti
         raise ValueError("--from: name the pixel model to begin with, which `pixdec l2p init` writes")
     if recipe.machine.context != 1:
         raise ValueError(f"machine.context={recipe.machine.context}: images of pixel models are not shared; take 1")
-    world = join(options.device)
+    world = join(options.device, offload=recipe.machine.offload)
     files.prepare([Path(output) / "settings.json"])
     weights = open_weights(start)
     if recipe.data.multiple % weights.settings.multiple:
@@ -47,7 +47,7 @@ def build_pixels(recipe: PixelRecipe, data: str | Path, output: str | Path, opti
             f"{weights.settings.patch}"
         )
     source = Source(data, recipe, world.share)
-    model = load_model(weights, world.device, torch.float32)
+    model = load_model(weights, "cpu" if recipe.machine.offload else world.device, torch.float32)
     encoder = embedding_of(model, options.gemma or weights.repository, torch.bfloat16)
     stage = PixelStage(model, recipe.objective, lambda prompts: encoder(prompts, world.device))
     if recipe.lora.rank:
