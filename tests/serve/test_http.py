@@ -1,5 +1,6 @@
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,6 +28,12 @@ def test_form_and_json_give_the_same_bytes(client):
     assert form.headers["x-content-type-options"] == "nosniff"
     assert form.headers["x-request-id"]
     assert form.content == client.post("/v1/upscale", json=json_).content
+
+
+def test_two_identical_uploads_at_once_give_identical_bytes(client):
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: client.post("/v1/upscale", files={"image": picture()}).content, range(2))
+    assert first == second and first.startswith(b"\x89PNG")
 
 
 def test_a_job_tells_its_steps_and_keeps_its_images(client):
