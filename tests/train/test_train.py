@@ -12,7 +12,7 @@ from PIL import ImageFont
 from torch import nn
 
 from pixdec.models.pid import PiD
-from pixdec.train.checkpoints import PowerAverage, State
+from pixdec.train.checkpoints import State
 from pixdec.train.data.degrade import DegradeSettings, degrade
 from pixdec.train.data.synthetic import _font, draw_page
 from pixdec.train.draws import Draws, LevelSettings
@@ -141,17 +141,6 @@ def test_learning_rate():
     assert learning_rate(settings, 30) == 1.0
     assert learning_rate(settings, 75) == pytest.approx(0.5)
     assert learning_rate(settings, 99) < 0.01
-
-
-def test_power_average_weighs_recent_values():
-    """The profile is n^gamma: the average of 1, 2, …, n tends to n·(gamma+1)/(gamma+2)."""
-    network = nn.Linear(1, 1, bias=False)
-    network.weight.data.fill_(1.0)
-    average = PowerAverage(network)
-    for n in range(1, 2000):
-        network.weight.data.fill_(n + 1)
-        average.update(network)
-    assert float(average.weights["weight"]) / 2000 == pytest.approx(7.94 / 8.94, rel=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ number of processes reads the parts it needs. Tensors in it are named
 import pickle
 import shutil
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, cast
@@ -101,31 +101,32 @@ class State:
 
         Raises OSError, on all of them, if it cannot be written; what stood there before is untouched.
         """
-        temporary, first = _beside(folder, "partial"), not together() or distributed.get_rank() == 0
-        if first:  # also what a killed process left of an older one
-            for left in folder.parent.glob(_beside(Path("*"), "partial").name):
+        temporary = folder.with_name(f".{folder.name}.partial")
+
+        def clear() -> None:  # also what a killed process left of an older one
+            for left in folder.parent.glob(".*.partial") if _is_first() else ():
                 shutil.rmtree(left, ignore_errors=True)
-        problem = ""
-        try:
-            _wait()
+
+        def write() -> None:
+            if together():
+                distributed.barrier()
             with _quietly():
                 save(self.state_dict(), checkpoint_id=str(temporary), no_dist=not together())
-        except (OSError, RuntimeError, CheckpointException) as error:
-            problem = _cause(error)
-        problem = _first_of(problem)
-        if first:
-            try:
-                _settle(temporary, folder, whole=not problem)
-            except OSError as error:
-                problem = _cause(error)
-        problem = _first_of(problem)
-        if problem:
+
+        def settle() -> None:
+            if _is_first():
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+
+        clear()
+        if problem := _problem(write) or _problem(settle):
+            clear()
             raise OSError(f"cannot write {folder}: {problem}")
 
     def save_step(self, run: Path, keep: int) -> None:
         """Writes the checkpoint of the present step into the folder of a run, of which the last `keep` stay."""
         self.save(run / f"step-{self.step:08d}")
-        if not together() or distributed.get_rank() == 0:
+        if _is_first():
             for old in checkpoints(run)[:-keep]:
                 shutil.rmtree(old)
 
@@ -165,13 +166,12 @@ class State:
     def full_average(self) -> dict[str, Tensor]:
         """The first network's whole state dict on the CPU, averaged weights where there are, the present ones of what
         does not learn. All processes call it together; only the first gets something, the others {}."""
-        first, values = not together() or distributed.get_rank() == 0, dict[str, Tensor]()
-        learning = next(iter(self.learning.values()))
+        values, learning = dict[str, Tensor](), next(iter(self.learning.values()))
         for name, present in cast("dict[str, Tensor]", self.first.state_dict()).items():
             if not (self.whole or name in learning or ".base_layer." in name):  # that which a LoRA changes is needed
                 continue
             value = whole_tensor(self.average.weights.get(name, present).detach())
-            if first:
+            if _is_first():
                 values[name] = value.to("cpu", copy=True)
         return values
 
@@ -274,23 +274,6 @@ def _compare(folder: Path, values: Mapping[str, Tensor]) -> None:
             )
 
 
-def _beside(folder: Path, what: str) -> Path:
-    return folder.with_name(f".{folder.name}.{what}")
-
-
-def _settle(temporary: Path, folder: Path, *, whole: bool) -> None:
-    """Puts a new checkpoint in its place, or clears what there is of it. At no moment is there neither old nor new."""
-    if not whole:
-        shutil.rmtree(temporary, ignore_errors=True)
-        return
-    old = _beside(folder, "old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 @contextmanager
 def _quietly() -> Generator[None]:
     """That there is one process alone is nothing to be warned of."""
@@ -299,13 +282,17 @@ def _quietly() -> Generator[None]:
         yield
 
 
-def _wait() -> None:
-    if together():
-        distributed.barrier()
+def _is_first() -> bool:
+    return not together() or distributed.get_rank() == 0
 
 
-def _first_of(problem: str) -> str:
-    """The first process's problem, or another's if it has none."""
+def _problem(work: Callable[[], None]) -> str:
+    """What went wrong in it: on the first process, or on another if nothing did; "" if nothing did anywhere."""
+    problem = ""
+    try:
+        work()
+    except (OSError, RuntimeError, CheckpointException) as error:
+        problem = _cause(error)
     if not together():
         return problem
     problems: list[str | None] = [None] * distributed.get_world_size()

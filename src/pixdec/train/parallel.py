@@ -9,6 +9,7 @@ settings, the trajectory is that of one process, but for the rounding of sums. `
 and in place: their code, the names of their parameters and their calls stay what they are.
 """
 
+import atexit
 import functools
 import math
 import os
@@ -37,7 +38,7 @@ from pixdec.devices import best_device, computes_in_bfloat16
 from pixdec.l2p.model import PixelModel
 from pixdec.models.execution import Execution
 from pixdec.models.pid import PiD
-from pixdec.train.context import context_of, meet, own_cuda
+from pixdec.train.context import context_of
 
 BACKEND = "inductor"  # of torch.compile
 MANY = 50_000_000  # parameters from which on a network that does not learn is sharded
@@ -130,22 +131,31 @@ def join(device: str | None = None, context: int = 1, *, offload: bool = False) 
         raise ValueError("machine.offload=True: start it by torchrun, for one GPU too (torchrun --nproc-per-node 1)")
     if count == 1 and not offload:
         return World(device=best_device() if device is None else torch.device(device))
-    mine = _own_device(device)
-    mesh = meet(mine, context)
+    mine = _own_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not together():  # they talk over gloo, and over NCCL too if they have GPUs
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo")
+        atexit.register(distributed.destroy_process_group)
+    mesh = init_device_mesh(mine.type, (count // context, context), mesh_dim_names=("data", "context"))
     rank = distributed.get_rank()
     return World(Share(rank // context, count // context), Share(rank % context, context), mine, mesh)
 
 
-def _own_device(named: str | None) -> torch.device:
-    """The device of one of several processes."""
-    named = named or ("cuda" if torch.cuda.is_available() else "cpu")
-    if named not in ("cpu", "cuda"):
+def _own_device(kind: str) -> torch.device:
+    """The device of one of several processes, from now on the current one."""
+    if kind not in ("cpu", "cuda"):
         raise ValueError(
-            f"--device {named} with several processes: name a kind, cuda or cpu; each process takes its own device"
+            f"--device {kind} with several processes: name a kind, cuda or cpu; each process takes its own device"
         )
-    if named == "cpu":
+    if kind == "cpu":
         return torch.device("cpu")
-    return own_cuda(int(os.environ.get("LOCAL_RANK", "0")))
+    place, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= count:
+        raise ValueError(
+            f"process {place + 1} on a machine with {count} CUDA devices: start one process for each GPU and no more "
+            "(torchrun --nproc-per-node)"
+        )
+    torch.cuda.set_device(place)
+    return torch.device("cuda", place)
 
 
 def together() -> bool:

@@ -22,8 +22,8 @@ from pixdec.weights.identify import UNKNOWN_LICENCE, AmbiguousSpaceError
 from pixdec.weights.load import load_decoder
 from pixdec.weights.settings import settings_from_json
 
-EXPORTED = ("student.safetensors", "decoder.safetensors", "prior.safetensors")  # what a run that ended has left
 _STAGES = ("student", "decoder", "prior")
+EXPORTED = [f"{stage}.safetensors" for stage in _STAGES]  # what a run that ended has left
 _OWN = ("adapter.", "gates.", "pixel_gate.")  # what a decoder has and a prior has not
 
 
