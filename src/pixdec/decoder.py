@@ -18,17 +18,9 @@ from pixdec.devices import best_device, computes_in_bfloat16, device_named
 from pixdec.encoder import TINY, TINY_SPACE, first_decode
 from pixdec.inference.budget import DecodePlan
 from pixdec.inference.config import InferenceConfig, config_of
-from pixdec.inference.engine import (
-    TEACHER_STEPS,
-    Batch,
-    Captions,
-    DecodeStep,
-    Engine,
-    MemoryExhaustedError,
-    requests_for,
-)
+from pixdec.inference.engine import TEACHER_STEPS, Captions, DecodeStep, Engine, MemoryExhaustedError
+from pixdec.inference.requests import Batch, OutputSize, Prompt, Seed, Sigma, requests_for
 from pixdec.inference.sizes import Size
-from pixdec.inference.spread import OutputSize, Prompt, Seed, Sigma
 from pixdec.io.arguments import whole
 from pixdec.io.hub import Access
 from pixdec.io.images import to_pil

@@ -14,9 +14,9 @@ import torch
 from battery import randomised
 from pixdec.decoder import InferenceConfig, PixelDecoder
 from pixdec.inference import arrangement, engine
-from pixdec.inference.engine import TEACHER_STEPS, batches_of, requests_for, times_for
+from pixdec.inference.engine import TEACHER_STEPS, times_for
 from pixdec.inference.offload import blocks_of, numbers_of, offload_blocks
-from pixdec.inference.spread import levels_for, sizes_for
+from pixdec.inference.requests import batches_of, levels_for, requests_for, sizes_for
 from pixdec.latents import Latent, get_space
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.execution import PLAIN

@@ -22,7 +22,7 @@ from pixdec.decoder import TEACHER_STEPS, PixelDecoder
 from pixdec.devices import best_device, release_memory
 from pixdec.generation.decoding import check_output, embed_prompts, open_decoder
 from pixdec.generation.enlarge import MAX_STRENGTH
-from pixdec.generation.items import VERB, Item, Todo, Want, check_earlier, plan_items, unfinished
+from pixdec.generation.items import VERB, Item, Plan, Todo, Want, plan_items
 from pixdec.generation.pipeline import (
     call_arguments,
     check_call,
@@ -127,10 +127,11 @@ class Generation:
         with quiet("diffusers", "transformers"):
             self.blueprint = find_pipeline(settings.pipeline)
         self._check_pipeline(read)
+        plan = Plan(self.items, self.want, self._image_asked, self._latent_asked)
         if not settings.again:
-            check_earlier(self.items, self.want, self._image_asked, self._latent_asked)
+            plan.check_earlier()
         prepare(path for item in self.items for path in self.want.files(item))
-        self.todo = unfinished(self.items, self.want, self._image_asked, self._latent_asked)
+        self.todo = plan.unfinished()
 
     def __iter__(self) -> Iterator[Result]:
         return self.make(self.todo)

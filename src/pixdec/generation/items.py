@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pixdec.generation.prompts import Prompt, slug
 from pixdec.generation.records import Asked, difference, is_made
-from pixdec.generation.settings import SEEDS_EACH, GenerationSettings, PixelGenerationSettings
+from pixdec.generation.settings import SEEDS_EACH, GenerationSettings, PromptSettings
 from pixdec.io.images import WRITABLE
 
 VERB = "generate"  # what the outputs' settings name as their maker
@@ -61,9 +61,7 @@ class Todo:
     image: bool
 
 
-def plan_items(
-    prompts: Sequence[Prompt], output: str, settings: GenerationSettings | PixelGenerationSettings, *, single: bool
-) -> list[Item]:
+def plan_items(prompts: Sequence[Prompt], output: str, settings: PromptSettings, *, single: bool) -> list[Item]:
     """All images of every prompt.
 
     Image k of prompt i has the seed SEED + 1000·i + k, or that of its line + k. It is NAME of its line, or number and
@@ -95,47 +93,45 @@ def plan_items(
     return items
 
 
-def unfinished(
-    items: Sequence[Item],
-    want: Want,
-    image_asked: Callable[[Item], Asked],
-    latent_asked: Callable[[Item], Asked],
-    verb: str = VERB,
-) -> list[Todo]:
-    """What is left to do: without the items whose files are there, made with the same settings."""
-    todo: list[Todo] = []
-    for item in items:
-        kept = is_made(item.latent, verb, latent_asked(item))
-        image = want.images and not is_made(item.image, verb, image_asked(item))
-        latent = want.latents and not kept
-        if image or latent:
-            waiting = not latent and not kept and is_made(item.hidden, verb, latent_asked(item))
-            source = item.latent if kept else item.hidden if waiting else None
-            todo.append(Todo(item, source, image))
-    return todo
+@dataclass(frozen=True)
+class Plan:
+    """All images of a run of `verb`, what it is to leave, and what each image and latent depends on: what an earlier
+    run has made is told by that."""
 
+    items: Sequence[Item]
+    want: Want
+    image_asked: Callable[[Item], Asked]
+    latent_asked: Callable[[Item], Asked]
+    verb: str = VERB
 
-def check_earlier(
-    items: Sequence[Item],
-    want: Want,
-    image_asked: Callable[[Item], Asked],
-    latent_asked: Callable[[Item], Asked],
-    verb: str = VERB,
-) -> None:
-    """Refuse to overwrite what was made with other settings, or by something else.
+    def unfinished(self) -> list[Todo]:
+        """What is left to do: without the items whose files are there, made with the same settings."""
+        todo, verb = list[Todo](), self.verb
+        for item in self.items:
+            asked = self.latent_asked(item)
+            kept = is_made(item.latent, verb, asked)
+            image = self.want.images and not is_made(item.image, verb, self.image_asked(item))
+            latent = self.want.latents and not kept
+            if image or latent:
+                waiting = not latent and not kept and is_made(item.hidden, verb, asked)
+                todo.append(Todo(item, item.latent if kept else item.hidden if waiting else None, image))
+        return todo
 
-    Raises:
-        ValueError: names the first such file, what differs, and how many more there are.
-    """
-    found: list[str] = []
-    for item in items:
-        if want.images and (reason := difference(item.image, verb, image_asked(item))):
-            found.append(f"{item.image}: {reason}")
-        elif want.latents and (reason := difference(item.latent, verb, latent_asked(item))):
-            found.append(f"{item.latent}: {reason}")
-    if found:
-        more = f" ({len(found) - 1} more such files)" if len(found) > 1 else ""
-        raise ValueError(f"{found[0]}{more}; choose another output, or make them anew with --again")
+    def check_earlier(self) -> None:
+        """Refuse to overwrite what was made with other settings, or by something else.
+
+        Raises:
+            ValueError: names the first such file, what differs, and how many more there are.
+        """
+        found: list[str] = []
+        for item in self.items:
+            if self.want.images and (reason := difference(item.image, self.verb, self.image_asked(item))):
+                found.append(f"{item.image}: {reason}")
+            elif self.want.latents and (reason := difference(item.latent, self.verb, self.latent_asked(item))):
+                found.append(f"{item.latent}: {reason}")
+        if found:
+            more = f" ({len(found) - 1} more such files)" if len(found) > 1 else ""
+            raise ValueError(f"{found[0]}{more}; choose another output, or make them anew with --again")
 
 
 def _place(output: str, suffix: str, writable: list[str], *, single: bool) -> tuple[Path, str | None, str]:

@@ -11,7 +11,7 @@ import torch
 
 from pixdec.generation.decoding import check_output
 from pixdec.generation.generate import Result, prompts_of
-from pixdec.generation.items import Item, Todo, Want, check_earlier, plan_items, unfinished
+from pixdec.generation.items import Item, Plan, Todo, Want, plan_items
 from pixdec.generation.pipeline import pipeline_errors, short_of_memory
 from pixdec.generation.prompts import Prompt
 from pixdec.generation.records import fingerprint, record_of
@@ -58,10 +58,11 @@ class PixelGeneration:
             except ValueError as error:
                 raise ValueError(f"{item.prompt.where}: {error}") from error
             check_output(item.image, *size)
+        plan = Plan(self.items, self.want, self._asked, self._asked, VERB)
         if not settings.again:
-            check_earlier(self.items, self.want, self._asked, self._asked, VERB)
+            plan.check_earlier()
         prepare(item.image for item in self.items)
-        self.todo = unfinished(self.items, self.want, self._asked, self._asked, VERB)
+        self.todo = plan.unfinished()
 
     def __iter__(self) -> Iterator[Result]:
         """The failure of one is its result, and the others are still made. ValueError, OSError: nothing can be."""

@@ -13,19 +13,13 @@ SEEDS_EACH = 1000  # between the first seeds of two prompts, and so the most ima
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingSettings:
-    """What is said of a decoder wherever images are made."""
+class PlaceSettings:
+    """Where images are made, and in which form they are written."""
 
-    lora: str | None = None
-    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
-    lora_strength: float = 1.0
-    """How much of the LoRA is added: 1 as trained, 0 nothing."""
-    space: str | None = None
-    """The latent space, where no file and no VAE tells: those of FLUX.1, SD3 and Qwen-Image look alike."""
     device: str | None = None
     """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
     dtype: Dtype | None = None
-    """Precision of the networks; without it what suits the device."""
+    """Precision of the networks; without it what suits the device, or that of a pixel model's file."""
     format: ImageFormat | None = None
     """Format of the images in an output folder; png without it."""
     ray: str | None = None
@@ -39,7 +33,49 @@ class DecodingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationSettings(DecodingSettings):
+class DecodingSettings(PlaceSettings):
+    """What is said of a decoder wherever images are made."""
+
+    lora: str | None = None
+    """A LoRA for the decoder: a file of `pixdec train` with --lora.rank."""
+    lora_strength: float = 1.0
+    """How much of the LoRA is added: 1 as trained, 0 nothing."""
+    space: str | None = None
+    """The latent space, where no file and no VAE tells: those of FLUX.1, SD3 and Qwen-Image look alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(PlaceSettings):
+    """How prompts become images, whatever makes them."""
+
+    seed: int = 0
+    """Image k of prompt i (from 0) has the seed SEED + 1000 i + k, whatever else is made."""
+    images_per_prompt: int = 1
+    """The second of a prompt is NAME-2, and so on."""
+    height: int | None = None
+    """Of the generator's image, in pixels; without it the generator's own."""
+    width: int | None = None
+    """Of the generator's image, in pixels."""
+    negative: str | None = None
+    """The negative prompt, for generators that take one."""
+    again: bool = False
+    """Make images anew that exist with other settings, instead of stopping."""
+
+    def check(self) -> None:
+        """See that the numbers can be.
+
+        Raises:
+            ValueError: one line that names the setting.
+        """
+        for name in ("steps", "stop_after", "decoder_steps", "height", "width"):
+            value: object = getattr(self, name, None)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        check_seeds(self.seed, self.images_per_prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings(PromptSettings, DecodingSettings):
     """Which generator and decoder make the images, and how."""
 
     pipeline: str
@@ -52,18 +88,8 @@ class GenerationSettings(DecodingSettings):
     """Steps of the generator's full schedule; without it the pipeline's own number."""
     decoder_steps: int | None = None
     """Decoding steps; without it as many as the decoder is made for."""
-    seed: int = 0
-    """Image k of prompt i (from 0) has the seed SEED + 1000 i + k, whatever else is made."""
-    images_per_prompt: int = 1
-    """The second of a prompt is NAME-2, and so on."""
-    height: int | None = None
-    """Of the generator's image, in pixels; the decoder's is larger."""
-    width: int | None = None
-    """Of the generator's image, in pixels."""
     guidance: float | None = None
     """The strength of guidance; without it the pipeline's own."""
-    negative: str | None = None
-    """The negative prompt, for pipelines that take one."""
     save_latents: bool = False
     """Keep each latent beside its image as NAME.safetensors; `pixdec decode` makes the same image of it."""
     latents_only: bool = False
@@ -73,26 +99,16 @@ class GenerationSettings(DecodingSettings):
     output, then the generator is released and they are decoded. On CUDA each part of the generator is on the GPU only
     while it works. It costs the time to move these parts for every image, disk for the latents, and no image is ready
     before the last latent. Without it both stay on the device."""
-    again: bool = False
-    """Make images anew that exist with other settings, instead of stopping."""
     trust: bool = False
     """Accept latents also whose statistics look wrong."""
 
-    def check(self) -> None:
-        """See that the numbers can be.
 
-        Raises:
-            ValueError: one line that names the setting.
-        """
-        _check_numbers(self, ("steps", "stop_after", "decoder_steps", "height", "width"))
-
-
-@dataclass(frozen=True)
-class PixelGenerationSettings:
+@dataclass(frozen=True, kw_only=True)
+class PixelGenerationSettings(PromptSettings):
     """Which pixel generator makes the images, and how."""
 
     model: str
-    """A pixel model: l2p-1k, a file, or a folder or repository of one."""
+    """A pixel model: l2p-1k, a file, or a folder or repository of one. Its images are of the size it was trained at, 64 patches, if no other is given."""
     text_encoder: str | None = None
     """Folder or hub id of the source's pipeline; without it the one that the model's file names."""
     steps: int = 30
@@ -101,16 +117,6 @@ class PixelGenerationSettings:
     """s in v_neg + s (v_pos - v_neg): 1 is none. The 4K and 8K models are shown with 50 steps and 4."""
     shift: float | None = None
     """Of noise levels; without it 3."""
-    seed: int = 0
-    """Image k of prompt i (from 0) has the seed SEED + 1000 i + k, whatever else is made."""
-    images_per_prompt: int = 1
-    """The second of a prompt is NAME-2, and so on."""
-    height: int | None = None
-    """In pixels, a multiple of the patch; without it what the model was trained at, 64 patches."""
-    width: int | None = None
-    """In pixels, a multiple of the patch; without it what the model was trained at, 64 patches."""
-    negative: str | None = None
-    """The negative prompt."""
     image: str | None = None
     """Begin with this image."""
     strength: float = 1.0
@@ -121,19 +127,6 @@ class PixelGenerationSettings:
     """The blocks' large products in eight bits; head and norms stay."""
     offload: bool = False
     """Text encoder and model are on the device only while they work, never together."""
-    again: bool = False
-    """Make images anew that exist with other settings, instead of stopping."""
-    device: str | None = None
-    """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
-    dtype: Dtype | None = None
-    """Precision of the model; without it that of its file."""
-    format: ImageFormat | None = None
-    """Format of the images in an output folder; png without it."""
-
-    @property
-    def suffix(self) -> str:
-        """Of the images in an output folder."""
-        return f".{self.format or 'png'}"
 
     def check(self) -> None:
         """See that the numbers can be.
@@ -141,7 +134,7 @@ class PixelGenerationSettings:
         Raises:
             ValueError: one line that names the setting.
         """
-        _check_numbers(self, ("steps", "stop_after", "height", "width"))
+        super().check()
         if self.stop_after is not None and self.stop_after > self.steps:
             raise ValueError(f"stop_after={self.stop_after}: the run has {self.steps} steps")
         if not 0 < self.strength <= 1 or (self.strength < 1 and self.image is None):
@@ -165,17 +158,12 @@ class SynthesisSettings:
         for name in ("shard", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        _check_numbers(self, ())
+        check_seeds(self.seed, self.images_per_prompt)
 
 
-def _check_numbers(
-    settings: GenerationSettings | PixelGenerationSettings | SynthesisSettings, counts: tuple[str, ...]
-) -> None:
-    for name in counts:
-        value = getattr(settings, name)
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
-    if not 1 <= settings.images_per_prompt <= SEEDS_EACH:
-        raise ValueError(f"images_per_prompt={settings.images_per_prompt}: expected 1 to {SEEDS_EACH}")
-    if not 0 <= settings.seed < SEED_LIMIT:
-        raise ValueError(f"seed={settings.seed}: expected 0 to {SEED_LIMIT - 1}")
+def check_seeds(seed: int, images_per_prompt: int) -> None:
+    """ValueError for a seed, or a number of images of each prompt, that seeds of all images cannot be made of."""
+    if not 1 <= images_per_prompt <= SEEDS_EACH:
+        raise ValueError(f"images_per_prompt={images_per_prompt}: expected 1 to {SEEDS_EACH}")
+    if not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"seed={seed}: expected 0 to {SEED_LIMIT - 1}")

@@ -1,8 +1,8 @@
-"""Requests → batches → calls: what a decode does, from top to bottom.
+"""Batches → calls: what a decode does with its requests (`pixdec.inference.requests`), from top to bottom.
 
-A request is one image that is asked for. Requests of one size are a batch. A batch is sampled by calls of the network,
-as a whole or in tiles, each of them computed as its `InferenceConfig` says. The network that was loaded never changes:
-one of another dtype, quantized, compiled or offloaded is a copy of it, which shares the weights that are the same.
+A batch is sampled by calls of the network, as a whole or in tiles, each of them computed as its `InferenceConfig` says.
+The network that was loaded never changes: one of another dtype, quantized, compiled or offloaded is a copy of it, which
+shares the weights that are the same.
 
 B batch · C latent channels · h, w latent grid · H, W output pixels · T text tokens · E their width
 """
@@ -31,21 +31,10 @@ from pixdec.inference.kernels import choose, shapes_of
 from pixdec.inference.limits import available_memory
 from pixdec.inference.offload import offload_blocks
 from pixdec.inference.quantize import quantize_blocks, stored
-from pixdec.inference.sizes import WHOLE, Frame, Size, check_size, check_tile, fit, tiling_for
-from pixdec.inference.spread import (
-    OutputSize,
-    Prompt,
-    Seed,
-    Sigma,
-    captions_for,
-    levels_for,
-    seeds_for,
-    sizes_for,
-)
+from pixdec.inference.requests import Batch, Request, batches_of
+from pixdec.inference.sizes import WHOLE, Size, check_tile, fit, tiling_for
 from pixdec.io.arguments import whole
 from pixdec.io.files import first_line_of
-from pixdec.latents import Latent, get_space
-from pixdec.latents.validation import check_form
 from pixdec.models.execution import Execution
 from pixdec.models.network import Network, NetworkCondition
 from pixdec.sampling.flow import resolution_shift, shifted_times, student_times
@@ -64,116 +53,6 @@ TEACHER_GUIDANCE = 5.0
 TEACHER_START = 0.999  # the first noise level before the shift
 KEPT_CONDITION = 2**30  # bytes of what is made of a latent, above which a part of it is made in every call
 KEPT_VARIANTS = 2  # of the network that was loaded
-
-
-# Requests
-
-
-@dataclass(frozen=True)
-class Request:
-    """One image that is asked for: a latent (1,C,h,w), its caption and seed, where its image lies in what the network
-    puts out, and the size to resample it to, if any."""
-
-    latent: Latent
-    prompt: str
-    seed: int
-    frame: Frame
-    size: Size | None
-
-
-def requests_for(
-    model: LoadedDecoder,
-    latents: Sequence[Latent | Tensor],
-    prompt: Prompt = "",
-    sigma: Sigma = None,
-    seed: Seed = 0,
-    size: OutputSize = None,
-) -> list[Request]:
-    """One request for each image of the latents (B,C,h,w), in order, checked.
-
-    A caption for all images or one for each; so the noise levels, None for each latent's own; a seed for each, or one
-    s, of which image i has s + i; a size for all or one for each latent.
-
-    Raises:
-        ValueError: a latent of another space, or what does not fit the number of latents or what they decode to.
-    """
-    for latent in latents:
-        if not isinstance(latent, Latent):
-            check_form(latent, get_space(model.spaces[0]))
-    levels, sizes = levels_for(sigma, latents), sizes_for(size, len(latents))
-    accepted = [_accepted(model, *each) for each in zip(latents, levels, strict=True)]
-    images = sum(each.tensor.shape[0] for each in accepted)
-    captions, seeds = captions_for(prompt, images), seeds_for(seed, images)
-    if not model.needs_text and any(captions):
-        caption = next(filter(None, captions))
-        raise ValueError(f"{model.name} takes no caption, got {caption!r}; leave the prompt empty")
-    requests = list[Request]()
-    for latent, wanted in zip(accepted, sizes, strict=True):
-        rows, columns = latent.tensor.shape[2:]
-        frame = Frame.of(rows, columns, latent.space.factor * model.scale, model.network.patch)
-        if wanted is not None:
-            check_size(wanted, frame.size)
-        for i in range(latent.tensor.shape[0]):
-            one = Latent(latent.tensor[i : i + 1], latent.space, latent.sigma[i : i + 1], statistics=False)
-            requests.append(Request(one, captions[len(requests)], seeds[len(requests)], frame, wanted))
-    return requests
-
-
-def _accepted(model: LoadedDecoder, latent: Latent | Tensor, sigma: Tensor | None) -> Latent:
-    """A checked latent of the decoder's space, at the noise level that was asked for."""
-    space = get_space(model.spaces[0])
-    if not isinstance(latent, Latent):
-        return Latent(latent, space, 0.0 if sigma is None else sigma)
-    if not space.holds_latents_of(latent.space):
-        raise ValueError(
-            f"a latent of {latent.space.name} for {model.name}, which decodes {' and '.join(model.spaces)}; "
-            f"take a decoder of {latent.space.name}, see `pixdec models`"
-        )
-    return latent if sigma is None else latent.with_sigma(sigma)
-
-
-# Batches
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Requests whose latents have one shape and kind, and whose images one size; `places` among all that were asked
-    for."""
-
-    places: Sequence[int]
-    requests: Sequence[Request]
-
-    def latent(self, device: torch.device) -> Tensor:
-        """(B,C,h,w), padded to what the network takes."""
-        joined = torch.cat([each.latent.tensor for each in self.requests]).to(device)
-        return self.requests[0].frame.pad(joined)
-
-    def sigma(self, device: torch.device) -> Tensor:
-        """(B,)"""
-        return torch.cat([each.latent.sigma for each in self.requests]).to(device)
-
-    def halves(self) -> "list[Batch]":
-        """Two batches in its place."""
-        half = len(self.requests) // 2
-        parts = slice(half), slice(half, None)
-        return [Batch(self.places[part], self.requests[part]) for part in parts]
-
-
-def batches_of(requests: Sequence[Request], at_once: Callable[[Size], int]) -> Iterator[Batch]:
-    """Batches in the order in which the first request of each size comes, of at most `at_once(size)` images that the
-    network puts out at that size."""
-    groups: dict[object, list[int]] = {}
-    for place, request in enumerate(requests):
-        tensor = request.latent.tensor
-        groups.setdefault((tensor.shape, tensor.dtype, tensor.device, request.size), []).append(place)
-    for group in groups.values():
-        count = at_once(requests[group[0]].frame.whole)
-        for start in range(0, len(group), count):
-            places = group[start : start + count]
-            yield Batch(places, [requests[place] for place in places])
-
-
-# Calls
 
 
 @dataclass(frozen=True)
@@ -306,13 +185,14 @@ class Engine:
             away = self._embed([_negative_prompt()] * len(prompts), arranged) if model.needs_text else None
             denoise = guided(partial(calls.velocity, text), partial(calls.velocity, away), TEACHER_GUIDANCE)
             made = dpm_solver(denoise, NoiseSource(seeds, device)(shape), times)
-        for step in made:
-            image = first.frame.crop(step.x0 if model.kind == "student" else step.x0.clamp(-1, 1))
-            is_last = step.index + 1 == step.total
-            image = fit(image, first.size) if is_last and first.size is not None else image
-            kept = yield DecodeStep(step.index, step.total, step.t, image, calls.arranged)
-            if kept is not None:
-                calls.rows = tuple(kept)
+        with reused_memory() if device.type == "cpu" else nullcontext():
+            for step in made:
+                image = first.frame.crop(step.x0 if model.kind == "student" else step.x0.clamp(-1, 1))
+                is_last = step.index + 1 == step.total
+                image = fit(image, first.size) if is_last and first.size is not None else image
+                kept = yield DecodeStep(step.index, step.total, step.t, image, calls.arranged)
+                if kept is not None:
+                    calls.rows = tuple(kept)
 
     def ready(self, weights: Weights) -> Variant:
         """The network with such weights."""
@@ -416,7 +296,7 @@ class _Calls:
         def of(rows: tuple[int, ...]) -> Tensor:
             return self._of(rows, variant, text, x_t, t)
 
-        with variant.lock, reused_memory() if self._engine.device.type == "cpu" else nullcontext():
+        with variant.lock:
             if not self._exact or len(rows) == 1:
                 return of(rows)
             joining = (self.arranged, len(rows))
