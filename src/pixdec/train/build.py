@@ -26,7 +26,7 @@ from pixdec.train.pixels import build_pixels
 from pixdec.train.recipes import AnyRecipe, DecoderRecipe, PixelRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
 from pixdec.train.runs import NOTHING, Run, RunOptions
-from pixdec.train.sample_sheets import SheetInputs, Sheets
+from pixdec.train.sample_sheets import Sheets
 from pixdec.train.stages.decoder import DecoderStage
 from pixdec.train.stages.prior import PriorStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings, Embed, Encode, embedded
@@ -192,10 +192,10 @@ def _sheets(recipe: Recipe, stage: AnyStage, data: str | Path, device: torch.dev
     )
     examples = next(Source(data, few, Share()).begin(0)).to(device)
     draws = Draws(recipe.loop.seed, 0, range(count), count, device)
+    steps = recipe.folder.sheet_steps
     if isinstance(stage, PriorStage):
         text = embedded(stage.embed, examples, torch.zeros(count, dtype=torch.bool))
-        return Sheets(SheetInputs(examples.images, None, None, text), recipe.folder.sheet_steps, recipe.times, "v1.5")
+        return Sheets(examples.images, None, None, text, steps, recipe.times, "v1.5")
     plain = replace(stage.conditioner.settings, clean=1.0, drop_caption=0.0, drop_latent=0.0)
-    conditions = Conditioner(plain, stage.conditioner.encoders[:1], stage.conditioner.embed)(examples, draws)
-    inputs = SheetInputs(examples.images, conditions.low, conditions.latent, conditions.text)
-    return Sheets(inputs, recipe.folder.sheet_steps, recipe.times, recipe.version)
+    made = Conditioner(plain, stage.conditioner.encoders[:1], stage.conditioner.embed)(examples, draws)
+    return Sheets(examples.images, made.low, made.latent, made.text, steps, recipe.times, recipe.version)

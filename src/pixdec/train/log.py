@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pixdec.io.files import replacing
+from pixdec.io.json_lines import read_lines
 from pixdec.train.loop import Progress
 
 
@@ -23,9 +24,9 @@ class Log:
         if not active:
             return
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+            lines = read_lines(self.path, dict[str, Any], "is damaged; remove it")
             with replacing(self.path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept))
+                temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines if line["step"] <= step))
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
@@ -54,14 +55,6 @@ class Log:
         """A sheet that was written."""
         if self.board is not None:
             self.board.add_image("sheet", np.asarray(Image.open(path)), step, dataformats="HWC")
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; endless for half a line, which a killed process may leave."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _finite(values: Any) -> Any:

@@ -22,22 +22,20 @@ PRIOR_START = 0.999
 
 
 @dataclass(frozen=True, eq=False)
-class SheetInputs:
-    """Images (B,3,H,W) in [-1,1]; for a decoder their low-resolution images and clean latents (B,C,h,w); text (B,T,E)
-    for a network that reads it."""
+class Sheets:
+    """Fixed inputs, and how they are decoded.
+
+    Attributes:
+        images: (B,3,H,W) in [-1,1].
+        low, latent: for a decoder, the low-resolution images and clean latents (B,C,h,w).
+        text: (B,T,E), for a network that reads it.
+        steps: of the decode: by the list `times` if there is one, else by the solver with the shift of `version`.
+    """
 
     images: Tensor
     low: Tensor | None
     latent: Tensor | None
     text: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class Sheets:
-    """Decodes fixed inputs in `steps` steps: by the list `times` if there is one, else by the solver with the shift of
-    `version`."""
-
-    inputs: SheetInputs
     steps: int
     times: Sequence[float]
     version: str
@@ -45,16 +43,15 @@ class Sheets:
     @torch.no_grad()
     def draw(self, network: PiD) -> Tensor:
         """The images (B,3,H,W) in [-1,1]; all processes call it together."""
-        inputs, shape = self.inputs, self.inputs.images.shape
-        device = inputs.images.device
-        condition = None if inputs.latent is None else network.condition(inputs.latent)
-        sigma = None if inputs.latent is None else torch.zeros(shape[0], device=device)
+        shape, device = self.images.shape, self.images.device
+        condition = None if self.latent is None else network.condition(self.latent)
+        sigma = None if self.latent is None else torch.zeros(shape[0], device=device)
         noise = NoiseSource(range(shape[0]), device)
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return network.velocity(x_t, t, inputs.text, condition, sigma)
+            return network.velocity(x_t, t, self.text, condition, sigma)
 
-        x0 = inputs.images
+        x0 = self.images
         if self.times:
             steps = min(self.steps, len(self.times) - 1)
             for step in student(denoise, noise, shape, student_times(self.times, steps)):
@@ -67,9 +64,9 @@ class Sheets:
 
     def save(self, made: Tensor, folder: Path, step: int) -> Path:
         """Writes the sheet of a step as WebP."""
-        columns = [made, self.inputs.images]
-        if self.inputs.low is not None:
-            columns.insert(0, F.interpolate(self.inputs.low, made.shape[2:], mode="bicubic").clamp(-1, 1))
+        columns = [made, self.images]
+        if self.low is not None:
+            columns.insert(0, F.interpolate(self.low, made.shape[2:], mode="bicubic").clamp(-1, 1))
         rows = torch.cat([torch.cat(list(column.cpu()), 1) for column in columns], 2)
         folder.mkdir(exist_ok=True)
         path = folder / f"{step:08d}.webp"

@@ -35,13 +35,8 @@ class Start:
     licence: str
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """Weights by our names. `settings` None: not known, for a checkpoint that lies outside the folder of its run."""
-
-    start: Start
-    tensors: Mapping[str, Tensor]
-    settings: PiDSettings | None
+# Weights by our names, and the settings of their network: None for a checkpoint that lies outside its run's folder.
+_Found = tuple[Start, Mapping[str, Tensor], PiDSettings | None]
 
 
 def start_from(network: PiD, path_or_name: str | Path) -> Start:
@@ -57,18 +52,18 @@ def start_from(network: PiD, path_or_name: str | Path) -> Start:
         ValueError: a tensor or setting that does not fit, the first one named; or as `load_decoder`.
         OSError: as `load_decoder`.
     """
-    found = _find(path_or_name, network.state_dict().keys())
+    start, tensors, settings = _find(path_or_name, network.state_dict().keys())
     try:
-        _check_tensors(network, found)
-        if found.settings is not None:
-            _check_settings(network.settings, found.settings)
+        _check_tensors(network, tensors)
+        if settings is not None:
+            _check_settings(network.settings, settings)
     except ValueError as error:
         raise ValueError(f"{path_or_name}: {error}") from error
     with torch.no_grad():
         for key, tensor in network.state_dict().items():
-            if key in found.tensors:
-                tensor.copy_(found.tensors[key])
-    return found.start
+            if key in tensors:
+                tensor.copy_(tensors[key])
+    return start
 
 
 def _find(path_or_name: str | Path, wanted: Set[str]) -> _Found:
@@ -93,7 +88,7 @@ def _of_decoder(path_or_name: str | Path) -> _Found:
         loaded = load_decoder(path_or_name, space=error.__cause__.possible[0])  # shapes and settings are the same
     if isinstance(loaded.network, Nano):
         raise ValueError(f"{path_or_name} is not a PiD network, which is what starts here; see `pixdec models`")
-    return _Found(Start(loaded.name, loaded.licence), loaded.network.state_dict(), loaded.network.settings)
+    return Start(loaded.name, loaded.licence), loaded.network.state_dict(), loaded.network.settings
 
 
 def _of_checkpoint(folder: Path, wanted: Set[str]) -> _Found:
@@ -113,27 +108,25 @@ def _of_checkpoint(folder: Path, wanted: Set[str]) -> _Found:
         raise ValueError(reason if known else f"{folder}: not a checkpoint that can be read ({reason})") from error
     if any(".lora_A." in key for key in tensors):
         raise ValueError(f"{folder}: a run that trains a LoRA; begin with what it began with")
-    return _Found(Start(folder.resolve().parent.name, UNKNOWN_LICENCE), tensors, settings)
+    return Start(folder.resolve().parent.name, UNKNOWN_LICENCE), tensors, settings
 
 
-def _check_tensors(network: PiD, found: _Found) -> None:
-    ours, theirs = network.state_dict(), found.tensors
+def _check_tensors(network: PiD, theirs: Mapping[str, Tensor]) -> None:
+    ours = network.state_dict()
     from_prior = network.adapter is not None and not any(key.startswith(_OWN) for key in theirs)
-    problem = ""
-    for key, tensor in ours.items():
-        if key not in theirs:
-            if from_prior and key.startswith(_OWN):
-                continue
-            problem = f"{key} is missing there"
-        elif theirs[key].shape != tensor.shape:
-            problem = f"{key} is {list(theirs[key].shape)} there and {list(tensor.shape)} in this recipe's network"
-        if problem:
-            break
+    missing = [key for key in ours if key not in theirs and not (from_prior and key.startswith(_OWN))]
+    odd = [key for key, tensor in ours.items() if key in theirs and theirs[key].shape != tensor.shape]
+    more = [key for key in theirs if key not in ours]
+    if odd:
+        key = odd[0]
+        problem = f"{key} is {list(theirs[key].shape)} there and {list(ours[key].shape)} in this recipe's network"
+    elif missing:
+        problem = f"{missing[0]} is missing there"
+    elif more:
+        problem = f"this recipe's network has no {more[0]}"
     else:
-        more = next((key for key in theirs if key not in ours), None)
-        problem = "" if more is None else f"this recipe's network has no {more}"
-    if problem:
-        raise ValueError(f"{problem}; take the recipe it was made with, or set --network.… to its settings")
+        return
+    raise ValueError(f"{problem}; take the recipe it was made with, or set --network.… to its settings")
 
 
 def _check_settings(ours: PiDSettings, theirs: PiDSettings) -> None:

@@ -18,15 +18,18 @@ def beside(image: Path) -> dict[str, str]:
     """The captions in the files beside an image, of its name: photo.jpg has photo.json and photo.txt. Empty if none.
 
     Raises:
-        ValueError: one line: a file that is not UTF-8, or a .json without any of the three lengths.
+        ValueError: as `inside`; or a .json without a caption.
         OSError: a file that is there cannot be read.
     """
-    found: dict[str, str] = {}
-    lengths, plain = image.with_suffix(".json"), image.with_suffix(".txt")
-    if lengths.is_file():
-        found |= _lengths(_text(lengths.read_bytes(), lengths.name), lengths.name)
-    if plain.is_file():
-        found[PLAIN] = _text(plain.read_bytes(), plain.name).strip()
+    files = {name: image.with_suffix(f".{name}") for name in ("json", "txt")}
+    members = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    found = inside(members, image.stem)
+    if "json" in members and not inside({"json": members["json"]}, image.stem):
+        given = _object(_text(members["json"], files["json"].name), files["json"].name)
+        raise ValueError(
+            f"{files['json'].name}: expected texts under {', '.join(LENGTHS)}, or some of them; it has "
+            f"{', '.join(map(repr, given)) or 'nothing'}"
+        )
     return found
 
 
@@ -53,25 +56,14 @@ def inside(members: Mapping[str, bytes], key: str) -> dict[str, str]:
             found[PLAIN] = facts["caption"]
     if "txt" in members:
         found = {name: text for name, text in found.items() if text is not None}
-        found[PLAIN] = _text(members["txt"], f"{key}.txt").strip()
+        found[PLAIN] = _text(members["txt"], f"{key}.txt")
     return {name: _caption(text, f"{key}.json", "caption" if name == PLAIN else name) for name, text in found.items()}
-
-
-def _lengths(text: str, name: str) -> dict[str, str]:
-    given = _object(text, name)
-    found = {key: given[key] for key in LENGTHS if key in given}
-    if not found:
-        raise ValueError(
-            f"{name}: expected texts under {', '.join(LENGTHS)}, or some of them; it has "
-            f"{', '.join(map(repr, given)) or 'nothing'}"
-        )
-    return {key: _caption(caption, name, key).strip() for key, caption in found.items()}
 
 
 def _caption(value: object, name: str, key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name}: its caption {key!r} is {'null' if value is None else type(value).__name__}, no text")
-    return value
+    return value.strip()
 
 
 def _text(data: bytes, name: str) -> str:
