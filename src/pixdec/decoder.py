@@ -4,10 +4,9 @@ decoder = PixelDecoder.from_pretrained("pixdec-nano")
 image = decoder.decode(latent)[0]
 """
 
-import pathlib
-import warnings
 from collections.abc import Callable, Generator, Sequence
-from itertools import accumulate
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
 import numpy as np
@@ -15,24 +14,23 @@ import torch
 from torch import Tensor
 
 from pixdec.devices import best_device, computes_in_bfloat16, device_named
-from pixdec.encoder import TINY, TINY_SPACE, first_decode
+from pixdec.encoder import given_to
 from pixdec.inference.budget import DecodePlan
 from pixdec.inference.config import InferenceConfig, config_of
-from pixdec.inference.engine import TEACHER_STEPS, Captions, DecodeStep, Engine, MemoryExhaustedError
-from pixdec.inference.requests import Batch, OutputSize, Prompt, Seed, Sigma, requests_for
+from pixdec.inference.engine import TEACHER_STEPS, Captions, DecodeStep, Engine
+from pixdec.inference.requests import Batch, OutputSize, Prompt, Seed, Sigma, requests_for, tensor_of
+from pixdec.inference.results import in_form, stacked
 from pixdec.inference.sizes import Size
 from pixdec.io.arguments import whole
 from pixdec.io.hub import Access
-from pixdec.io.images import to_pil
 from pixdec.latents import Latent, LatentSpace, get_space
 from pixdec.models.nano import Nano
 from pixdec.models.network import Network
-from pixdec.weights.load import LoadedDecoder, load_decoder, save_decoder
+from pixdec.weights.identify import to_metadata
+from pixdec.weights.load import LoadedDecoder, load_decoder, write_weights
 from pixdec.weights.lora import Lora, MergedLora, check_strength, read_lora
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL.Image import Image
 
     from pixdec.integrations.diffusers import Attachment, DecoderVAE, Stop
@@ -94,7 +92,7 @@ class PixelDecoder:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: "str | Path" = DEFAULT,
+        name_or_path: str | Path = DEFAULT,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -126,7 +124,7 @@ class PixelDecoder:
             ValueError: an unknown name, a damaged or foreign file, an ambiguous space, or what this device cannot do.
             OSError: a download failed.
         """
-        config = (config_of(config, InferenceConfig())).with_old_names(old)
+        config = config_of(config, InferenceConfig()).with_old_names(old)
         place = device_named(device) if device is not None else best_device()
         config.check(place)
         copied = config.memory is not None or config.quantize is not None or config.offload
@@ -138,9 +136,13 @@ class PixelDecoder:
             half=torch.bfloat16,
             access=Access(revision, token, local_files_only),
         )
-        return cls(model, _caption_embeddings() if model.needs_text else None, place, config)
+        if not model.needs_text:
+            return cls(model, None, place, config)
+        from pixdec.text import CaptionEmbeddings
 
-    def save_pretrained(self, folder: "str | Path", name: str | None = None) -> None:
+        return cls(model, CaptionEmbeddings(), place, config)
+
+    def save_pretrained(self, folder: str | Path, name: str | None = None) -> None:
         """Writes a folder that `from_pretrained` reads, here or as a repository of the hub: model.safetensors, which
         says what it is. Weights are saved as they are, a loaded LoRA at its strength among them.
 
@@ -151,18 +153,10 @@ class PixelDecoder:
         Raises:
             OSError: it cannot be written.
         """
-        path, model = pathlib.Path(folder), self.model
+        path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        save_decoder(
-            self.network,
-            path / "model.safetensors",
-            name=name or model.name,
-            space=model.spaces[0],
-            version=model.version,
-            licence=model.licence,
-            kind=model.kind,
-            times=model.times,
-        )
+        facts = to_metadata(replace(self.model, name=name or self.model.name))
+        write_weights(self.network.state_dict(), path / "model.safetensors", facts)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves the network to another device or dtype, itself.
@@ -225,7 +219,7 @@ class PixelDecoder:
         """Output side / nominal image side."""
         return self.model.scale
 
-    def load_lora(self, path: "str | Path", strength: float = 1.0) -> None:
+    def load_lora(self, path: str | Path, strength: float = 1.0) -> None:
         """Adds a LoRA of `pixdec train` to the weights, in the place of one that was there: see `pixdec.weights.lora`.
 
         Raises ValueError, and leaves all as it is, for a file that is no LoRA or one for another network or latent
@@ -324,35 +318,22 @@ class PixelDecoder:
         if not (callback_on_step_end is None or callable(callback_on_step_end)):
             raise ValueError(f"callback_on_step_end={callback_on_step_end!r}: expected a function")
         batch_size = None if batch_size is None else whole("batch_size", batch_size)
-        given = [self._first(each) for each in (latent if isinstance(latent, Sequence) else [latent])]
+        given = [given_to(self.space, each) for each in (latent if isinstance(latent, Sequence) else [latent])]
         if not given:
             raise ValueError("latent=[]: expected one or more latents")
         requests, config = requests_for(self.model, given, prompt, sigma, seed, size), config_of(config, self.config)
 
         images: list[Any] = [None] * len(requests)
-
-        def fill(batch: Batch) -> None:
-            step = None
-            try:
-                for step in self._engine.steps(batch, steps, config):
-                    if callback_on_step_end is not None:
-                        callback_on_step_end(self, step.index, step.t, {"x0": step.x0})
-            except MemoryExhaustedError:
-                if len(batch.requests) == 1:
-                    raise
-            else:
-                assert step is not None, "a decoder takes at least one step"
-                for place, image in zip(batch.places, _in_form(step.x0, output), strict=True):
-                    images[place] = image
-                return
-            for half in batch.halves():
-                fill(half)
-
         for batch in self._engine.batches(requests, config, batch_size):
-            fill(batch)
+            for part, step in self._engine.decoded(batch, steps, config):
+                if callback_on_step_end is not None:
+                    callback_on_step_end(self, step.index, step.t, {"x0": step.x0})
+                if step.index + 1 == step.total:
+                    for place, image in zip(part.places, in_form(step.x0, output), strict=True):
+                        images[place] = image
         if output == "pil":
             return images
-        parts = _stacked(images, [_images_of(each) for each in given])
+        parts = stacked(images, [tensor_of(each).shape[0] for each in given])
         return parts if isinstance(latent, Sequence) else parts[0]
 
     def stream(
@@ -373,26 +354,8 @@ class PixelDecoder:
         Raises:
             ValueError: as `decode`.
         """
-        requests = requests_for(self.model, [self._first(latent)], prompt, sigma, seed, size)
+        requests = requests_for(self.model, [given_to(self.space, latent)], prompt, sigma, seed, size)
         return self._engine.steps(Batch(range(len(requests)), requests), steps, config_of(config, self.config))
-
-    def _first(self, latent: Latent | Tensor) -> Latent | Tensor:
-        """For a decoder of images, the image of a latent of another space; for others the latent as it is. A bare
-        tensor is taken for what the bundled encoder makes, if it looks so."""
-        if (
-            self.space.is_image
-            and isinstance(latent, Tensor)
-            and latent.shape[1:2] == (get_space(TINY_SPACE).channels,)
-        ):
-            warnings.warn(
-                "a tensor without a space, taken for a latent of ImageEncoder; for a generator's give its VAE: "
-                f"first_decode(Latent(latent, {TINY_SPACE!r}), vae)",
-                stacklevel=3,
-            )
-            latent = Latent(latent, TINY_SPACE, encoder=TINY)
-        if self.space.is_image and isinstance(latent, Latent) and not latent.space.is_image:
-            return first_decode(latent)
-        return latent
 
     def as_vae(
         self,
@@ -408,8 +371,7 @@ class PixelDecoder:
             vae: the pipeline's own VAE, for a decoder of `rgb`, which enlarges what that decodes, and for pipelines
                 that encode images too.
             prompt: for decoders that read text; the pipeline's own does not reach its VAE. `attach` knows it.
-            steps: see `decode`.
-            seed: see `decode`.
+            steps, seed: see `decode`.
 
         Raises:
             ValueError: there is no VAE where one is needed, or one of another space.
@@ -441,33 +403,3 @@ class PixelDecoder:
             decoder_steps=steps,
             decoder_seed=seed,
         )
-
-
-def _images_of(latent: Latent | Tensor) -> int:
-    return (latent if isinstance(latent, Tensor) else latent.tensor).shape[0]
-
-
-def _in_form(x0: Tensor, output: Literal["pil", "pt", "np"]) -> Sequence[Any]:
-    """Decoded images (B,3,H,W) in [-1,1], one by one: PIL images, or tensors (3,H,W) or arrays (H,W,3) in [0,1]."""
-    if output == "pil":
-        return to_pil(x0)
-    images = (x0 + 1).div_(2)
-    return list(images if output == "pt" else images.permute(0, 2, 3, 1).cpu().numpy())
-
-
-def _stacked(images: Sequence[Any], counts: Sequence[int]) -> list[Any]:
-    """Tensors or arrays, so many of one shape after each other -> one batch of each of these."""
-    ends = list(accumulate(counts))
-    groups = [images[end - count : end] for count, end in zip(counts, ends, strict=True)]
-    return [
-        group[0][None]  # large images come alone, and are not copied
-        if len(group) == 1
-        else (torch.stack if isinstance(group[0], Tensor) else np.stack)(list(group))
-        for group in groups
-    ]
-
-
-def _caption_embeddings() -> Captions:
-    from pixdec.text import CaptionEmbeddings
-
-    return CaptionEmbeddings()

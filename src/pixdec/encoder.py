@@ -1,5 +1,6 @@
 """`ImageEncoder`: an image becomes a latent, by the bundled tiny encoder (FLUX.2 space) or by a diffusers VAE."""
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, cast
@@ -105,6 +106,21 @@ def first_decode(latent: Latent, vae: nn.Module | str | Path | None = None) -> L
     with torch.no_grad():
         images = images_of(latent.tensor, space, vae)
     return Latent(images.float().to(latent.tensor.device), "rgb", latent.sigma, statistics=False)
+
+
+def given_to(space: LatentSpace, latent: Latent | Tensor) -> Latent | Tensor:
+    """What a decoder of a space is given of a latent: of `rgb`, the image of one of another space; else it as it is. A
+    bare tensor is taken for what the bundled encoder makes, if it looks so."""
+    if not space.is_image:
+        return latent
+    if isinstance(latent, Tensor) and latent.shape[1:2] == (get_space(TINY_SPACE).channels,):
+        warnings.warn(
+            "a tensor without a space, taken for a latent of ImageEncoder; for a generator's give its VAE: "
+            f"first_decode(Latent(latent, {TINY_SPACE!r}), vae)",
+            stacklevel=3,
+        )
+        latent = Latent(latent, TINY_SPACE, encoder=TINY)
+    return first_decode(latent) if isinstance(latent, Latent) and not latent.space.is_image else latent
 
 
 @lru_cache(maxsize=1)

@@ -194,6 +194,18 @@ class Engine:
                 if kept is not None:
                     calls.rows = tuple(kept)
 
+    def decoded(self, batch: Batch, steps: int | None, config: InferenceConfig) -> Iterator[tuple[Batch, DecodeStep]]:
+        """The steps of a batch; of its halves one after the other, where memory is not enough for all of it."""
+        try:
+            for step in self.steps(batch, steps, config):
+                yield batch, step
+            return
+        except MemoryExhaustedError:
+            if len(batch.requests) == 1:
+                raise
+        for half in batch.halves():
+            yield from self.decoded(half, steps, config)
+
     def ready(self, weights: Weights) -> Variant:
         """The network with such weights."""
         with self._lock:

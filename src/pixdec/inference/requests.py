@@ -125,6 +125,11 @@ def batches_of(requests: Sequence[Request], at_once: Callable[[Size], int]) -> I
             yield Batch(places, [requests[place] for place in places])
 
 
+def tensor_of(latent: Latent | Tensor) -> Tensor:
+    """(B,C,h,w)"""
+    return latent if isinstance(latent, Tensor) else latent.tensor
+
+
 def captions_for(prompt: Prompt, images: int) -> list[str]:
     """A caption for each image."""
     captions = [prompt] * images if isinstance(prompt, str) else items(prompt)
@@ -160,7 +165,7 @@ def sizes_for(size: OutputSize, latents: int) -> list[Size | None]:
 
 def levels_for(sigma: Sigma, latents: Sequence[Latent | Tensor]) -> list[Tensor | None]:
     """The noise levels (B,) of each latent (B,…): sigma for all images, or one for each. None: each latent's own."""
-    counts = [(each if isinstance(each, Tensor) else each.tensor).shape[:1].numel() for each in latents]
+    counts = [tensor_of(each).shape[:1].numel() for each in latents]
     if sigma is None:
         return [None] * len(counts)
     return list(noise_levels(sigma, sum(counts), torch.device("cpu")).split(counts))

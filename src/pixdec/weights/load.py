@@ -201,7 +201,7 @@ def convert(source: str | Path, target: str | Path, *, space: str | None = None)
     with _about(checkpoint.path):
         tensors, identity = _read(checkpoint, space)
         check_tensors(decoder_on_meta(identity.settings), tensors)
-    write_weights(tensors.tensors, target, to_metadata(identity), None)
+    write_weights(tensors.tensors, target, to_metadata(identity))
     return identity
 
 
@@ -304,8 +304,9 @@ def _dtype_of(key: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def write_weights(
-    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str], dtype: torch.dtype | None
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str], dtype: torch.dtype | None = None
 ) -> None:
+    """Writes tensors as safetensors, whole or not at all; `dtype` None keeps theirs."""
     dtypes = {key: _dtype_of(key, dtype or tensor.dtype) for key, tensor in tensors.items()}
     with replacing(path) as temporary:
         write_safetensors(temporary, tensors, dtypes, metadata)
