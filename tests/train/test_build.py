@@ -29,7 +29,7 @@ def small() -> DecoderRecipe:
         recipe,
         network=SILENT,
         loop=LoopSettings(steps=4, batch=2),
-        data=replace(recipe.data, base=90, pages=0.0),
+        data=replace(recipe.data, base=64, pages=0.0),
         folder=FolderSettings(save_every=2, sheet_every=0),
     )
 

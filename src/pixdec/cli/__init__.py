@@ -106,6 +106,9 @@ def _current(arguments: Sequence[str]) -> list[str]:
         if name in OLD_OPTIONS:
             tell(f"note: {name} is called {OLD_OPTIONS[name]} now; the old name goes with the next release")
         found.append(f"{OLD_OPTIONS.get(name, name)}{equals}{value}")
+    if found[:1] == ["train"] and found[2:3] == ["nano"] and found[1] != "l2p":
+        tell("note: the recipe nano is now called tiny: the paper's network in small")
+        found[2] = "tiny"
     return found
 
 

@@ -34,8 +34,16 @@ Quantize = Literal["int8", "int8-weights", "fp8"]
 Compile = Literal["default", "graphs"]
 
 # Spellings of earlier versions, which are taken for one release.
-OLD_OPTIONS = {"--caption": "--prompt", "--quantise": "--quantize", "--data.fit.centre": "--data.fit.center"}
-GONE_OPTIONS = frozenset({"--refine"})  # with their value
+OLD_OPTIONS = {
+    "--caption": "--prompt",
+    "--quantise": "--quantize",
+    "--data.fit.centre": "--data.fit.center",
+    "--data.crops.size": "--data.base",
+    "--data.crops.zoom": "--data.fit.zoom",
+    "--data.crops.unscaled": "--data.fit.unscaled",
+    "--data.crops.synthetic": "--data.pages",
+}
+GONE_OPTIONS = frozenset({"--refine", "--network.deblock", "--data.crops.candidates"})  # with their value
 
 
 @dataclass(frozen=True)

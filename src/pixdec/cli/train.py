@@ -61,12 +61,9 @@ class TrainRun:
     options: Options
     given: RunOptions
     recipe: AnyRecipe
-    notes: tuple[str, ...] = ()
 
     def run(self) -> int:
         """Trains; the exit code."""
-        for note in self.notes:
-            tell(f"note: {note}")
         options = self.options
         if options.dry_run:
             return self._dry_run()
@@ -112,21 +109,6 @@ class TrainRun:
         return 0
 
 
-def _of_the_last_release(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Options of what was the recipe nano, for one release: those that are still there, and notes."""
-    kept, coming = list[str](), iter(arguments)
-    notes = ["the recipe nano is now called tiny: the paper's network in small"]
-    for argument in coming:
-        name, given, _ = argument.partition("=")
-        if name != "--network.deblock":
-            kept.append(argument)
-            continue
-        if not given:
-            next(coming, None)
-        notes.append("--network.deblock is left out: networks have no such filter any more")
-    return kept, tuple(notes)
-
-
 def _no_memory(error: Exception) -> Exception:
     """What to do where memory is not enough; any other error as it is."""
     from pixdec.devices import is_out_of_memory
@@ -143,9 +125,6 @@ def parse(arguments: Sequence[str]) -> TrainRun:
     """STAGE RECIPE and options -> what to run. Raises ValueError for an unknown stage or recipe; tyro explains the
     rest, and shows help, by SystemExit."""
     stage, chosen, *rest = [*arguments, ""] if len(arguments) < 2 else arguments
-    notes = tuple[str, ...]()
-    if chosen == "nano" and stage != "l2p":
-        chosen, (rest, notes) = "tiny", _of_the_last_release(rest)
     if stage not in STAGES:
         raise ValueError(f"train {stage}: expected a stage, one of {', '.join(STAGES)}")
     from pixdec.train.recipe_files import open_recipe
@@ -155,7 +134,7 @@ def parse(arguments: Sequence[str]) -> TrainRun:
     recipe = open_recipe(stage, chosen)
 
     def configured(options: Options, given: RunOptions, recipe: AnyRecipe) -> TrainRun:
-        return TrainRun(options, given, recipe, notes)
+        return TrainRun(options, given, recipe)
 
     configured.__annotations__ = {
         "options": Annotated[Options, tyro.conf.arg(name="")],

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from pixdec.train.data.buckets import buckets
 from pixdec.train.data.folder import folder_index
 from pixdec.train.data.sample import Examples
 from pixdec.train.data.shards import INDEX
@@ -34,7 +35,8 @@ class Source:
         packed = "://" in text or text.endswith(".jsonl") or (folder / INDEX).exists()
         if not packed and not folder.is_dir():
             raise ValueError(f"{data}: no such folder; name a folder of images, or shards that `pixdec data pack` made")
-        index = text if packed else folder_index(folder, how.streams or share.count * max(1, how.workers))
+        least = how.streams or share.count * max(1, how.workers)
+        index = text if packed else folder_index(folder, least, buckets(how.base, how.multiple))
         self.loader = StreamLoader(index, settings, rank=share.rank, ranks=share.count, workers=how.workers)
 
     @property

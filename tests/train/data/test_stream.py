@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from pixdec.io.images import read_image, to_tensor
-from pixdec.train.data.buckets import Bucket
+from pixdec.train.data.buckets import Bucket, buckets
 from pixdec.train.data.captions import inside
 from pixdec.train.data.degrade import degrade
 from pixdec.train.data.fit import CENTER, FitSettings, fit
@@ -519,6 +519,8 @@ def test_a_folder_is_read_as_if_it_were_packed(tmp_path: Path):
     for expected in ("moves.gif (animated, 2 frames)", "text.png (cannot be read)"):
         assert expected in str(seen[0].message)
     assert [len(shard.files) for shard in index.shards] == [3, 2]
+    with pytest.warns(UserWarning, match=r"tiny\.png \(20x90 pixels, smaller than 64x64\)"):
+        folder_index(folder, 2, buckets(64))
     with pytest.raises(ValueError, match=r"cut\.jpg: .*unreadable='skip' goes on without it"):
         take(loader(index), 4)
     settings = dataclasses.replace(SETTINGS, unreadable="skip", streams=2)

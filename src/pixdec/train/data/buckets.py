@@ -27,13 +27,14 @@ class Bucket:
 
 
 def buckets(base: int, multiple: int = 64, aspects: Sequence[tuple[int, int]] = ASPECTS) -> tuple[Bucket, ...]:
-    """The buckets at a base size; where a small base rounds two to the same size, it is there once.
+    """The buckets at a base size; where a small base rounds two to the same size, it is there once, and one with a side
+    of 0 is not there.
 
     Small bases are far from their aspects with multiples of 64 (4:3 at base 512 is 576x384): take a smaller `multiple`
     if the decoder allows one (scale × latent factor, or half of it for spaces of factor 8).
 
     Raises:
-        ValueError: the base is so small that a side would be 0.
+        ValueError: the base is so small that there are none.
     """
     if multiple < 1:
         raise ValueError(f"multiple={multiple}: expected at least 1")
@@ -42,13 +43,10 @@ def buckets(base: int, multiple: int = 64, aspects: Sequence[tuple[int, int]] = 
         if a < 1 or b < 1:
             raise ValueError(f"aspect {a}:{b}: expected two whole numbers of at least 1")
         bucket = Bucket(_side(base, a, b, multiple), _side(base, b, a, multiple))
-        if min(bucket.width, bucket.height) < 1:
-            least = math.ceil(multiple * math.sqrt(max(a, b) / min(a, b)))
-            raise ValueError(
-                f"base={base}: its {a}:{b} bucket would be {bucket}; expected a base of at least {least}, or a smaller "
-                f"multiple than {multiple}"
-            )
-        found[bucket] = None
+        if min(bucket.width, bucket.height) > 0:
+            found[bucket] = None
+    if not found:
+        raise ValueError(f"base={base}: expected a base of at least {multiple}, or a smaller multiple than {multiple}")
     return tuple(found)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pixdec.io.files import reason_of
 from pixdec.io.images import count_frames, upright_size
+from pixdec.train.data.buckets import Bucket, assign
 from pixdec.train.data.shards import Index, Raw, Shard, ShardError
 from pixdec.train.data.sources import find_images
 
@@ -18,9 +19,9 @@ TOGETHER = 64  # images of a shard, which are read one after the other
 MOST_NAMED = 5  # images that are left out
 
 
-def folder_index(folder: str | Path, least: int = 1, together: int = TOGETHER) -> Index:
+def folder_index(folder: str | Path, least: int = 1, choice: Sequence[Bucket] = (), together: int = TOGETHER) -> Index:
     """The images below a folder, dealt out in turn to `least` shards or more, of `together` images at most. What
-    cannot be read, or is animated, is named in a warning and left out.
+    cannot be read, is animated, or covers no bucket of the `choice` is named in a warning and left out.
 
     Raises:
         ValueError: there are none, or none that can be used.
@@ -28,9 +29,15 @@ def folder_index(folder: str | Path, least: int = 1, together: int = TOGETHER) -
     found = find_images([folder])
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
         looks = list(pool.map(_look, [source.path for source in found]))
-    left_out = [f"{source.name} ({why})" for source, (_, why) in zip(found, looks, strict=True) if why]
+    covers = assign(np.array([size for size, _ in looks]), choice) >= 0 if choice else np.ones(len(looks), dtype=bool)
+    kept, left_out = list[tuple[Path, tuple[int, int]]](), list[str]()
+    for source, (size, why), large in zip(found, looks, covers, strict=True):
+        if why or not large:
+            reason = why or f"{size[0]}x{size[1]} pixels, smaller than {min(choice)}"
+            left_out.append(f"{source.name} ({reason})")
+        else:
+            kept.append((source.path, size))
     named = ", ".join(left_out[:MOST_NAMED]) + (" and others" if len(left_out) > MOST_NAMED else "")
-    kept = [(source.path, size) for source, (size, why) in zip(found, looks, strict=True) if not why]
     if not kept:
         raise ValueError(f"{folder}: none of {len(found)} images can be used: {named}")
     if left_out:
