@@ -22,9 +22,6 @@ class PlaceSettings:
     """Precision of the networks; without it what suits the device, or that of a pixel model's file."""
     format: ImageFormat | None = None
     """Format of the images in an output folder; png without it."""
-    ray: str | None = None
-    """Address of a Ray cluster that makes the images: host:port, ray://host:port, auto for the one that this machine is
-    in. All its machines must see the same folders."""
 
     @property
     def suffix(self) -> str:
@@ -42,6 +39,9 @@ class DecodingSettings(PlaceSettings):
     """How much of the LoRA is added: 1 as trained, 0 nothing."""
     space: str | None = None
     """The latent space, where no file and no VAE tells: those of FLUX.1, SD3 and Qwen-Image look alike."""
+    ray: str | None = None
+    """Address of a Ray cluster that makes the images: host:port, ray://host:port, auto for the one that this machine is
+    in. All its machines must see the same folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
