@@ -18,8 +18,8 @@ from pixdec.encoder import given_to
 from pixdec.inference.budget import DecodePlan
 from pixdec.inference.config import InferenceConfig, config_of
 from pixdec.inference.engine import TEACHER_STEPS, Captions, DecodeStep, Engine
+from pixdec.inference.forms import in_form, stacked
 from pixdec.inference.requests import Batch, OutputSize, Prompt, Seed, Sigma, requests_for, tensor_of
-from pixdec.inference.results import in_form, stacked
 from pixdec.inference.sizes import Size
 from pixdec.io.arguments import whole
 from pixdec.io.hub import Access

@@ -21,7 +21,7 @@ from pixdec.train.start import Start, start_from
 from pixdec.weights.keymap import to_original
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import save_lora
-from pixdec.weights.settings import settings_to_json
+from pixdec.weights.network_settings import settings_to_json
 from trainset import WORDY, embed, network
 
 PRIOR = dataclasses.replace(WORDY, adapter=None)

@@ -11,7 +11,7 @@ import torch
 from pixdec.models.pid import PiD
 from pixdec.weights.catalog import CARDS, card_of
 from pixdec.weights.keymap import settings_from_original, to_original, to_ours
-from pixdec.weights.settings import possible_spaces, scale_of, settings_from_shapes, version_of
+from pixdec.weights.network_settings import possible_spaces, scale_of, settings_from_shapes, version_of
 
 RELEASED = [card.folder for card in CARDS if card.repository is not None and card.kind != "teacher"]
 

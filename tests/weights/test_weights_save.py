@@ -24,7 +24,7 @@ from pixdec.weights import catalog
 from pixdec.weights.catalog import get_card
 from pixdec.weights.describe import describe
 from pixdec.weights.load import convert, load_autoencoder, load_decoder, save_autoencoder, save_decoder
-from pixdec.weights.settings import settings_from_json, settings_to_json
+from pixdec.weights.network_settings import settings_from_json, settings_to_json
 
 State = dict[str, Tensor]
 SettingsOf = Callable[..., PiDSettings]

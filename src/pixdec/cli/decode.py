@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixdec.cli.jobs import Job, Kinds, check_targets, plan
 from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
 from pixdec.cli.report import Made, Report, progress
+from pixdec.cli.targets import Job, Kinds, check_targets, plan
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

@@ -6,9 +6,9 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pixdec.cli.jobs import Job, Kinds, plan
 from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, torch_dtype
 from pixdec.cli.report import Report, progress
+from pixdec.cli.targets import Job, Kinds, plan
 
 if TYPE_CHECKING:
     from pixdec.encoder import ImageEncoder

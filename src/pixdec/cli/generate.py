@@ -13,7 +13,7 @@ from pixdec.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from pixdec.generation.generate import Generation, Result
-    from pixdec.generation.pixels import PixelGeneration
+    from pixdec.generation.pixel_generation import PixelGeneration
     from pixdec.generation.prompts import Prompt
 
 

@@ -112,7 +112,7 @@ class Generate:
     def run(self) -> int:
         prompts = self.what.given()
         check_device(self.by.device)
-        from pixdec.generation.pixels import PixelGeneration
+        from pixdec.generation.pixel_generation import PixelGeneration
 
         return make_all(PixelGeneration(prompts, self.output, self.by), json_lines=self.json)
 

@@ -17,7 +17,7 @@ from pixdec.io.files import first_line_of, reason_of
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from pixdec.cli.jobs import Job
+    from pixdec.cli.targets import Job
     from pixdec.decoder import PixelDecoder
 
 Made = tuple[dict[str, object], float]

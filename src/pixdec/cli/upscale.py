@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pixdec.cli.jobs import Job, Kinds, plan
 from pixdec.cli.options import USUAL, Decoding, Flag, Inputs, Output, parse_size
 from pixdec.cli.report import Made, Report, progress
+from pixdec.cli.targets import Job, Kinds, plan
 
 if TYPE_CHECKING:
     from pixdec.decoder import PixelDecoder

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from pixdec.io.files import reason_of
 from pixdec.train.recipes import KINDS, RECIPES, AnyRecipe
-from pixdec.weights.settings import settings_from_json, settings_to_json
+from pixdec.weights.network_settings import settings_from_json, settings_to_json
 
 SUFFIXES = (".toml", ".py")
 

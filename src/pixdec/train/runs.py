@@ -32,7 +32,7 @@ from pixdec.train.stages.stage import Stage
 from pixdec.train.start import differences
 from pixdec.weights.load import save_decoder
 from pixdec.weights.lora import save_lora
-from pixdec.weights.settings import settings_to_json
+from pixdec.weights.network_settings import settings_to_json
 
 # What may differ between the commands that begin a run and go on with it.
 FREE = ("recipe.machine.", "recipe.folder.")

@@ -20,7 +20,7 @@ from pixdec.train.checkpoints import checkpoints, read_average, read_network
 from pixdec.weights.catalog import CARDS
 from pixdec.weights.identify import UNKNOWN_LICENCE, AmbiguousSpaceError
 from pixdec.weights.load import load_decoder
-from pixdec.weights.settings import settings_from_json
+from pixdec.weights.network_settings import settings_from_json
 
 _STAGES = ("student", "decoder", "prior")
 EXPORTED = [f"{stage}.safetensors" for stage in _STAGES]  # what a run that ended has left

@@ -16,7 +16,7 @@ from pixdec.models.pid import PiDSettings
 from pixdec.weights.catalog import CARDS, STUDENT_TIMES, Card, DecoderKind, Facts, accepted_spaces, card_of
 from pixdec.weights.checkpoint import listed, places_of
 from pixdec.weights.keymap import to_original
-from pixdec.weights.settings import (
+from pixdec.weights.network_settings import (
     is_prior,
     possible_spaces,
     scale_of,

@@ -32,7 +32,7 @@ from pixdec.weights.identify import (
     to_metadata,
 )
 from pixdec.weights.keymap import settings_from_original
-from pixdec.weights.settings import settings_from_json, settings_to_json
+from pixdec.weights.network_settings import settings_from_json, settings_to_json
 from pixdec.weights.state import FLOAT8, NetworkTensors, network_tensors
 
 M = TypeVar("M", bound=nn.Module)

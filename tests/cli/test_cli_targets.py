@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pixdec.cli.jobs import Job, Kinds, plan
+from pixdec.cli.targets import Job, Kinds, plan
 from pixdec.io.files import prepare
 
 IMAGES = {".png", ".jpg", ".webp"}
