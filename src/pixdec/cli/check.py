@@ -47,6 +47,7 @@ class Check:
         from pixdec.evaluate.check import How, compare, read_reference, score, write_reference
         from pixdec.evaluate.metrics.table import open_metrics
         from pixdec.generation.decoding import open_decoder
+        from pixdec.generation.settings import DecodingSettings
         from pixdec.inference.config import InferenceConfig
         from pixdec.io.files import files_below
         from pixdec.io.images import READABLE
@@ -63,7 +64,8 @@ class Check:
         metrics = open_metrics([name.strip() for name in self.metrics.split(",")])
         for name, why in metrics.absent.items():
             raise ValueError(f"metric {name}: {why}")
-        decoder = open_decoder(self.model, self.device, None, InferenceConfig(), steps=self.steps)
+        by = DecodingSettings(device=self.device)
+        decoder = open_decoder(self.model, by, InferenceConfig(), steps=self.steps)
         how = How(self.seed, self.steps, self.strength, self.crop)
         found = dict(score(decoder, files, metrics, how))
         if self.save:

@@ -57,22 +57,10 @@ def _tensors(path: Path) -> Facts:
     from pixdec.weights.describe import describe
 
     found = describe(path)
-    facts: Facts = {
-        "file": str(found.path),
-        "kind": found.kind,
-        "name": found.name,
-        "base": found.base,
-        "role": found.role,
-        "version": found.version,
-        "space": found.space,
-        "scale": found.scale,
-        "licence": found.licence,
-        "bytes": found.size,
-        "tensors": found.tensors,
-        "parameters": found.parameters,
-        "dtypes": list(found.dtypes),
-        "problem": found.problem,
-    }
+    stated = ("kind", "name", "base", "role", "version", "space", "scale", "licence")
+    facts: Facts = {"file": str(found.path), **{name: getattr(found, name) for name in stated}, "bytes": found.size}
+    counted = ("tensors", "parameters", "dtypes", "problem")
+    facts |= {name: getattr(found, name) for name in counted}
     if found.kind == "latent":
         return _latent(found.path, facts)
     if found.problem is None and found.kind in ("decoder", "autoencoder", "lora", "pixel"):

@@ -151,16 +151,7 @@ class DecodeOptions(DecodingSettings):
         """
         from pixdec.generation.decoding import open_decoder
 
-        decoder = open_decoder(
-            self.model,
-            self.device,
-            self.dtype,
-            self.how.config(),
-            space=self.space,
-            steps=self.steps,
-            lora=None if self.lora is None else (self.lora, self.lora_strength),
-            revision=self.revision,
-        )
+        decoder = open_decoder(self.model, self, self.how.config(), steps=self.steps, revision=self.revision)
         if prompt and not decoder.model.needs_text:
             raise ValueError(f"prompt={prompt!r}: {decoder.model.name} takes no text; leave it out")
         return decoder

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from pixdec.decoder import PixelDecoder
+from pixdec.generation.settings import DecodingSettings
 from pixdec.inference.config import InferenceConfig
 from pixdec.inference.sizes import Size, check_tile, has_shape_of, nearest
 from pixdec.io.arguments import whole
@@ -19,17 +20,13 @@ _PROMPTS_AT_ONCE = 64  # an embedding of one takes 1.4 MB
 
 def open_decoder(
     model: str,
-    device: str | None,
-    dtype: str | None,
+    by: DecodingSettings,
     config: InferenceConfig,
     *,
-    space: str | None = None,
     steps: int | None = None,
-    lora: tuple[str, float] | None = None,
     revision: str | None = None,
 ) -> PixelDecoder:
-    """Load a decoder, with a LoRA (its file and strength) if one is named, and see that it takes so many steps and such
-    tiles.
+    """Load a decoder, with a LoRA if one is named, and see that it takes so many steps and such tiles.
 
     Raises:
         ValueError: it does not, or as `PixelDecoder.from_pretrained`.
@@ -39,16 +36,16 @@ def open_decoder(
         whole("steps", steps)
     decoder = PixelDecoder.from_pretrained(
         model,
-        device,
-        None if dtype is None else getattr(torch, dtype),
-        space=space,
+        by.device,
+        None if by.dtype is None else getattr(torch, by.dtype),
+        space=by.space,
         config=config,
         revision=revision,
     )
     if steps is not None and decoder.model.kind == "student":
         student_times(decoder.model.times, steps)
-    if lora is not None:
-        decoder.load_lora(*lora)
+    if by.lora is not None:
+        decoder.load_lora(by.lora, by.lora_strength)
     if config.tile is not None:
         check_tile(config.tile, decoder.network.patch)
     if config.memory is None and decoder.device.type != "meta":

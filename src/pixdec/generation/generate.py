@@ -388,16 +388,9 @@ class Generation:
 
     def _open_decoder(self, device: str) -> PixelDecoder:
         """The decoder; on "meta" what it is, without memory for its weights."""
-        settings = self.settings
-        return open_decoder(
-            settings.decoder,
-            device,
-            settings.dtype,
-            InferenceConfig(tile=self.config.tile) if device == "meta" else self.config,
-            space=settings.space,
-            steps=settings.decoder_steps,
-            lora=None if settings.lora is None else (settings.lora, settings.lora_strength),
-        )
+        settings = replace(self.settings, device=device)
+        config = InferenceConfig(tile=self.config.tile) if device == "meta" else self.config
+        return open_decoder(settings.decoder, settings, config, steps=settings.decoder_steps)
 
 
 def _failed(todo: Todo, error: Exception) -> Result:

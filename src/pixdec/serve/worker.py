@@ -127,6 +127,7 @@ class Worker:
     def _load(self, name: str, settings: ModelSettings) -> Loaded:
         from pixdec.generation.decoding import open_decoder
         from pixdec.generation.enlarge import encoder_for
+        from pixdec.generation.settings import DecodingSettings
         from pixdec.inference.config import parse_memory
         from pixdec.inference.quantize import stored
         from pixdec.weights.load import find_weights
@@ -137,7 +138,8 @@ class Worker:
                 path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.glob("*.safetensors"))
             )
             self._evict(parse_memory(self.settings.model_memory) - coming)
-        decoder = open_decoder(settings.source, self.device, settings.dtype, settings.config(), space=settings.space)
+        by = DecodingSettings(device=self.device, dtype=settings.dtype, space=settings.space)
+        decoder = open_decoder(settings.source, by, settings.config())
         try:
             encoder = encoder_for(decoder, settings.vae)
         except ValueError:

@@ -284,7 +284,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(tmp_path: Path, settings
     packed(source, tmp_path / "straight", settings)
     expected = contents(tmp_path / "straight")
     assert len([name for name in expected if name.endswith(".tar")]) >= 3
-    for step in range(0, 13, 2):
+    for step in (0, 3, 8, 12):
         output = tmp_path / f"killed-{step}"
         assert killed_at(source, output, settings, step=step) == signal.SIGKILL
         assert "index.jsonl" not in contents(output) or step == 12

@@ -116,11 +116,11 @@ def test_images_are_those_of_the_files(shards: Path):
 
 
 def test_captions_are_drawn_uniformly_and_anew_in_each_epoch(shards: Path):
-    batches = take(loader(shards), 12 * 40)
+    batches = take(loader(shards), 12 * 15)
     drawn = Counter(caption[:1] for batch in batches for caption in batch.captions)
-    assert drawn[""] == pytest.approx(720, rel=0.1)
+    assert drawn[""] == pytest.approx(270, rel=0.1)
     for length in "lms":
-        assert drawn[length] == pytest.approx(240, rel=0.25)
+        assert drawn[length] == pytest.approx(90, rel=0.25)
     of_one = {
         caption
         for batch in batches
@@ -519,6 +519,8 @@ def test_a_folder_is_read_as_if_it_were_packed(tmp_path: Path):
     for expected in ("moves.gif (animated, 2 frames)", "text.png (cannot be read)"):
         assert expected in str(seen[0].message)
     assert [len(shard.files) for shard in index.shards] == [3, 2]
+    with pytest.warns(UserWarning):
+        assert folder_index(folder, 1).digest() == index.digest()
     with pytest.warns(UserWarning, match=r"tiny\.png \(20x90 pixels, smaller than 64x64\)"):
         folder_index(folder, 2, buckets(64))
     with pytest.raises(ValueError, match=r"cut\.jpg: .*unreadable='skip' goes on without it"):
@@ -543,7 +545,7 @@ def test_a_folder_is_read_as_if_it_were_packed(tmp_path: Path):
 
 def test_pages_take_the_place_of_a_share(shards: Path):
     settings = dataclasses.replace(SETTINGS, pages=0.3)
-    plain, mixed = take(loader(shards), 60), take(loader(shards, settings), 60)
+    plain, mixed = take(loader(shards), 30), take(loader(shards, settings), 30)
     pages = 0
     for without, batch in zip(plain, mixed, strict=True):
         for i, key in enumerate(batch.keys):
@@ -553,8 +555,8 @@ def test_pages_take_the_place_of_a_share(shards: Path):
             else:  # the others are as they were
                 assert key == without.keys[i]
                 assert torch.equal(batch.images[i], without.images[i])
-    assert 0.2 < pages / 180 < 0.4
-    assert all_same(mixed, take(loader(shards, settings), 60))
+    assert 0.2 < pages / 90 < 0.4
+    assert all_same(mixed[:9], take(loader(shards, settings), 9))
     only = take(loader(shards, dataclasses.replace(SETTINGS, pages=1.0)), 3)
     assert all(key.startswith("page-") for batch in only for key in batch.keys)
 

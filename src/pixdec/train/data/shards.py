@@ -76,11 +76,16 @@ class Index:
         return sum(len(shard.sizes) for shard in self.shards)
 
     def digest(self) -> str:
-        """What the order of training depends on: names and sizes, not where the shards lie."""
-        digest = hashlib.sha256()
+        """What the order of training depends on: names and sizes, not where the shards lie, nor to how many of them a
+        folder's images were dealt."""
+        digest, files = hashlib.sha256(), list[tuple[str, list[int]]]()
         for shard in self.shards:
+            if shard.files:
+                files += zip([path.name for path in shard.files], shard.sizes.tolist(), strict=True)
+                continue
             digest.update(f"{shard.name}\0{len(shard.sizes)}\0".encode())
             digest.update(shard.sizes.astype("<i4").tobytes())
+        digest.update(repr(sorted(files)).encode())
         return digest.hexdigest()
 
 
