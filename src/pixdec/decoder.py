@@ -394,12 +394,5 @@ class PixelDecoder:
         `pixdec.integrations.diffusers.attach`. `detach()` of what it returns gives the pipeline back as it was."""
         from pixdec.integrations.diffusers import attach
 
-        return attach(
-            pipe,
-            self,
-            stop_after=stop_after,
-            space=space,
-            decoder_prompt=prompt,
-            decoder_steps=steps,
-            decoder_seed=seed,
-        )
+        how: dict[str, Any] = {"decoder_prompt": prompt, "decoder_steps": steps, "decoder_seed": seed}
+        return attach(pipe, self, stop_after=stop_after, space=space, **how)

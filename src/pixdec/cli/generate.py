@@ -12,7 +12,8 @@ from pixdec.cli.report import Report, progress
 from pixdec.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
-    from pixdec.generation.generate import Generation, Result
+    from pixdec.generation.generate import Generation
+    from pixdec.generation.items import Result
     from pixdec.generation.pixel_generation import PixelGeneration
     from pixdec.generation.prompts import Prompt
 

@@ -17,12 +17,13 @@ from pixdec.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from pixdec.generation.enlarge import UpscaleSettings, upscale
-    from pixdec.generation.generate import Generation, Result, generate_many
+    from pixdec.generation.generate import Generation, generate_many
+    from pixdec.generation.items import Result
     from pixdec.generation.prompts import Prompt, read_prompts
 
 _HOMES = {
     "Generation": "generate",
-    "Result": "generate",
+    "Result": "items",
     "generate_many": "generate",
     "Prompt": "prompts",
     "read_prompts": "prompts",

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from pixdec.decoder import TEACHER_STEPS, PixelDecoder
 from pixdec.devices import best_device, release_memory
 from pixdec.generation.decoding import check_output, embed_prompts, open_decoder
 from pixdec.generation.enlarge import MAX_STRENGTH
-from pixdec.generation.items import VERB, Item, Plan, Todo, Want, plan_items
+from pixdec.generation.items import VERB, Item, Plan, Result, Todo, Want, plan_items
 from pixdec.generation.pipeline import (
     call_arguments,
     check_call,
@@ -46,32 +46,6 @@ from pixdec.weights.load import find_weights
 
 if TYPE_CHECKING:
     from pixdec.latents import LatentSpace
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one image.
-
-    Attributes:
-        name: of its files, without suffix.
-        prompt, seed: what it was made of.
-        image, latent: the files that are there now; None for one that was not wanted.
-        size: (height, width) of the image; None where only a latent was made.
-        settings: what was saved with it.
-        seconds: what it took.
-        error: why it could not be made; None if it was.
-    """
-
-    name: str
-    prompt: str
-    seed: int
-    image: Path | None = None
-    latent: Path | None = None
-    size: tuple[int, int] | None = None
-    shape: tuple[int, ...] = ()
-    settings: dict[str, object] = field(default_factory=dict[str, object])
-    seconds: float = 0.0
-    error: Exception | None = None
 
 
 def generate_many(

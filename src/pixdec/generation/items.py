@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pixdec.generation.prompts import Prompt, slug
@@ -59,6 +59,32 @@ class Todo:
     item: Item
     source: Path | None
     image: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one image.
+
+    Attributes:
+        name: of its files, without suffix.
+        prompt, seed: what it was made of.
+        image, latent: the files that are there now; None for one that was not wanted.
+        size: (height, width) of the image; None where only a latent was made.
+        settings: what was saved with it.
+        seconds: what it took.
+        error: why it could not be made; None if it was.
+    """
+
+    name: str
+    prompt: str
+    seed: int
+    image: Path | None = None
+    latent: Path | None = None
+    size: tuple[int, int] | None = None
+    shape: tuple[int, ...] = ()
+    settings: dict[str, object] = field(default_factory=dict[str, object])
+    seconds: float = 0.0
+    error: Exception | None = None
 
 
 def plan_items(prompts: Sequence[Prompt], output: str, settings: PromptSettings, *, single: bool) -> list[Item]:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pixdec.generation.decoding import check_output
-from pixdec.generation.generate import Result, prompts_of
-from pixdec.generation.items import Item, Plan, Todo, Want, plan_items
+from pixdec.generation.items import Item, Plan, Result, Todo, Want, plan_items
 from pixdec.generation.pipeline import pipeline_errors, short_of_memory
-from pixdec.generation.prompts import Prompt
+from pixdec.generation.prompts import Prompt, prompts_of
 from pixdec.generation.records import fingerprint, record_of
 from pixdec.generation.settings import PixelGenerationSettings
 from pixdec.io.files import prepare
