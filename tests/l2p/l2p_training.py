@@ -13,8 +13,8 @@ from safetensors.torch import save
 from small import TEXT, saved
 
 from pixdec.l2p import open_weights, save_weights, transplant
-from pixdec.train.build_pixels import build_pixels
 from pixdec.train.data.shards import INDEX, Index, index_shard, save_index
+from pixdec.train.pixels import build_pixels
 from pixdec.train.recipes import PixelRecipe, l2p_nano
 from pixdec.train.runs import RunOptions
 

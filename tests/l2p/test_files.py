@@ -16,7 +16,7 @@ from pixdec.l2p.files import Weights, digest
 from pixdec.l2p.model import shallow_only, shapes_of
 from pixdec.l2p.transfer import compare
 from pixdec.weights.describe import describe
-from pixdec.weights.pixel_cards import PIXEL_CARDS, Z_IMAGE, card_of_tensors, inventory, pixel_tensors
+from pixdec.weights.pixels import PIXEL_CARDS, Z_IMAGE, card_of_tensors, inventory, pixel_tensors
 
 PIXEL_MODELS = [card for card in PIXEL_CARDS if card.patch > 2]
 TRAINED = {16: 2_548_257_795, 64: 2_592_504_771, 128: 2_734_067_687, 160: 2_834_795_239}

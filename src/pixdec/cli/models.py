@@ -18,7 +18,7 @@ class Models:
 
     def run(self) -> int:
         from pixdec.weights.catalog import CARDS, located
-        from pixdec.weights.pixel_cards import PIXEL_CARDS
+        from pixdec.weights.pixels import PIXEL_CARDS
 
         rows = [("NAME", "SPACE", "SCALE", "VERSION", "KIND", "TRAINED FOR", "LICENCE", "ON DISK")]
         for card in CARDS:

@@ -108,7 +108,7 @@ class PixelGenerationSettings(PromptSettings):
     """Which pixel generator makes the images, and how."""
 
     model: str
-    """A pixel model: l2p-1k, a file, or a folder or repository of one. Its images are of the size it was trained at, 64 patches, if no other is given."""
+    """A pixel model: l2p-1k, a file, or a folder or repository of one. Its own size is 64 patches a side."""
     text_encoder: str | None = None
     """Folder or hub id of the source's pipeline; without it the one that the model's file names."""
     steps: int = 30

@@ -17,7 +17,7 @@ from pixdec.weights.catalog import BUNDLED
 from pixdec.weights.checkpoint import SUFFIXES, open_checkpoint
 from pixdec.weights.identify import UNKNOWN_LICENCE
 from pixdec.weights.load import check_tensors, fill, write_weights
-from pixdec.weights.pixel_cards import BUNDLED_PIXELS, PIXEL, PIXEL_CARDS, Z_IMAGE, card_of_tensors, pixel_tensors
+from pixdec.weights.pixels import BUNDLED_PIXELS, PIXEL, PIXEL_CARDS, Z_IMAGE, card_of_tensors, pixel_tensors
 from pixdec.weights.state import NetworkTensors
 
 _REQUIRED = ("source", "config", "patch", "name", "licence")

@@ -139,7 +139,7 @@ def network_from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str
         ValueError: a missing, unexpected or mis-shaped tensor, or a setting that there is none of.
     """
     from pixdec.l2p.files import filled
-    from pixdec.weights.pixel_cards import pixel_tensors
+    from pixdec.weights.pixels import pixel_tensors
 
     model = PixelModel(PixelSettings("z-image", dict(config), patch))
     copies = {key: tensor.float().clone() for key, tensor in pixel_tensors(state_dict).items()}

@@ -17,12 +17,12 @@ from pixdec.latents import get_space
 from pixdec.models.pid import PiD
 from pixdec.models.taef2 import load_taef2
 from pixdec.text import GEMMA, NEGATIVE_PROMPT, CaptionEmbeddings
-from pixdec.train.build_pixels import build_pixels
 from pixdec.train.draws import Draws
 from pixdec.train.examples import Source
 from pixdec.train.loop import Progress
 from pixdec.train.low_rank import add_lora
 from pixdec.train.parallel import Share, join, prepare
+from pixdec.train.pixels import build_pixels
 from pixdec.train.recipes import AnyRecipe, DecoderRecipe, PixelRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
 from pixdec.train.runs import NOTHING, Run, RunOptions

@@ -20,7 +20,7 @@ from pixdec.weights.checkpoint import open_checkpoint
 from pixdec.weights.identify import AmbiguousSpaceError, identify
 from pixdec.weights.load import autoencoder_on_meta, check_tensors, decoder_on_meta, named_tensors
 from pixdec.weights.lora import lora_in
-from pixdec.weights.pixel_cards import PIXEL, Z_IMAGE, card_of_tensors, is_pixel, pixel_tensors
+from pixdec.weights.pixels import PIXEL, Z_IMAGE, card_of_tensors, is_pixel, pixel_tensors
 from pixdec.weights.state import NetworkTensors
 
 

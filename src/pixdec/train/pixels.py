@@ -20,7 +20,7 @@ from pixdec.train.parallel import join, prepare
 from pixdec.train.recipes import PixelRecipe
 from pixdec.train.runs import NOTHING, Run, RunOptions
 from pixdec.train.stages.l2p import PixelStage
-from pixdec.weights.pixel_cards import Z_IMAGE
+from pixdec.weights.pixels import Z_IMAGE
 
 _BASE = ".base_layer."  # peft's name of what a LoRA changes
 
