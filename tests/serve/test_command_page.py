@@ -57,7 +57,14 @@ def test_nothing_starts_for_no_image_at_all(started, opened, tmp_path):
     assert started == opened == []
 
 
-def test_without_images_and_without_a_browser(started, opened):
-    assert main(["page", "--no-browser"]) == 0
-    assert started[0][1] == []
+def test_without_a_browser_the_whole_address_is_printed(started, opened, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(picture())
+    assert main(["page", "--no-browser", str(tmp_path / "a.png")]) == 0
     assert opened == []
+    assert "http://127.0.0.1:1234/#given=a.png " in capsys.readouterr().out
+
+
+def test_without_images(started, opened):
+    assert main(["page"]) == 0
+    assert started[0][1] == []
+    assert opened == ["http://127.0.0.1:1234/"]

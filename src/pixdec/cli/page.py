@@ -50,6 +50,7 @@ class Page:
         asked = f"#{urlencode({'given': '/'.join(path.name for path in given)})}" if given else ""
 
         def opened(url: str) -> None:
+            print(f"the page: {url}/{asked} (Ctrl-C ends it)", flush=True)
             if not self.no_browser:
                 webbrowser.open(f"{url}/{asked}")
 

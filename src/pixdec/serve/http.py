@@ -31,6 +31,7 @@ from pixdec.serve.metrics import Metrics
 logger = logging.getLogger("pixdec.serve")
 WEB = Path(__file__).with_name("web")
 OPEN = ("/healthz", "/readyz", "/metrics", "/page", "/favicon.ico")  # without a key; and the page itself
+UNLOGGED = ("/healthz", "/readyz", "/metrics", "/page/")
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _CSP = (
     "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
@@ -110,6 +111,7 @@ class Around:
                     (b"x-content-type-options", b"nosniff"),
                     (b"content-security-policy", _CSP.encode()),
                     (b"referrer-policy", b"no-referrer"),
+                    *([(b"cache-control", b"no-cache")] if scope["path"].startswith("/page/") else []),
                 ]
             await send(message)
 
@@ -127,7 +129,7 @@ class Around:
                 await refusal(failure)(scope, receive, sending)
         finally:
             line.update(status=status, seconds=round(time.perf_counter() - started, 4))
-            if scope["path"] not in ("/healthz", "/readyz", "/metrics"):
+            if not scope["path"].startswith(UNLOGGED):
                 logger.info(json.dumps(line))
 
     def _refused(self, scope: Scope, headers: dict[bytes, str], line: dict[str, Any]) -> ServiceError | None:

@@ -42,6 +42,7 @@ class Stub:
     break_streams: int = 0
     fail: str = ""
     loaded: bool = True
+    nano: bool = True
     more: list[dict[str, Any]] = field(default_factory=list)  # of its models
     expired: bool = False
     key: str = ""
@@ -77,7 +78,7 @@ class Stub:
         }
         if not self.loaded:
             nano.update(loaded=False, steps=None, default_steps=None, megapixels_per_second=None)
-        return {"object": "list", "data": [nano, pid, *self.more], "limits": self.limits}
+        return {"object": "list", "data": [*[nano][: self.nano], pid, *self.more], "limits": self.limits}
 
     def submit(self, kind: str, form: dict[str, bytes]) -> dict[str, Any]:
         fields = {name: value.decode() for name, value in form.items() if name not in ("image", "latent")}

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from PIL import Image
+
+from pixdec.latents import Latent
 from tests.serve.web.stub import Stub
 from tests.serve.web.test_page import Visit, choose, say, settled
 
@@ -33,6 +37,54 @@ def test_no_image_too_large_and_too_heavy(
     assert stub.asked == []
     choose(page, photograph())  # nothing hangs
     settled(page)
+
+
+def test_an_image_of_more_pixels_than_a_browser_holds(visit: Visit, stub: Stub, tmp_path: Path) -> None:
+    page = visit()
+    Image.new("1", (16_000, 16_000)).save(tmp_path / "map.png")  # 1 GB, were it decoded
+    offer(page, tmp_path / "map.png")
+    say(page, "4096 megapixels, more than the 17 megapixels of this server")
+    assert stub.asked == []
+
+
+def test_damaged_files(visit: Visit, stub: Stub, photograph: Callable[..., Path], tmp_path: Path) -> None:
+    page = visit(quiet=True)
+    (tmp_path / "half.jpg").write_bytes(photograph("whole.jpg", (900, 600)).read_bytes()[:200])
+    offer(page, tmp_path / "half.jpg")
+    say(page, "half.jpg is not an image")
+    (tmp_path / "noise.safetensors").write_bytes(bytes(range(256)))
+    offer(page, tmp_path / "noise.safetensors")
+    say(page, "noise.safetensors is not a latent")
+    Latent(torch.zeros(1, 16, 4, 4), "sd3", statistics=False).save(tmp_path / "other.safetensors")
+    stub.nano = False
+    page.reload()
+    page.locator("#download").wait_for()
+    offer(page, tmp_path / "other.safetensors")
+    say(page, "No model of this server decodes latents of sd3")
+    assert {each["kind"] for each in stub.asked} == {"upscale"}
+
+
+def test_a_reload_brings_the_same_state_back(visit: Visit, stub: Stub, photograph: Callable[..., Path]) -> None:
+    page = visit()
+    choose(page, photograph())
+    settled(page)
+    page.locator("#steps").fill("3")
+    settled(page)
+    page.get_by_label("Size", exact=True).select_option("2")
+    page.locator("#facts", has_text="192 × 128").wait_for()
+    page.get_by_label("Lens").check()
+    page.locator("#zooms").get_by_text("200 %").click()
+    page.get_by_role("button", name="Lens at").press("Shift+ArrowLeft")
+    told = """[...document.querySelectorAll("input:not([type=file]), select")]
+        .map(each => each.type === "radio" ? each.checked : each.value)"""
+    before, where = page.evaluate(told), page.url
+    page.reload()
+    page.locator("#facts", has_text="192 × 128").wait_for()
+    page.locator("pix-compare:not([busy])").wait_for()
+    assert page.evaluate(told) == before
+    assert page.url == where
+    assert "at 40 % across" in page.locator(".lens").get_attribute("aria-label")
+    assert stub.asked[-1] == stub.asked[-2]
 
 
 def test_a_full_queue_and_a_server_that_loads_are_asked_again(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from tests.serve.web.stub import Stub
-from tests.serve.web.test_page import Visit, choose, settled
+from tests.serve.web.test_page import Visit, choose, say, settled, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -86,9 +86,41 @@ def test_everything_by_keyboard(visit: Visit, stub: Stub) -> None:
     page.keyboard.press("ArrowRight")
     assert page.locator("pix-compare").get_attribute("mode") == "side"
     assert page.evaluate("document.activeElement.value") == "side"
-    page.locator("#gallery button").nth(1).focus()
-    page.keyboard.press("Enter")
+    to(page, "#gallery [data-id=osprey]", "Enter")
     settled(page)
+    to(page, "#steps", "ArrowRight", "ArrowRight")
+    until(page, lambda: [each["steps"] for each in stub.asked][-1:] == ["3"])
+    settled(page)
+    stub.hold_after = 1
+    to(page, "#seed", "ArrowUp", "Enter")
+    say(page, "Step 1 of 3")
+    to(page, "#cancel", "Enter", back=True)
+    say(page, "Canceled")
+    stub.hold_after = 0
+    page.keyboard.press("Enter")  # on the button to try again
+    settled(page)
+    page.locator("#modes input:checked").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("pix-compare").get_attribute("mode") == "lens"
+    to(page, ".lens", "Shift+ArrowRight", back=True)
+    assert "60 % across" in page.locator(".lens").get_attribute("aria-label")
+    with page.expect_download():
+        to(page, "#download", "Enter")
+    to(page, "summary", "Enter")
+    assert page.locator("#command").is_visible()
+
+
+def to(page: Page, selector: str, *keys: str, back: bool = False) -> None:
+    """Go there by Tab, and press the keys."""
+    for _ in range(60):
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            break
+        page.keyboard.press("Shift+Tab" if back else "Tab")
+    else:
+        raise AssertionError(f"{selector} is not reached")
+    for key in keys:
+        page.keyboard.press(key)
 
 
 def test_motion_is_reduced_where_it_is_asked(visit: Visit) -> None:
@@ -99,17 +131,55 @@ def test_motion_is_reduced_where_it_is_asked(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(visit: Visit, photograph: Callable[..., Path], scheme: str) -> None:
+def test_axe_finds_nothing_in_any_state(
+    visit: Visit, stub: Stub, photograph: Callable[..., Path], tmp_path: Path, scheme: str
+) -> None:
     axe = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
     if not axe.is_file():
         pytest.skip("AXE_CORE names no axe.min.js of npm's axe-core")
-    page = visit(color_scheme=scheme)
+    page = visit(color_scheme=scheme, quiet=True)
+
+    def clean(state: str) -> None:
+        assert found(page, axe) == [], state
+
+    clean("an example")
     choose(page, photograph())
     settled(page)
     page.locator("summary").click()
-    for mode in ("Divider", "Side by side", "Difference", "Lens"):
+    for mode in ("Side by side", "Flicker", "Difference", "Lens", "Divider"):
         page.get_by_label(mode, exact=True).check()
-        assert found(page, axe) == [], mode
+        clean(mode)
+    page.locator("#zooms").get_by_text("400 %").click()
+    clean("a picture that scrolls")
+    page.get_by_label("Latent space").select_option("flux2")
+    settled(page)
+    clean("a model that reads text")
+    stub.hold_after = 1
+    page.get_by_label("Seed").fill("3")
+    page.get_by_label("Seed").press("Enter")
+    say(page, "Step 1 of 4")
+    clean("decoding")
+    page.get_by_role("button", name="Cancel").click()
+    say(page, "Canceled")
+    clean("canceled")
+    (tmp_path / "notes.txt").write_text("no image")
+    page.locator("#file").set_input_files(tmp_path / "notes.txt")
+    say(page, "not an image")
+    clean("an error")
+    stub.hold_after = 0
+    page.get_by_role("button", name="Latent").click()
+    settled(page)
+    clean("a latent")
+    page.evaluate("document.getElementById('dropping').hidden = false")
+    clean("a file above the page")
+    page.evaluate("document.getElementById('dropping').hidden = true")
+    page.set_viewport_size({"width": 360, "height": 740})
+    clean("a narrow screen")
+    stub.key = "secret"
+    page.get_by_label("Seed").fill("4")
+    page.get_by_label("Seed").press("Enter")
+    page.get_by_label("Key", exact=True).wait_for()
+    clean("a key is asked for")
 
 
 def found(page: Page, axe: Path) -> list[str]:

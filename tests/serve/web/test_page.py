@@ -36,7 +36,7 @@ def settled(page: Page) -> None:
 
 
 def until(page: Page, fact: Callable[[], object]) -> None:
-    for _ in range(200):
+    for _ in range(1000):
         if fact():
             return
         page.wait_for_timeout(50)

@@ -70,6 +70,12 @@ def test_the_first_example_is_as_the_bundled_model_decodes_it(client: httpx.Clie
     assert max(ImageStat.Stat(difference).mean) < 6
 
 
+def test_a_browser_asks_whether_the_page_is_another_since(client: httpx.Client):
+    answer = client.get("/page/main.js")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert client.get("/page/main.js", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+
+
 def test_the_photographs_are_free_and_all_is_small():
     files = list((WEB / "examples").iterdir())
     assert sum(file.stat().st_size for file in files) <= 300_000

@@ -54,7 +54,8 @@ class Compare extends HTMLElement {
     await picture.decode().catch(() => {});
     if (this[`asked-${which}`] !== asked) return;
     for (const image of this.querySelectorAll(`.${which}`)) Object.assign(image, { src: source, alt: label });
-    this.label(which, label);
+    this.labels[which === "before" ? 0 : 1] = label;
+    this.#tag();
     this.natural = width ? [width, height] : this.natural;
     this.style.setProperty("--shape", this.natural[1] / this.natural[0]);
     this.#fit();
@@ -63,11 +64,6 @@ class Compare extends HTMLElement {
   clear(which) {
     this[`asked-${which}`] = {};
     for (const image of this.querySelectorAll(`.${which}`)) image.removeAttribute("src");
-  }
-
-  label(which, text) {
-    this.labels[which === "before" ? 0 : 1] = text;
-    this.#tag();
   }
 
   set mode(mode) {

@@ -8,7 +8,6 @@ import { look } from "./view.js";
 import { words } from "./words.js";
 
 const rates = new Map(); // model → output megapixels a second of one step, as measured here
-let sourceUrl = "";
 
 export function say(text, { bad = false, retry = false } = {}) {
   Object.assign(at("status"), { textContent: text, className: bad ? "bad" : "" });
@@ -33,8 +32,7 @@ export function fail(error) {
 export async function take(opened, { example = "", file = "" } = {}) {
   const { state } = session;
   runs.clear();
-  session.source?.bitmap?.close?.();
-  if (sourceUrl) URL.revokeObjectURL(sourceUrl);
+  if (session.source?.image) URL.revokeObjectURL(session.source.image.src);
   Object.assign(session, { source: opened, shown: null });
   Object.assign(state, { example, file, stop: Math.min(state.stop, (opened.stops?.length ?? 1) - 1) });
   const found = controls.fillModels(form, session.models, opened, state.model);
@@ -44,16 +42,15 @@ export async function take(opened, { example = "", file = "" } = {}) {
   at("source").textContent = opened.credit ? words.credit(opened) : opened.kind === "latent" ? words.latentFile(opened) : opened.name;
   at("facts").textContent = "";
   for (const each of ["before", "after"]) compare.clear(each);
-  if (opened.bitmap) await place(opened);
+  if (opened.image) await place(opened);
   if (!found) return fail(new Failure(words.errors.noDecoder(opened.space)));
   if (isReady(opened)) runs.keep({ settings: settings(), resultUrl: opened.resultUrl, ready: true });
   await decode();
 }
 
-async function place({ file, width, height }) {
-  sourceUrl = URL.createObjectURL(file);
+async function place({ image: { src }, width, height }) {
   const full = [width, height].map((side) => Math.round(side * scale()));
-  await Promise.all([compare.show("before", sourceUrl, words.input, full), compare.show("after", sourceUrl, "", full)]);
+  await Promise.all([compare.show("before", src, words.input, full), compare.show("after", src, "", full)]);
 }
 
 function isReady({ result }) {
@@ -124,7 +121,7 @@ async function reveal(run) {
   const size = job ? [job.width, job.height] : [source.width, source.height].map((side) => Math.round(side * scale()));
   if (firstUrl && source.kind === "latent") await compare.show("before", firstUrl, words.vae, size);
   await compare.show("after", resultUrl, words.result(id, job?.steps ?? count), size);
-  at("facts").textContent = words.facts(source.bitmap && [source.width, source.height], size, job?.peak_bytes);
+  at("facts").textContent = words.facts(source.image && [source.width, source.height], size, job?.peak_bytes);
   for (const each of ["download", "format"]) at(each).hidden = false;
   if (session.state.mode === "lens") await look();
 }

@@ -1,4 +1,6 @@
 // The bundled examples: photographs, one with its result, and latents saved at several noise levels.
+import { load } from "./intake.js";
+
 const FOLDER = new URL("examples/", import.meta.url);
 const url = (file) => new URL(file, FOLDER).href;
 const blob = async (file) => (await fetch(url(file))).blob();
@@ -21,5 +23,5 @@ export const file = async ({ title, url }) => {
 export async function open(example) {
   if (example.kind === "latent") return { ...example, name: example.stops[0].file, note: "", fileAt: (stop) => blob(example.stops[stop].file) };
   const file = await blob(example.file);
-  return { ...example, name: example.file, file, note: "", bitmap: await createImageBitmap(file) };
+  return { ...example, name: example.file, file, note: "", image: await load(URL.createObjectURL(file)) };
 }

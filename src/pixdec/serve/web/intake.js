@@ -4,28 +4,27 @@ import { words } from "./words.js";
 
 export const isLatent = (file) => /\.(safetensors|latent)$/i.test(file.name);
 
-/** A file → { kind, file, name, width, height, bitmap, note }; refuses what cannot be read, in words. */
+/** An image whose size is known and whose pixels the browser holds for as long as it likes: no bitmap, which is all of them. */
+export function load(src) {
+  const image = new Image();
+  return new Promise((resolve, reject) => Object.assign(image, { src, onload: () => resolve(image), onerror: reject }));
+}
+
+/** A file → { kind, file, name, width, height, image, note }; refuses what cannot be read, in words. */
 export async function read(file, limits, scale) {
   if (limits?.bytes && file.size > limits.bytes) throw new Failure(words.errors.tooHeavy(file.size, limits.bytes));
   const source = { file, name: file.name || "pasted.png", note: "" };
   if (isLatent(source)) return { ...source, kind: "latent", ...(await latentFacts(source)) };
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
-  } catch {
-    throw new Failure(words.errors.noImage(source.name));
-  }
-  const { width, height } = bitmap;
-  const pixels = width * height * scale ** 2;
-  if (limits?.pixels && pixels > limits.pixels) {
-    bitmap.close();
-    throw new Failure(words.errors.tooLarge(pixels, limits.pixels));
-  }
+  const image = await load(URL.createObjectURL(file)).catch(() => null);
+  if (!image?.width) throw new Failure(words.errors.noImage(source.name));
+  const { width, height } = image, pixels = width * height * scale ** 2;
+  if (limits?.pixels && pixels > limits.pixels) throw new Failure(words.errors.tooLarge(pixels, limits.pixels));
+  await image.decode().catch(() => Promise.reject(new Failure(words.errors.noImage(source.name))));
   if (await isAnimated(file)) {
-    source.file = await firstFrame(bitmap);
-    source.note = words.firstFrame;
-  } else if (await isTurned(file)) source.note = words.turned;
-  return { ...source, kind: "image", width, height, bitmap };
+    source.file = await firstFrame(image);
+    return { ...source, kind: "image", width, height, image: await load(URL.createObjectURL(source.file)), note: words.firstFrame };
+  }
+  return { ...source, kind: "image", width, height, image, note: (await isTurned(file)) ? words.turned : "" };
 }
 
 /** What the header of a latent's file tells: { space, sigma, shape }. */
@@ -40,9 +39,9 @@ async function latentFacts({ file, name }) {
   }
 }
 
-async function firstFrame(bitmap) {
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+async function firstFrame(image) {
+  const canvas = new OffscreenCanvas(image.width, image.height);
+  canvas.getContext("2d").drawImage(image, 0, 0);
   return canvas.convertToBlob({ type: "image/png" });
 }
 

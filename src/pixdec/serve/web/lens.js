@@ -12,7 +12,7 @@ class Lens extends HTMLElement {
     new ResizeObserver(() => this.draw()).observe(this);
   }
 
-  /** The pictures: [{ label, bitmap, scale, how }], scale: output / bitmap, how: "pixels", "lanczos" or "plain". */
+  /** The pictures: [{ label, image, scale, how }], scale: output / image, how: "pixels" or "lanczos". */
   set pictures(views) {
     this.views = views.slice(0, 6);
     this.style.setProperty("--views", Math.max(3, this.views.length));
@@ -69,15 +69,15 @@ class Lens extends HTMLElement {
     const corner = (at, whole) => Math.round(Math.min(Math.max(0, whole - seen), Math.max(0, (at / 100) * whole - seen / 2)));
     const left = corner(this.x, width), top = corner(this.y, height);
     this.#place(left / width, top / height, seen / width, seen / height);
-    for (const [i, { bitmap, scale, how }] of this.views.entries()) {
+    for (const [i, { image, scale, how }] of this.views.entries()) {
       const canvas = canvases[i], context = canvas.getContext("2d");
       canvas.width = canvas.height = side;
       context.imageSmoothingEnabled = false;
       if (how === "lanczos") {
         const patch = new OffscreenCanvas(seen, seen);
-        patch.getContext("2d").putImageData(lanczos(bitmap, scale, left, top, seen, seen), 0, 0);
+        patch.getContext("2d").putImageData(lanczos(image, scale, left, top, seen, seen), 0, 0);
         context.drawImage(patch, 0, 0, side, side);
-      } else context.drawImage(bitmap, left / scale, top / scale, seen / scale, seen / scale, 0, 0, side, side);
+      } else context.drawImage(image, left / scale, top / scale, seen / scale, seen / scale, 0, 0, side, side);
     }
   }
 

@@ -50,6 +50,7 @@ function listen() {
     runs.stop();
     busy(null);
     say(words.canceled, { retry: true });
+    at("retry").focus();
   });
   at("retry").addEventListener("click", () => (session.source ? decode() : start()));
   addEventListener("hashchange", () => location.reload());

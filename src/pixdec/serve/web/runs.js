@@ -22,8 +22,6 @@ export class Runs {
 
   #free(run) {
     for (const url of [run.firstUrl, run.resultUrl]) if (url?.startsWith("blob:")) URL.revokeObjectURL(url);
-    run.bitmap?.close?.();
-    run.firstBitmap?.close?.();
   }
 
   /** Cancel what is going on, on the server too. */
@@ -32,7 +30,6 @@ export class Runs {
     this.#current = null;
     current?.controller.abort();
     if (current?.job) cancel(current.job);
-    return Boolean(current);
   }
 
   /** Decode; `on` hears of "job", "preview", "first" and "full". Answers with the run, or null if it was overtaken. */

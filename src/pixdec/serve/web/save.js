@@ -27,7 +27,7 @@ export function savingAs(at, now, say, fail) {
   });
   at("link").addEventListener("click", async () => {
     await navigator.clipboard.writeText(location.href);
-    say(now().recipe && location.hash.includes("file=") ? words.linkOwn : words.linkCopied);
+    say(location.hash.includes("file=") ? words.linkOwn : words.linkCopied);
   });
   at("copy").addEventListener("click", async () => {
     await navigator.clipboard.writeText(at("python").textContent);

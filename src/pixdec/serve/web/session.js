@@ -16,7 +16,7 @@ export function model() {
 /** Whether this server takes an image so many times as large. */
 export const fits = (scale, { width, height }) => width * height * Math.max(scale, model().scale) ** 2 <= (session.limits.pixels ?? Infinity);
 /** How many times as large the picture becomes: the model's own, but for an image for which another is chosen. */
-export const scale = (source = session.source) => (source?.kind === "image" && Number(session.state.scale)) || model().scale;
+export const scale = () => (session.source.kind === "image" && Number(session.state.scale)) || model().scale;
 export const steps = () => session.state.steps || model().default_steps || session.source?.result?.steps || 1;
 
 /** What a decode depends on, besides the picture. */

@@ -1,6 +1,7 @@
 // How the pictures are looked at: the mode, the size, and what the lens shows.
 import * as controls from "./controls.js";
 import { compare, at, lens, model, runs, session } from "./session.js";
+import { load } from "./intake.js";
 import { toAddress } from "./state.js";
 import { words } from "./words.js";
 
@@ -22,23 +23,22 @@ function setZoom(zoom) {
   if (session.source) toAddress(session.state);
 }
 
-const bitmapOf = async (url) => createImageBitmap(await (await fetch(url)).blob());
 
 /** Give the lens its pictures: what was given, enlarged plainly, and the decodes that are kept. */
 export async function look() {
   const { source, shown } = session;
   const isLatent = source.kind === "latent", views = [];
-  let low = source.bitmap;
-  if (isLatent && shown?.firstUrl) low = shown.firstBitmap ??= await bitmapOf(shown.firstUrl);
+  let low = source.image;
+  if (isLatent && shown?.firstUrl) low = shown.firstImage ??= await load(shown.firstUrl);
   if (low) {
     const scale = compare.natural[0] / low.width;
     const [plain, larger] = isLatent ? [words.vae, words.vaeLanczos] : [words.input, words.lanczos];
-    views.push({ label: plain, bitmap: low, scale, how: "pixels" }, { label: larger, bitmap: low, scale, how: "lanczos" });
+    views.push({ label: plain, image: low, scale, how: "pixels" }, { label: larger, image: low, scale, how: "lanczos" });
   }
   for (const run of runs.done.values()) {
-    run.bitmap ??= await bitmapOf(run.resultUrl);
-    const scale = compare.natural[0] / run.bitmap.width;
-    views.push({ label: controls.nameOf(run.settings, source, model().scale), bitmap: run.bitmap, scale, how: "pixels" });
+    run.image ??= await load(run.resultUrl);
+    const scale = compare.natural[0] / run.image.width;
+    views.push({ label: controls.nameOf(run.settings, source, model().scale), image: run.image, scale, how: "pixels" });
   }
   if (source === session.source) lens.pictures = views;
 }

@@ -1,9 +1,9 @@
 // Every text that the scripts show, in one place. A translation replaces this file.
 
 const counted = (n, one, many) => `${n} ${n === 1 ? one : many}`;
-export const seconds = (s) => (s == null ? "" : s < 9.95 ? `${s.toFixed(1)} s` : s < 90 ? `${Math.round(s)} s` : `${Math.round(s / 60)} min`);
-export const bytes = (n) => (n >= 1e9 ? `${(n / 1e9).toFixed(1)} GB` : n >= 1e6 ? `${Math.round(n / 1e6)} MB` : `${Math.round(n / 1e3)} kB`);
-export const size = (width, height) => `${width} × ${height}`;
+const seconds = (s) => (s == null ? "" : s < 9.95 ? `${s.toFixed(1)} s` : s < 90 ? `${Math.round(s)} s` : `${Math.round(s / 60)} min`);
+const bytes = (n) => (n >= 1e9 ? `${(n / 1e9).toFixed(1)} GB` : n >= 1e6 ? `${Math.round(n / 1e6)} MB` : `${Math.round(n / 1e3)} kB`);
+const size = (width, height) => `${width} × ${height}`;
 const megapixels = (n) => `${(n / 1e6).toFixed(n < 1e7 ? 1 : 0)} megapixels`;
 
 export const words = {
