@@ -92,3 +92,18 @@ def test_what_cannot_be_read_or_is_too_large(client):
     assert sent(client, model="other").status_code == 404
     assert client.get("/v1/jobs/none").status_code == 404
     assert client.post("/v1/generate", json={"prompt": "x"}).status_code == 404
+
+
+def test_the_openapi_document_tells_what_is_taken_and_answered(client):
+    made = client.get("/openapi.json").json()["paths"]
+    for path in ("/v1/upscale", "/v1/decode", "/v1/generate", "/v1/images/edits", "/v1/images/generations"):
+        operation = made[path]["post"]
+        assert {"200", "400", "413", "429", "503"} <= operation["responses"].keys()
+        for media in operation["requestBody"]["content"].values():
+            assert media["example"].keys() <= media["schema"]["properties"].keys()
+            assert set(media["schema"].get("required", ())) <= media["example"].keys()
+    assert made["/v1/upscale"]["post"]["responses"]["200"]["content"].keys() == {
+        "image/png",
+        "image/webp",
+        "image/jpeg",
+    }

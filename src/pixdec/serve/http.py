@@ -27,6 +27,7 @@ from pixdec.serve.bodies import fields_of
 from pixdec.serve.engine import Engine
 from pixdec.serve.jobs import FORMATS, Job, Pixels, ServiceError
 from pixdec.serve.metrics import Metrics
+from pixdec.serve.openapi import AN_IMAGE, described
 
 logger = logging.getLogger("pixdec.serve")
 WEB = Path(__file__).with_name("web")
@@ -218,12 +219,6 @@ def note(request: Request, job: Job) -> None:
 # Routes
 
 
-def body_schema(kind: type[schema.Strict]) -> dict[str, Any]:
-    described = kind.model_json_schema()
-    media = {"schema": described}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": media, "application/json": media}}}
-
-
 def _add_answers(app: FastAPI, engine: Engine) -> None:
     async def answer(request: Request, kind: type[schema.Asked]) -> Response:
         asked = schema.read(kind, await fields_of(request, kind, engine))
@@ -241,17 +236,29 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
         }
         return Response(data, media_type=f"image/{asked.format}", headers=headers)
 
-    @app.post("/v1/upscale", openapi_extra=body_schema(schema.Upscale))
+    @app.post(
+        "/v1/upscale",
+        response_class=Response,
+        openapi_extra=described(schema.Upscale, AN_IMAGE, {"image": "@photo.png", "profile": "balanced", "seed": 1}),
+    )
     async def upscale(request: Request) -> Response:
         """Enlarge an image."""
         return await answer(request, schema.Upscale)
 
-    @app.post("/v1/decode", openapi_extra=body_schema(schema.Decode))
+    @app.post(
+        "/v1/decode",
+        response_class=Response,
+        openapi_extra=described(schema.Decode, AN_IMAGE, {"latent": "@x.safetensors", "sigma": 0.2}),
+    )
     async def decode(request: Request) -> Response:
         """Decode a latent."""
         return await answer(request, schema.Decode)
 
-    @app.post("/v1/generate", openapi_extra=body_schema(schema.Generate))
+    @app.post(
+        "/v1/generate",
+        response_class=Response,
+        openapi_extra=described(schema.Generate, AN_IMAGE, {"prompt": "a red fox", "width": 1024, "height": 768}),
+    )
     async def generate(request: Request) -> Response:
         """Run a prompt through a pipeline and decode what it makes."""
         return await answer(request, schema.Generate)

@@ -20,6 +20,7 @@ from pixdec.serve import http, schema
 from pixdec.serve.bodies import fields_of
 from pixdec.serve.engine import Engine
 from pixdec.serve.jobs import FORMATS, Job, ServiceError
+from pixdec.serve.openapi import OF_OPENAI, described
 from pixdec.serve.settings import Strict
 
 
@@ -52,13 +53,21 @@ class Edit(Images):
 def add_openai(app: FastAPI, engine: Engine) -> None:
     """The two routes."""
 
-    @app.post("/v1/images/generations", openapi_extra=http.body_schema(Images))
+    @app.post(
+        "/v1/images/generations",
+        response_class=Response,
+        openapi_extra=described(Images, OF_OPENAI, {"prompt": "a red fox", "n": 1}),
+    )
     async def generations(request: Request) -> Response:
         """Prompts to images, as OpenAI's clients ask for them."""
         asked = schema.read(Images, await fields_of(request, Images, engine))
         return await answer(request, asked, "image_generation")
 
-    @app.post("/v1/images/edits", openapi_extra=http.body_schema(Edit))
+    @app.post(
+        "/v1/images/edits",
+        response_class=Response,
+        openapi_extra=described(Edit, OF_OPENAI, {"image": "@photo.png", "prompt": ""}),
+    )
     async def edits(request: Request) -> Response:
         """An image, larger, as OpenAI's clients ask for it."""
         asked = schema.read(Edit, await fields_of(request, Edit, engine))
