@@ -1,13 +1,14 @@
-"""The front of the Ray application, with a stand-in for the replicas that Ray would start."""
+"""The front of the Ray application, with a stand-in for the replicas that Ray would start; `test_ray` has real ones."""
 
 import asyncio
 import concurrent.futures
+import time
 from types import SimpleNamespace
 
 import httpx2 as httpx
 import pytest
 
-from tests.serve.service import QUICK, picture, served
+from tests.serve.service import QUICK, picture, served, work
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'pixdec[ray]'")
 
@@ -46,3 +47,9 @@ def test_what_a_dead_replica_held_is_run_once_more(engine, client, deaths, statu
     if status == 200:
         assert answer.content == client.post("/v1/upscale", files={"image": picture()}).content
     front._closed.set()
+
+
+def test_a_work_that_waited_too_long_for_a_replica_is_not_begun(engine):
+    replica = object.__new__(Replica)
+    replica.engine = engine
+    assert asyncio.run(replica.run(work(0), time.time() - 1)).code == "deadline_exceeded"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,10 +37,12 @@ class Replica:
         """What is known of its models."""
         return self.engine.models
 
-    async def run(self, work: Work) -> dict[str, Any] | ServiceError:
-        """What became of a work. Cancelling the call stops it."""
+    async def run(self, work: Work, until: float) -> dict[str, Any] | ServiceError:
+        """What became of a work that was to start by `until`, a time of day. Cancelling the call stops it."""
+        if (left := until - time.time()) <= 0:
+            return ServiceError("deadline_exceeded", "not started within its deadline", 503, retry_after=5)
         try:
-            job = self.engine.submit(work)
+            job = self.engine.submit(work, deadline=left)
             try:
                 await asyncio.to_thread(job.wait)
             finally:
@@ -101,7 +104,8 @@ class FrontEngine(Engine):
                 return
             try:
                 job.state, job.attempts = "running", job.attempts + 1
-                self._calls[job.id] = call = self._replicas.run.remote(job.work)
+                until = time.time() + job.deadline - time.monotonic()
+                self._calls[job.id] = call = self._replicas.run.remote(job.work, until)
                 found = call.result()
                 break
             except exceptions.RayActorError:  # it died: another one
