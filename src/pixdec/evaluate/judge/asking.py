@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from pixdec.evaluate.judge.client import Answer, Judge, Named
+from pixdec.evaluate.judge.client import Answer, Judge
 from pixdec.evaluate.judge.pairs import Failed, Pair, View, Views
 from pixdec.evaluate.judge.prompt import PROMPT
 from pixdec.evaluate.judge.rounds import Round, append_round, digest, read_rounds
@@ -58,23 +58,25 @@ class Asking:
         if self.max_cost is not None and self.price is None:
             raise ValueError(f"max_cost={self.max_cost}: a limit needs the price of tokens")
 
-    def tokens(self, judge: Judge, size: tuple[int, int], view: View) -> tuple[int, int]:
+    def tokens(self, parameters: Mapping[str, object], size: tuple[int, int], view: View) -> tuple[int, int]:
         """Of one question, about, and of its answer, at most: 4 characters of text or 750 pixels a token."""
-        shrink = min(1.0, view.side / max(size)) if view.kind == "whole" else 1.0
-        sides = [side * shrink if view.kind == "whole" else min(side, view.side) for side in size]
-        limit = judge.parameters.get("max_tokens", judge.parameters.get("max_completion_tokens"))
-        return len(self.prompt) // 4 + 20 + 2 * round(sides[0] * sides[1] / 750), limit if isinstance(
-            limit, int
-        ) else 1024
+        width, height = view.shown_size(size)
+        limit = parameters.get("max_tokens", parameters.get("max_completion_tokens"))
+        return len(self.prompt) // 4 + 20 + 2 * round(width * height / 750), limit if isinstance(limit, int) else 1024
 
 
 @dataclass(frozen=True)
 class Question:
-    """One round that is to be asked, without an answer yet."""
+    """A view of a pair in one order; `round`: what will be kept of it, without an answer yet."""
 
     pair: Pair
     view: View
     round: Round
+
+    def shown(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Image A and image B, from our image and the other."""
+        views = self.view.of(images, "".join(sorted(self.pair.digests)))
+        return views if self.round.ours_first else views[::-1]
 
 
 @dataclass(frozen=True)
@@ -88,70 +90,70 @@ class Plan:
     cost: float | None
 
 
-def settings_of(judge: Named, asking: Asking) -> dict[str, object]:
-    """What of a judge stands behind the digest `settings` of its rounds."""
-    return {"prompt": asking.prompt, "parameters": dict(judge.parameters)}
-
-
-def keep_settings(judge: Named, asking: Asking, path: Path) -> None:
-    """Write them beside the rounds of `path`, in a file that is called by their digest."""
-    settings = settings_of(judge, asking)
-    file = path.with_name(f"{path.stem}-{digest(settings)[:8]}.json")
+def keep_settings(parameters: Mapping[str, object], asking: Asking, path: Path) -> str:
+    """Write what the answers depend on besides judge and images beside the rounds of `path`, in a file that is called
+    by the digest that stands in the rounds, and return that."""
+    settings = {"prompt": asking.prompt, "parameters": dict(parameters)}
+    name = digest(settings)[:8]
+    file = path.with_name(f"{path.stem}-{name}.json")
     if not file.exists():
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    return name
 
 
-def questions_of(pair: Pair, judge: Named, asking: Asking) -> list[Question]:
+def questions_of(pair: Pair, judge: str, parameters: Mapping[str, object], asking: Asking) -> list[Question]:
     """All rounds of a pair: each view, ours first and ours second. ValueError, OSError: a file cannot be read."""
-    settings = settings_of(judge, asking)
+    settings = {"prompt": asking.prompt, "parameters": dict(parameters)}
     found = list[Question]()
     for view in asking.views.of(pair):
         for ours_first in (True, False):
-            shown = pair.digests if ours_first else pair.digests[::-1]
-            key = digest({**settings, "judge": judge.name, "images": shown, "view": [view.name, view.number]})
+            images = pair.digests if ours_first else pair.digests[::-1]
+            key = digest({**settings, "judge": judge, "images": images, "view": [view.name, view.number]})
             where = (pair.name, *pair.methods, view.name, view.number, ours_first, pair.digests)
-            found.append(Question(pair, view, Round(key, judge.name, digest(settings)[:8], *where)))
+            found.append(Question(pair, view, Round(key, judge, digest(settings)[:8], *where)))
     return found
 
 
-def shown(question: Question, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Image A and image B of a question, from our image and the other."""
-    views = question.view.of(images, "".join(sorted(question.pair.digests)))
-    return views if question.round.ours_first else views[::-1]
+class Known:
+    """The rounds of a file that have a valid verdict; failures are asked again. `any_slot`: equal questions have equal
+    answers, so that one serves for all: only where nothing is drawn."""
 
+    def __init__(self, rounds: Sequence[Round], *, any_slot: bool = False) -> None:
+        valid = [each for each in rounds if each.won is not None]
+        self.any_slot = any_slot
+        self.slots = {(*each.slot, each.key): each for each in valid}
+        self.keys = {each.key: each for each in valid} if any_slot else dict[str, Round]()
 
-def answered(rounds: Sequence[Round]) -> dict[tuple[object, ...], Round]:
-    """Slot and key → the round that has a valid verdict. Failures are asked again."""
-    return {(*each.slot, each.key): each for each in rounds if each.won is not None}
+    def add(self, made: Round) -> None:
+        if self.any_slot and made.won is not None:
+            self.keys[made.key] = made
 
-
-def is_fixed(judge: Judge) -> bool:
-    """Whether equal questions have equal answers, so that one serves for all: only where nothing is drawn."""
-    return judge.parameters.get("temperature") == 0
+    def here(self, question: Question) -> Round | None:
+        """The question's own answer."""
+        return self.slots.get((*question.round.slot, question.round.key))
 
 
 def plan(pairs: Sequence[Pair | Failed], judge: Judge, path: str | Path, asking: Asking) -> Plan:
     """What `judge_pairs` would do. Pairs that cannot be read count nothing."""
-    known, calls, earlier, tokens = answered(read_rounds(Path(path))), 0, 0, [0, 0]
-    keys = {each.key for each in known.values()} if is_fixed(judge) else set[str]()
+    known, calls, earlier, tokens = _known(judge, read_rounds(Path(path))), 0, 0, (0, 0)
     for pair in (pair for pair in pairs if isinstance(pair, Pair)):
         try:
-            questions, size = questions_of(pair, judge, asking), pair.size()
+            questions, size = questions_of(pair, judge.name, judge.parameters, asking), pair.size()
         except (ValueError, OSError):
             continue
         for question in questions:
-            if (*question.round.slot, question.round.key) in known:
+            if known.here(question):
                 earlier += 1
-                continue
-            if question.round.key in keys:
-                continue
-            keys |= {question.round.key} if is_fixed(judge) else set()
-            calls += 1
-            for index, count in enumerate(asking.tokens(judge, size, question.view)):
-                tokens[index] += count
-    total = tokens[0], tokens[1]
-    return Plan(calls, earlier, total, None if asking.price is None else asking.price.of(total))
+            elif question.round.key not in known.keys:
+                known.add(replace(question.round, answer="VERDICT: A"))
+                calls, new = calls + 1, asking.tokens(judge.parameters, size, question.view)
+                tokens = tokens[0] + new[0], tokens[1] + new[1]
+    return Plan(calls, earlier, tokens, None if asking.price is None else asking.price.of(tokens))
+
+
+def _known(judge: Judge, rounds: Sequence[Round]) -> Known:
+    return Known(rounds, any_slot=judge.parameters.get("temperature") == 0)
 
 
 def judge_pairs(
@@ -167,8 +169,8 @@ def judge_pairs(
         ValueError, OSError: the file holds other things, or cannot be written.
     """
     asking, path = asking or Asking(), Path(path)
-    work = _Work(judge, path, asking, read_rounds(path))
-    keep_settings(judge, asking, path)
+    work = _Work(judge, path, asking)
+    keep_settings(judge.parameters, asking, path)
     yield from ([pair] for pair in pairs if isinstance(pair, Failed))
     pool = ThreadPoolExecutor(asking.concurrency)
     try:
@@ -184,59 +186,51 @@ def judge_pairs(
 class _Work:
     """What the threads of a run share."""
 
-    def __init__(self, judge: Judge, path: Path, asking: Asking, rounds: Sequence[Round]) -> None:
+    def __init__(self, judge: Judge, path: Path, asking: Asking) -> None:
         self.judge, self.path, self.asking = judge, path, asking
         self.stop, self.lock = threading.Event(), threading.Lock()
         self.reason: str | None = None
-        self.left = self.failures = 0
-        self.known = answered(rounds)
-        self.fixed = is_fixed(judge)
-        self.answers = {each.key: each for each in self.known.values()} if self.fixed else {}
+        self.left = self.failures = self.under_way = 0  # of these, calls
+        rounds = read_rounds(path)
+        self.known = _known(judge, rounds)
         costs = [each.cost for each in rounds if each.judge == judge.name]
-        self.spent, self.under_way, self.dearest = sum(costs), 0, max(costs, default=0.0)  # USD, calls, USD a call
+        self.spent, self.dearest = sum(costs), max(costs, default=0.0)  # USD, and USD a call
 
     def pair(self, pair: Pair) -> list[Round | Failed]:
         """Ask about one pair."""
-        made = list[Round | Failed]()
+        made, images = list[Round | Failed](), None
         try:
-            questions = questions_of(pair, self.judge, self.asking)
-        except (ValueError, OSError) as error:
-            return [Failed(pair.title, reason_of(error))]
-        try:
-            images = None
-            for question in questions:
-                if (*question.round.slot, question.round.key) in self.known:
-                    made.append(self.known[*question.round.slot, question.round.key])
-                    continue
-                equal = self.answers.get(question.round.key)
-                if equal is None and self.stop.is_set():
-                    with self.lock:
-                        self.left += 1
-                    continue
-                if equal is None and images is None:
-                    images = pair.images()
-                if equal is not None:
+            for question in questions_of(pair, self.judge.name, self.judge.parameters, self.asking):
+                equal = self.known.keys.get(question.round.key)
+                if earlier := self.known.here(question):
+                    made.append(earlier)
+                elif equal is not None:
                     found = {"answer": equal.answer, "model": equal.model, "time": equal.time, "tries": 0}
                     made.append(self._kept(question, found))
-                elif (new := self._asked(question, images or ())) is not None:
-                    made.append(new)
-        except (ValueError, MemoryError) as error:
+                elif self.stop.is_set():
+                    with self.lock:
+                        self.left += 1
+                else:
+                    images = images or pair.images()
+                    made += self._asked(question, images)
+        except (ValueError, OSError, MemoryError) as error:
             made.append(Failed(pair.title, reason_of(error)))
         return made
 
-    def _asked(self, question: Question, images: Sequence[Image.Image]) -> Round | None:
+    def _asked(self, question: Question, images: Sequence[Image.Image]) -> list[Round]:
+        """The answer, or nothing if there is no money left."""
         price, limit = self.asking.price or Price(0, 0), self.asking.max_cost
-        estimate = price.of(self.asking.tokens(self.judge, images[0].size, question.view))
+        estimate = price.of(self.asking.tokens(self.judge.parameters, images[0].size, question.view))
         with self.lock:
             self.dearest = max(self.dearest, estimate)
             if limit is not None and self.spent + (self.under_way + 1) * self.dearest > limit:
                 self._end(f"another question may exceed the limit of {limit:g} USD, {self.spent:.4f} are spent")
                 self.left += 1
-                return None
+                return []
             self.under_way += 1
         answer, cost = Answer(), estimate
         try:
-            answer = self.judge.ask(self.asking.prompt, shown(question, images), self.stop.wait)
+            answer = self.judge.ask(self.asking.prompt, question.shown(images), self.stop.wait)
             unknown = answer.unknown + (answer.text is not None and answer.tokens is None)
             cost = price.of(answer.tokens or (0, 0)) + unknown * estimate
         finally:
@@ -247,7 +241,7 @@ class _Work:
                 if answer.hopeless or self.failures >= GIVE_UP:
                     self._end(f"{answer.error}")
         about = {"answer": answer.text, "error": answer.error, "model": answer.model, "tries": answer.tries}
-        return self._kept(question, {**about, "tokens": answer.tokens or (0, 0), "cost": cost})
+        return [self._kept(question, {**about, "tokens": answer.tokens or (0, 0), "cost": cost})]
 
     def _end(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -255,10 +249,13 @@ class _Work:
 
     def _kept(self, question: Question, found: dict[str, Any]) -> Round:
         """The round with its answer, on the disk."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        made = replace(question.round, **{"time": now, **found})
+        made = replace(question.round, **{"time": now(), **found})
         with self.lock:
             append_round(self.path, made)
-            if self.fixed and made.won is not None:
-                self.answers[made.key] = made
+            self.known.add(made)
         return made
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

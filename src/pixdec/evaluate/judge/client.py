@@ -58,7 +58,7 @@ class Answer:
     unknown: int = 0
 
 
-class Named(Protocol):
+class Judge(Protocol):
     """Who judges: a name, and all that the answers depend on besides prompt and images (JSON)."""
 
     @property
@@ -66,10 +66,6 @@ class Named(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, object]: ...
-
-
-class Judge(Named, Protocol):
-    """A judge that can be called."""
 
     def ask(self, prompt: str, images: Sequence[Image.Image], wait: Wait) -> Answer:
         """The answer on image A and image B. What goes wrong is in it, not raised."""

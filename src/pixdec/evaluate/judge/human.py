@@ -8,16 +8,15 @@ import random
 import re
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from pixdec.evaluate.judge.asking import Asking, Question, answered, keep_settings, questions_of, shown
+from pixdec.evaluate.judge.asking import Asking, Known, Question, keep_settings, now, questions_of
 from pixdec.evaluate.judge.pairs import Failed, Pair, Views
 from pixdec.evaluate.judge.rounds import append_round, read_rounds
 from pixdec.io.files import reason_of
@@ -53,16 +52,9 @@ addEventListener("keydown", event => {{
 </script>"""
 
 
-@dataclass(frozen=True)
-class Person:
-    """A person as a judge, who is called human:NAME."""
-
-    name: str
-    parameters: Mapping[str, object] = field(default_factory=dict[str, object])
-
-
 class Session:
-    """The questions for a person: each view of each pair once, in random order, ours first in half of them.
+    """The questions for a person, a judge called human:NAME: each view of each pair once, in random order, ours first
+    in half of them.
 
     Attributes:
         questions: all of them; answers of earlier sessions keep their order of images.
@@ -76,14 +68,13 @@ class Session:
         if not person.strip():
             raise ValueError(f"human={person!r}: expected a name, which tells several people apart")
         self.path, self.lock = Path(path), threading.Lock()
-        asking, judge = Asking(QUESTION, views), Person(f"human:{person}")
-        made = answered(read_rounds(self.path))
+        asking, known = Asking(QUESTION, views), Known(read_rounds(self.path))
         self.failed = [pair for pair in pairs if isinstance(pair, Failed)]
         orders = list[tuple[Question, Question]]()  # of each view: ours first, ours second
         for pair in pairs:
             if isinstance(pair, Pair):
                 try:
-                    found = questions_of(pair, judge, asking)
+                    found = questions_of(pair, f"human:{person}", {}, asking)
                 except (ValueError, OSError) as error:
                     self.failed.append(Failed(pair.title, reason_of(error)))
                     continue
@@ -92,12 +83,12 @@ class Session:
         draw.shuffle(orders)
         sides = [index < len(orders) // 2 for index in range(len(orders))]
         draw.shuffle(sides)
-        earlier = [next((each for each in both if (*each.round.slot, each.round.key) in made), None) for both in orders]
+        earlier = [next(filter(known.here, both), None) for both in orders]
         self.questions = [
             each or both[0 if first else 1] for each, both, first in zip(earlier, orders, sides, strict=True)
         ]
         self.done = {index for index, each in enumerate(earlier) if each is not None}
-        keep_settings(judge, asking, self.path)
+        keep_settings({}, asking, self.path)
         self.images = lru_cache(8)(self._images)
         self.secret = secrets.token_hex(8)  # no other page can send answers, nor its cache show another's images
 
@@ -116,15 +107,14 @@ class Session:
         """Keep an answer, "A" or "B"; a later one to the same question replaces it."""
         if choice not in ("A", "B") or index not in range(len(self.questions)):
             raise ValueError(f"question {index}, choice {choice!r}: expected A or B, and one of {len(self.questions)}")
-        now = datetime.now(UTC).isoformat(timespec="seconds")
         with self.lock:
-            append_round(self.path, replace(self.questions[index].round, answer=f"VERDICT: {choice}", time=now))
+            append_round(self.path, replace(self.questions[index].round, answer=f"VERDICT: {choice}", time=now()))
             self.done.add(index)
 
     def _images(self, index: int) -> list[bytes]:
         """Image A and image B of a question, as PNG."""
         question, encoded = self.questions[index], [io.BytesIO(), io.BytesIO()]
-        for image, stream in zip(shown(question, question.pair.images()), encoded, strict=True):
+        for image, stream in zip(question.shown(question.pair.images()), encoded, strict=True):
             image.save(stream, "PNG", compress_level=1)
         return [stream.getvalue() for stream in encoded]
 

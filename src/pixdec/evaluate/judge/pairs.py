@@ -46,19 +46,11 @@ class Pair:
         return ours.hex(), other.hex()
 
     def size(self) -> tuple[int, int]:
-        """(width, height), from the headers.
-
-        Raises:
-            ValueError: one cannot be read, or their sizes differ.
-        """
+        """(width, height), from the headers. ValueError: one cannot be read, or their sizes differ."""
         return _one_size(*map(image_size, self.paths))
 
     def images(self) -> tuple[Image.Image, Image.Image]:
-        """Ours and the other.
-
-        Raises:
-            ValueError: as `size`, or one is damaged.
-        """
+        """Ours and the other. ValueError: as `size`, or one is damaged."""
         ours = read_image(self.paths[0])
         if self.methods[1] == BLURRED:
             return ours, ours.filter(ImageFilter.GaussianBlur(max(1.0, BLUR * max(ours.size))))
@@ -89,17 +81,21 @@ class View:
         """Such as "crop 1024"; crops share it."""
         return f"{self.kind} {self.side}"
 
+    def shown_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of the view of an image of that size."""
+        if self.kind == "crop":
+            return min(size[0], self.side), min(size[1], self.side)
+        shrink = min(1.0, self.side / max(size))
+        return max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
+
     def of(self, images: Sequence[Image.Image], seed: str) -> list[Image.Image]:
         """The view of images of one size. `seed`, the same for a pair in whatever order, places the crop."""
-        width, height = images[0].size
+        width, height = size = self.shown_size(images[0].size)
         if self.kind == "whole":
-            shrink = min(1.0, self.side / max(width, height))
-            size = max(1, round(width * shrink)), max(1, round(height * shrink))
             return [image if size == image.size else image.resize(size, Image.Resampling.LANCZOS) for image in images]
         draw = random.Random(f"{seed} {self.side} {self.number}")
-        left, top = (draw.randint(0, max(0, length - self.side)) for length in (width, height))
-        box = left, top, min(width, left + self.side), min(height, top + self.side)
-        return [image.crop(box) for image in images]
+        left, top = (draw.randint(0, max(0, length - self.side)) for length in images[0].size)
+        return [image.crop((left, top, left + width, top + height)) for image in images]
 
 
 @dataclass(frozen=True)
@@ -142,25 +138,21 @@ def find_pairs(ours: str | Path, others: Sequence[str | Path], *, controls: bool
     folders = [Path(ours), *map(Path, others)]
     if len(folders) == 1 and not controls:
         raise ValueError(f"{ours}: nothing to compare it with; name another folder, or ask for the controls")
-    found = [_images(folder) for folder in folders]
-    short = [folder.resolve().name for folder in folders]
+    found, short = [_images(folder) for folder in folders], [folder.resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
     if len(set(names)) < len(names):
         raise ValueError(f"{ours}: the same folder twice; the control of the same image is asked for by controls")
     pairs: list[Pair | Failed] = []
     for name, files in zip(names[1:], found[1:], strict=True):
         for image in sorted(found[0].keys() | files.keys()):
-            both = found[0].get(image, []), files.get(image, [])
-            if [len(each) for each in both] == [1, 1]:
-                pairs.append(Pair(image, (names[0], name), (both[0][0], both[1][0])))
-            else:
-                where, count = next(
-                    (n, len(each)) for n, each in zip((names[0], name), both, strict=True) if len(each) != 1
-                )
+            both = {names[0]: found[0].get(image, []), name: files.get(image, [])}
+            wrong = [(where, len(each)) for where, each in both.items() if len(each) != 1]
+            for where, count in wrong[:1]:
                 what = f"{count} files of this name in {where}" if count else f"there is none in {where}"
-                pairs.append(
-                    Failed(f"{image}  {names[0]} | {name}", f"{what}; expected one in {names[0]} and one in {name}")
-                )
+                expected = f"expected one in {names[0]} and one in {name}"
+                pairs.append(Failed(f"{image}  {names[0]} | {name}", f"{what}; {expected}"))
+            if not wrong:
+                pairs.append(Pair(image, (names[0], name), (both[names[0]][0], both[name][0])))
     for control in (SAME, BLURRED) if controls else ():
         whole = [(image, files[0]) for image, files in sorted(found[0].items()) if len(files) == 1]
         pairs += [Pair(image, (names[0], control), (file, file)) for image, file in whole]

@@ -28,12 +28,10 @@ class Round:
         view, number: what was shown, and which of several crops.
         ours_first: whether ours was image A.
         digests: of the two files, ours and the other's.
-        answer: the text of the answer; None if there was none.
-        error: why there was none.
+        answer, error: the text of the answer; None if there was none, and then why.
         model: what the endpoint says answered.
         time: when, UTC.
-        tokens: of question and answer, as counted by the endpoint.
-        cost: in USD.
+        tokens, cost: of question and answer, as counted by the endpoint; in USD.
         tries: calls made for it; 0 for an answer known from an equal question.
     """
 
@@ -89,27 +87,17 @@ def digest(value: Mapping[str, object]) -> str:
 
 
 def read_rounds(path: Path) -> list[Round]:
-    """The rounds of a file, in order. See `read_lines`.
-
-    Raises:
-        ValueError: a line is none that `append_round` wrote.
-        OSError: the file cannot be read, or an unfinished last line not be removed.
-    """
+    """The rounds of a file, in order; ValueError, OSError: see `read_lines`."""
     names = {field.name for field in fields(Round)}
 
     def read(line: dict[str, Any]) -> Round:
         record: dict[str, Any] = {name: value for name, value in line.items() if name in names}
-        for name in ("digests", "tokens"):
-            record[name] = tuple(record[name])
+        record |= {name: tuple(record[name]) for name in ("digests", "tokens")}
         return Round(**record)
 
     return read_lines(path, read, "is no round of a judge; remove the line")
 
 
 def append_round(path: Path, made: Round) -> None:
-    """Add a line, and see that it is on the disk.
-
-    Raises:
-        OSError: it cannot be written; one line that names the file.
-    """
+    """Add a line, and see that it is on the disk; OSError in one line if it cannot be written."""
     append_line(path, json.dumps(asdict(made)))
