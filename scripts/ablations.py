@@ -66,7 +66,7 @@ def _trained(photos: Path, out: Path, steps: int, crop: int) -> dict[str, Path]:
 
 
 def _short(recipe: PriorRecipe | DecoderRecipe, steps: int, crop: int) -> PriorRecipe | DecoderRecipe:
-    data = replace(recipe.data, base=crop, crops=replace(recipe.data.crops, size=crop))
+    data = replace(recipe.data, base=crop)
     folder = replace(recipe.folder, sheet_every=0)
     loop = replace(recipe.loop, steps=steps, warmup=min(recipe.loop.warmup, steps // 10))
     return replace(recipe, loop=loop, data=data, folder=folder, times=())

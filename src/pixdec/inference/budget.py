@@ -13,7 +13,7 @@ from math import ceil, lcm
 
 import torch
 
-from pixdec.inference.arrangement import CHUNKS, TILES
+from pixdec.inference.arrangement import CHUNKS, TILES, Arrangement, Weights
 from pixdec.inference.config import Quantize
 from pixdec.inference.offload import numbers_of
 from pixdec.inference.quantize import large_linears
@@ -23,7 +23,6 @@ from pixdec.models.network import Network
 from pixdec.models.pid import PiDSettings
 from pixdec.models.pixdit import TOKENS_AT_ONCE
 from pixdec.sampling.flow import AT_ONCE
-from pixdec.sampling.tiling import Tiling
 from pixdec.weights.catalog import Sizes
 
 _ROW = 5  # bytes of scale and zero point that come with each row of a weight in eight bits
@@ -201,8 +200,8 @@ def plan_decode(network: Network, asked: Asked) -> DecodePlan:
         raise ValueError(f"memory on {asked.device_type}: can be planned on {', '.join(_BESIDE)} only")
     numbers = {offloaded: numbers_of(network, offloaded=offloaded) for offloaded in (False, True)}
     plans = list[DecodePlan]()
-    for by in _arrangements(network, asked):
-        plan = _plan(network, asked, by, numbers)
+    for by, images in _arrangements(network, asked):
+        plan = _plan(network, asked, by, images, numbers)
         if plan.total <= asked.limit:
             return plan
         plans.append(plan)
@@ -214,37 +213,27 @@ def plan_decode(network: Network, asked: Asked) -> DecodePlan:
     )
 
 
-@dataclass(frozen=True)
-class _Arrangement:
-    """What a plan may choose."""
-
-    tiling: Tiling | None
-    dtype: torch.dtype
-    offload: bool
-    images: int
-    chunk: int
-    keep_tokens: bool
-
-
-def _arrangements(network: Network, asked: Asked) -> Iterator[_Arrangement]:
-    """All that are thought of, in the order in which they are tried."""
+def _arrangements(network: Network, asked: Asked) -> Iterator[tuple[Arrangement, int]]:
+    """All that are thought of, each with so many images at a time, in the order in which they are tried."""
     patch = network.patch
-    usual = tiling_for(asked.size, asked.tile, asked.sizes, patch)
-    tilings = [usual]
+    first = tiling_for(asked.size, asked.tile, asked.sizes, patch)
+    tilings = [first]
     if asked.tile is None:
-        now = max(asked.size) if usual is None else usual.side
+        now = max(asked.size) if first is None else first.side
         sides = [side // patch * patch for side in TILES if 2 * patch <= side // patch * patch < now]
         tilings += [tiling_for(asked.size, side, asked.sizes, patch) for side in sides]
     offloads = [False, True] if asked.may_offload else [False]
     for tiling in tilings:
-        height, width = _seen(asked, tiling)
-        chunks = [CHUNKS[0], *(chunk for chunk in CHUNKS[1:] if CHUNKS[0] > height * width / patch**2 / _MANY)]
+        usual = Arrangement(asked.size, Weights(asked.dtype), tiling=tiling)
+        few = usual.seen[0] * usual.seen[1] / patch**2 / _MANY
+        chunks = [CHUNKS[0], *(chunk for chunk in CHUNKS[1:] if CHUNKS[0] > few)]
         for dtype in [asked.dtype] if asked.low in (None, asked.dtype) else [asked.dtype, asked.low]:
             for offload in offloads:
                 for images in _fewer(min(asked.batch, max(1, WHOLE // (asked.size[0] * asked.size[1])))):
                     for chunk in chunks:
                         for keep in [True, False] if tiling is None else [False]:
-                            yield _Arrangement(tiling, dtype, offload, images, chunk, keep)
+                            weights = Weights(dtype, asked.quantize, offload)
+                            yield replace(usual, weights=weights, chunk=chunk, keep_tokens=keep), images
 
 
 def _fewer(images: int) -> list[int]:
@@ -252,42 +241,35 @@ def _fewer(images: int) -> list[int]:
     return [images] if images == 1 else [images, *_fewer(-(-images // 2))]
 
 
-def _seen(asked: Asked, tiling: Tiling | None) -> Size:
-    """The pixels that the network sees in a call."""
-    if tiling is None:
-        return asked.size
-    return min(tiling.side, asked.size[0]), min(tiling.side, asked.size[1])
-
-
-def _plan(network: Network, asked: Asked, by: _Arrangement, numbers: Mapping[bool, int]) -> DecodePlan:
+def _plan(network: Network, asked: Asked, by: Arrangement, images: int, numbers: Mapping[bool, int]) -> DecodePlan:
     """An arrangement with its prediction; `numbers` are the weights on the device with and without offloading."""
-    settings, seen = network.settings, _seen(asked, by.tiling)
-    e, image = by.dtype.itemsize, 4 * 3 * asked.size[0] * asked.size[1]
-    making, condition = condition_of(settings, asked.size, by.images, by.dtype, keep_tokens=by.keep_tokens)
-    call, tables = call_of(settings, seen, by.images, by.dtype, by.chunk)
-    weights, rounding = e * numbers[by.offload], 0
-    if asked.loaded not in (None, by.dtype):
+    settings, dtype = network.settings, by.weights.dtype
+    e, image = dtype.itemsize, 4 * 3 * asked.size[0] * asked.size[1]
+    making, condition = condition_of(settings, asked.size, images, dtype, keep_tokens=by.keep_tokens)
+    call, tables = call_of(settings, by.seen, images, dtype, by.chunk)
+    weights, rounding = e * numbers[by.weights.offload], 0
+    if asked.loaded not in (None, dtype):
         weights += asked.loaded.itemsize * numbers[False]
     if asked.quantize is not None:
         linears = large_linears(network).values()
         rounded = sum(each.weight.numel() + _ROW * each.out_features for each in linears)
         exact = e * sum(each.weight.numel() for each in linears)
-        weights += rounded - (0 if asked.loaded == by.dtype else exact)
-        rounding = 0 if asked.loaded == by.dtype else exact - rounded
+        weights += rounded - (0 if asked.loaded == dtype else exact)
+        rounding = 0 if asked.loaded == dtype else exact - rounded
     if isinstance(settings, NanoSettings):
-        inputs = by.images * image // settings.scale**2
+        inputs = images * image // settings.scale**2
     else:
         assert settings.adapter is not None
         cell, net = settings.adapter.latent_factor * settings.adapter.scale, settings.backbone
-        inputs = 4 * by.images * settings.adapter.latent_channels * asked.size[0] * asked.size[1] // cell**2
-        inputs += by.images * e * net.text_length * (net.text_width or 0) * (2 if asked.teacher else 1)
-    during, between, cleaning = (n * by.images * image for n in _STATE["teacher" if asked.teacher else "student"])
-    between = max(between, cleaning + 3 * 8 * by.images * min(image // 4, AT_ONCE))
+        inputs = 4 * images * settings.adapter.latent_channels * asked.size[0] * asked.size[1] // cell**2
+        inputs += images * e * net.text_length * (net.text_width or 0) * (2 if asked.teacher else 1)
+    during, between, cleaning = (n * images * image for n in _STATE["teacher" if asked.teacher else "student"])
+    between = max(between, cleaning + 3 * 8 * images * min(image // 4, AT_ONCE))
     if by.tiling is not None:  # the sum of the tiles' velocities and their weights
-        during += by.images * image + image // 3
-    waiting = image * (asked.batch - by.images)  # finished images
+        during += images * image + image // 3
+    waiting = image * (asked.batch - images)  # finished images
     # The last estimates, all images as they go out, and all of them in one tensor; the condition is gone.
-    out = image * (by.images + 2 * asked.batch)
+    out = image * (images + 2 * asked.batch)
     moments: Sequence[Mapping[str, int]] = (
         {"weights before they are rounded": rounding},
         {"making the condition": waiting + making},
@@ -302,12 +284,12 @@ def _plan(network: Network, asked: Asked, by: _Arrangement, numbers: Mapping[boo
         width=asked.size[1],
         batch=asked.batch,
         device_type=asked.device_type,
-        dtype=by.dtype,
-        images=by.images,
+        dtype=dtype,
+        images=images,
         chunk=by.chunk if isinstance(settings, PiDSettings) else None,
         tile=None if by.tiling is None else by.tiling.side,
         keep_tokens=by.keep_tokens,
-        offload=by.offload,
+        offload=by.weights.offload,
         parts={"weights": weights, "inputs": inputs, **used},
         allowance=int(constant + share * sum(used.values())),
         limit=asked.limit,
@@ -315,7 +297,7 @@ def _plan(network: Network, asked: Asked, by: _Arrangement, numbers: Mapping[boo
     return replace(plan, notes=tuple(_notes(network, asked, by, plan)))
 
 
-def _notes(network: Network, asked: Asked, by: _Arrangement, plan: DecodePlan) -> Iterator[str]:
+def _notes(network: Network, asked: Asked, by: Arrangement, plan: DecodePlan) -> Iterator[str]:
     """What is not as a reader would think."""
     if isinstance(network.settings, PiDSettings) and network.settings.backbone.text_width is not None:
         encoder = f"the caption encoder, {_gigabytes(TEXT_ENCODER)} GB while it runs,"
@@ -328,8 +310,8 @@ def _notes(network: Network, asked: Asked, by: _Arrangement, plan: DecodePlan) -
             )
         elif not fits:
             yield f"{encoder} does not fit beside the weights: embed new captions elsewhere and copy their cache here"
-    if by.dtype != asked.dtype:
-        names = (str(each).removeprefix("torch.") for each in (by.dtype, asked.dtype))
+    if plan.dtype != asked.dtype:
+        names = (str(each).removeprefix("torch.") for each in (plan.dtype, asked.dtype))
         yield "{} in the place of {}: the image is the same but for rounding".format(*names)
     if by.tiling is not None and by.tiling != tiling_for(asked.size, asked.tile, asked.sizes, network.patch):
         side = by.tiling.side
