@@ -37,8 +37,7 @@ DROP = """async ([data, name]) => {
     while (label()) await painted(); // the picture before
     while (!label()) await painted();
     const preview = since();
-    while (!document.getElementById("status").textContent.startsWith("Done")) await painted();
-    await painted();
+    while (label().includes(" of ")) await painted();
     return [preview, since()];
 }"""
 SIZES = """() => ["navigation", "resource"].flatMap(kind => performance.getEntriesByType(kind))
@@ -57,10 +56,16 @@ DRAG = """async count => {
 }"""
 
 
+def visit(page: Page, address: str) -> None:
+    """Open the page anew, until its first picture stands."""
+    page.goto("about:blank")
+    page.goto(address)
+    page.locator("#download").wait_for()
+
+
 def first_load(page: Page, url: str) -> dict[str, int]:
     """Bytes over the wire until nothing more is asked for: code, and pictures."""
-    page.goto(url)
-    page.locator("#download").wait_for()
+    visit(page, url)
     page.wait_for_load_state("networkidle")
     sizes: dict[str, int] = {"code": 0, "pictures": 0}
     for name, size in page.evaluate(SIZES):
@@ -72,8 +77,7 @@ def drops(page: Page, url: str, side: int, steps: int, repeats: int) -> dict[str
     """Seconds from the drop of a square image to the first preview and to the picture, medians."""
     import base64
 
-    page.goto(f"{url}/#steps={steps}")
-    page.locator("#download").wait_for()
+    visit(page, f"{url}/#steps={steps}")
     found = list[list[float]]()
     for i in range(repeats + 1):
         file = io.BytesIO()
@@ -86,8 +90,7 @@ def drops(page: Page, url: str, side: int, steps: int, repeats: int) -> dict[str
 def drags(page: Page, url: str, side: int, zoom: str) -> dict[str, Any]:
     """Frames while the divider goes to and fro over two pictures of this side: how many, and how many the screen had to
     wait for."""
-    page.goto(f"{url}/#zoom={zoom}")
-    page.locator("#download").wait_for()
+    visit(page, f"{url}/#zoom={zoom}")
     page.route("**/of/*", lambda route: route.fulfill(body=jpeg(side, len(route.request.url))))
     for which in ("before", "after"):
         page.evaluate(SHOW, [which, side])

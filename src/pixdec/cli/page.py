@@ -13,7 +13,7 @@ from pixdec.cli.report import explained, tell
 if TYPE_CHECKING:
     from pathlib import Path
 
-Images = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint="")]
+Images = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
