@@ -58,7 +58,11 @@ def latin_fonts(folder: Path) -> list[Path]:
 
     def writes(path: Path) -> bool:
         font = ImageFont.truetype(str(path), 32)
-        return len({bytes(font.getmask(letter)) for letter in "Agü"}) == 3
+        drawn = Image.new("L", (3 * 64, 64))
+        pen = ImageDraw.Draw(drawn)
+        for place, letter in enumerate("Agü"):
+            pen.text((64 * place, 0), letter, font=font, fill=255)
+        return len({drawn.crop((64 * i, 0, 64 * (i + 1), 64)).tobytes() for i in range(3)}) == 3
 
     return [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (".ttf", ".otf") and writes(p)]
 

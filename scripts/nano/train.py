@@ -6,8 +6,8 @@ A step learns x0 at one of the student's four noise levels for each image of a b
 noise; at the others the network sees its own first estimate, noised (self-rollout), or the truth, noised. Stages:
 
     shape    pixels, their differences and the means of 8 x 8, with some of Real-ESRGAN's images as the truth
-    look     also ST-LPIPS's later levels on a jittered crop and, from the second noise level on, an adversary that
-             sees the low-resolution image too
+    look     also ST-LPIPS's later levels on a jittered crop and an adversary that sees the low-resolution image too
+             (and no pages)
     texture  the same, with photographs and pages alone
 
 The same command goes on where it stopped; another stage goes on from there.
@@ -44,7 +44,7 @@ SCALE = 4
 class Recipe:
     crop: int = 32  # side of the low-resolution crop
     batch: int = 8
-    first: int = 2  # images of a batch at the first noise level, without an adversary
+    first: int = 2  # images of a batch at the first noise level
     looked_at: int = 4  # images of a batch that ST-LPIPS sees
     rate: float = 3e-4
     critic_rate: float = 5e-4
@@ -65,8 +65,8 @@ class Recipe:
 
 # Pixel losses first: perceptual ones and adversaries make dots of edges that the network cannot place yet.
 STAGES = {
-    "shape": Recipe(first=4, rate=6e-4, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.75, noisy=0.15),
-    "look": Recipe(teacher=0.6),
+    "shape": Recipe(first=8, rate=6e-4, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.75, noisy=0.15),
+    "look": Recipe(first=4, teacher=0.6, perceptual=0.15, adversary=0.15),
     "texture": Recipe(),
 }
 
@@ -239,7 +239,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = factor * rate
         drawn = [data.draw(rng, teacher=recipe.teacher, pages=recipe.pages) for _ in range(recipe.batch)]
-        truth, low = (torch.stack([each[i] for each in drawn]) for i in (0, 1))
+        truth, low = torch.stack([high for high, _, _ in drawn]), torch.stack([small for _, small, _ in drawn])
         sigmas = [
             rng.uniform(0, recipe.most_sigma) if rng.random() < recipe.noisy else 0.0 for _ in range(recipe.batch)
         ]
@@ -247,17 +247,18 @@ class Trainer:
         truth, sigma = truth.to(self.device), torch.tensor(sigmas, device=self.device)
         late = slice(recipe.first, None)
         # an adversary makes letters of what nobody can read, so it sees no pages
-        judged = [i for i in range(recipe.first, recipe.batch) if not drawn[i][2]] or [recipe.first]
+        judged = [i for i in range(recipe.batch) if not drawn[i][2]] or [0]
 
         # x_t: noise; or what the first step made, noised again (self-rollout); or the truth, noised
         noise = torch.randn_like(truth)
-        t = torch.full((recipe.batch,), STUDENT_TIMES[0], device=self.device)
-        with self.cast(), torch.no_grad():
-            first = self.network.estimate(noise[late], t[late], self.network.condition(low[late]), sigma[late])
-        from_truth = torch.rand(len(first), device=self.device) < 0.25
-        start = torch.where(from_truth.view(-1, 1, 1, 1), truth[late], first.clamp(-1, 1))
-        t[late] = torch.tensor(rng.choices(STUDENT_TIMES[1:4], (1, 1, 2), k=len(first)), device=self.device)
-        x_t = torch.cat((noise[: recipe.first], interpolate(start, torch.randn_like(start), t[late])))
+        t, x_t = torch.full((recipe.batch,), STUDENT_TIMES[0], device=self.device), noise
+        if recipe.first < recipe.batch:
+            with self.cast(), torch.no_grad():
+                first = self.network.estimate(noise[late], t[late], self.network.condition(low[late]), sigma[late])
+            from_truth = torch.rand(len(first), device=self.device) < 0.25
+            start = torch.where(from_truth.view(-1, 1, 1, 1), truth[late], first.clamp(-1, 1))
+            t[late] = torch.tensor(rng.choices(STUDENT_TIMES[1:4], (1, 1, 2), k=len(first)), device=self.device)
+            x_t = torch.cat((noise[: recipe.first], interpolate(start, torch.randn_like(start), t[late])))
 
         with self.cast():
             x0 = self.network.estimate(x_t, t, self.network.condition(low), sigma)
@@ -271,10 +272,9 @@ class Trainer:
         losses = {"pixels": pixels, "means": means, "edges": edges, "phases": phases}
         if self.vgg is not None:
             seen = rng.sample(range(recipe.batch), recipe.looked_at)
-            weights = torch.tensor([0.5 if i < recipe.first else 1.0 for i in seen], device=self.device)
             with self.cast():
                 near, real = jittered([x0[seen], truth[seen]], rng)
-                losses["perceptual"] = (self.vgg.distance(near, real, recipe.levels) * weights).mean()
+                losses["perceptual"] = self.vgg.distance(near, real, recipe.levels).mean()
             loss = loss + recipe.perceptual * losses["perceptual"]
         if recipe.adversary:
             self.critic.requires_grad_(False)
@@ -342,9 +342,14 @@ def sheet(
     return Image.fromarray(((big.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy()), scores
 
 
-def _batch(images: int) -> dict[str, int]:
-    """A recipe's counts for another number of images in a step."""
-    return {"batch": images, "first": images // 4, "looked_at": images // 2}
+def _batch(recipe: Recipe, images: int) -> Recipe:
+    """The recipe with another number of images in a step."""
+    return replace(
+        recipe,
+        batch=images,
+        first=recipe.first * images // recipe.batch,
+        looked_at=recipe.looked_at * images // recipe.batch,
+    )
 
 
 def main() -> None:
@@ -360,7 +365,7 @@ def main() -> None:
     parser.add_argument("--vgg", type=Path, help="ST-LPIPS's VGG weights, if the package is not installed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    recipe = replace(STAGES[given.stage], **({} if given.batch is None else _batch(given.batch)))
+    recipe = STAGES[given.stage] if given.batch is None else _batch(STAGES[given.stage], given.batch)
     given.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, NanoSettings(), given.vgg, given.device)
     latest = given.out / "state.pt"
