@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,6 +14,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from pixdec.serve import schema
 from pixdec.serve.engine import Engine
 from pixdec.serve.jobs import ServiceError
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the answer says what is wrong with a form
 
 
 async def body_of(request: Request, engine: Engine) -> bytes:
