@@ -104,9 +104,12 @@ def test_weights_in_eight_bits_are_counted_as_they_are_kept(dtype: torch.dtype):
 
 def test_a_plan_costs_no_time():
     network = network_of(PiDSettings())
-    began = time.perf_counter()
-    plan_decode(network, replace(CUDA, size=(2048, 2048), limit=6 * 10**9))
-    assert time.perf_counter() - began < 0.05
+    taken = list[float]()  # of the processor, which others may keep busy
+    for _ in range(3):
+        began = time.process_time()
+        plan_decode(network, replace(CUDA, size=(2048, 2048), limit=6 * 10**9))
+        taken.append(time.process_time() - began)
+    assert min(taken) < 0.05
 
 
 @pytest.fixture(scope="module")
