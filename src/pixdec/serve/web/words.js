@@ -18,7 +18,7 @@ export const words = {
   atStep: (model, step, steps) => `${model}, step ${step} of ${steps}`,
   difference: "Difference × 4",
   swap: "Click, or press 1 and 2, to change between the two",
-  flicker: (label, i) => `${i + 1} of 2: ${label}`,
+  flicker: (label, i) => label && `${i + 1} of 2: ${label}`,
   divider: "Divider between the two pictures",
   position: (at, left, right) => `${left} on the left ${Math.round(at)} %, ${right} on the right ${Math.round(100 - at)} %`,
   lens: (x, y) => `Lens at ${Math.round(x)} % across and ${Math.round(y)} % down; arrow keys move it`,
