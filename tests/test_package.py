@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_in_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"pixdec", f"pixdec-{pixdec.__version__}.dist-info"}
-    for name in ("py.typed", "weights/bundled/pixdec-nano.safetensors", "weights/bundled/pixdec-tiny.safetensors"):
+    for name in ("py.typed", *(f"weights/bundled/pixdec-{name}.safetensors" for name in ("nano", "tiny", "l2p"))):
         assert f"pixdec/{name}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

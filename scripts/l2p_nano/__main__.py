@@ -4,7 +4,6 @@ measures the variations too. What was measured stands in RUN/results.json."""
 import argparse
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import torch
 
@@ -14,8 +13,8 @@ from scripts.l2p_nano.transfer import (
     VARIATIONS,
     Drawn,
     make_shards,
-    measure,
     opened_source,
+    picture,
     pixels_of,
     record,
     transfer,
@@ -25,32 +24,32 @@ from scripts.l2p_nano.transfer import (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--source-steps", type=int, default=1800)
-    parser.add_argument("--steps", type=int, default=1500, help="of the pixel model")
-    parser.add_argument("--captions", type=int, default=800, help="of which the source makes two images each")
-    parser.add_argument("--count", type=int, default=200, help="of held-out captions that are measured")
+    parser.add_argument("--source-steps", type=int, default=4400)
+    parser.add_argument("--steps", type=int, default=2000, help="of the pixel model")
+    parser.add_argument("--captions", type=int, default=600, help="of which the source makes two images each")
+    parser.add_argument("--count", type=int, default=100, help="of held-out captions that are measured")
     parser.add_argument("--ablate", type=int, default=0, help="steps of each variation; 0: none")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    folder, began = given.folder, perf_counter()
+    folder: Path = given.folder
     train_source(folder / "source", given.source_steps)
     source = NanoSource.from_pretrained(folder / "source")
-    record(folder, "drawn", measure(Drawn(source), given.count))
-    record(folder, "source", measure(source, given.count))
+    record(folder, "drawn", Drawn(source), given.count)
+    record(folder, "source", source, given.count)
     make_shards(folder / "shards", opened_source(folder), given.captions, 3)
     pixels = pixels_of(transfer(folder, "pixels", VARIATIONS["shallow 1"], given.steps))
     for name, made in (("source", source), ("pixels", pixels)):
         sheet(made, 6).save(folder / f"{name}.png")
-    record(folder, "pixels", measure(pixels, given.count))
-    record(folder, "minutes", {"all": round((perf_counter() - began) / 60, 1)})
+    picture(source, pixels, folder / "pair.webp")
+    record(folder, "pixels", pixels, given.count)
     if given.ablate:
         drawn: partial[ImageSource] = partial(Drawn, source)
         make_shards(folder / "real", drawn, given.captions, 3)
         for name, variation in VARIATIONS.items():
-            shift = variation.changes.get("shift", 3.0)
-            made = pixels_of(transfer(folder, f"{name} short", variation, given.ablate), shift)
-            record(folder, f"{name}, {given.ablate} steps", measure(made, given.count))
+            pipe = transfer(folder, f"{name} short", variation, given.ablate)
+            made = pixels_of(pipe, variation.changes.get("shift", 3.0))
+            record(folder, f"{name}, {given.ablate} steps", made, given.count)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Everything passes through what users have: `synthesise`, `transplant`, the train
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, islice
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pixdec.encoder import ImageEncoder
@@ -31,7 +31,7 @@ from pixdec.train.recipes import PixelRecipe, l2p_nano
 from pixdec.train.runs import RunOptions
 from pixdec.train.stages.l2p import PixelStage
 from pixdec.train.synthesise import synthesise
-from scripts.l2p_nano.scenes import SIDE, WORDS, all_scenes, drawn_scenes, judge, render
+from scripts.l2p_nano.scenes import SIDE, WORDS, Scene, all_scenes, drawn_scenes, judge, render
 from scripts.l2p_nano.source import NanoSource
 
 NARROW, STEPS, GUIDANCE = 4, 16, 3.0
@@ -87,13 +87,13 @@ class Variation:
 
 VARIATIONS: Mapping[str, Variation] = {
     "shallow 1": Variation({}),
-    "shallow 2": Variation({"shallow": 2}),
     "everything": Variation({"shallow": None}),
-    "fresh noise": Variation({"fixed_noise": False}),
     "no input skip": Variation({}, skip=False),
+    "fresh noise": Variation({"fixed_noise": False}),
+    "real images": Variation({}, shards="real"),
     "shift 1": Variation({"shift": 1.0}),
     "shift 5": Variation({"shift": 5.0}),
-    "real images": Variation({}, shards="real"),
+    "shallow 2": Variation({"shallow": 2}),
 }
 
 
@@ -118,9 +118,10 @@ def transfer(folder: Path, name: str, variation: Variation, steps: int) -> Pixel
     if not (run / "trained.safetensors").exists():
         for _ in built.go():
             pass
-    whole = run / "pixel.safetensors"
-    save_weights(replace(merge(open_weights(start), open_weights(run / "trained.safetensors")), name=NAME), whole)
-    pipe = PixelPipeline.from_pretrained(whole, device="cpu")
+    whole = run / f"{NAME}.safetensors"
+    made = merge(open_weights(start), open_weights(run / "trained.safetensors"))
+    save_weights(replace(made, name=NAME), whole, torch.bfloat16)
+    pipe = PixelPipeline.from_pretrained(whole, device="cpu", torch_dtype=torch.float32)
     if not variation.skip:
         blind(pipe.model)
     return pipe
@@ -167,13 +168,37 @@ def features(images: Sequence[Image.Image]) -> Any:
     return torch.nn.functional.adaptive_avg_pool2d(raw, 2).flatten(1).double().numpy()
 
 
-def record(folder: Path, name: str, facts: Mapping[str, object]) -> None:
-    """Adds to the results of a run."""
+def picture(source: ImageSource, pixels: ImageSource, path: Path, columns: int = 8, rows: int = 2) -> None:
+    """Held-out captions, and under each the source's image beside the pixel model's, twice as large."""
+    kinds = ("place", "count", "pair", "letter", "place", "pair", "place", "count")
+    coming = {kind: iter(_of_kind(kind)) for kind in kinds}
+    scenes = [next(coming[kinds[i % len(kinds)]]) for i in range(columns * rows)]
+    prompts, seeds = [scene.caption for scene in scenes], list(range(len(scenes)))
+    wide, high = 4 * SIDE + 12, 2 * SIDE + 40
+    whole = Image.new("RGB", (columns // 2 * wide, 2 * rows * high), "white")
+    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(11)
+    for i, pair in enumerate(zip(source.images(prompts, seeds), pixels.images(prompts, seeds), strict=True)):
+        left, top = i % (columns // 2) * wide + 4, i // (columns // 2) * high + 24
+        pen.text((left, top - 19), prompts[i], "black", font)
+        for k, image in enumerate(pair):
+            large = image.resize((2 * SIDE, 2 * SIDE), Image.Resampling.NEAREST)
+            whole.paste(large, (left + k * (2 * SIDE + 2), top))
+    whole.save(path, quality=60, method=6)
+
+
+def _of_kind(kind: str) -> Iterator[Scene]:
+    return (scene for scene in drawn_scenes(21, held=True) if scene.kind == kind)
+
+
+def record(folder: Path, name: str, source: ImageSource, count: int) -> None:
+    """Measures, unless an earlier run did, and adds to RUN/results.json."""
     path = folder / "results.json"
     known: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**known, name: facts}, indent=1) + "\n")
-    print(name, json.dumps(facts), flush=True)
+    if name not in known:
+        known[name] = measure(source, count)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(known, indent=1) + "\n")
+    print(name, json.dumps(known[name]), flush=True)
 
 
 def opened_source(folder: Path) -> Callable[[], ImageSource]:

@@ -241,7 +241,7 @@ class Bench:
     """Of DPG-Bench the folder of its .txt files or its .csv, of GenEval its evaluation_metadata.jsonl."""
     output: Output
     """A folder: it is created."""
-    model: str
+    model: str = "pixdec-l2p"
     """A pixel model, as for generate."""
     steps: int = 30
     """Euler steps."""

@@ -18,7 +18,7 @@ class Models:
 
     def run(self) -> int:
         from pixdec.weights.catalog import CARDS, located
-        from pixdec.weights.pixels import PIXEL_CARDS
+        from pixdec.weights.pixels import BUNDLED_PIXELS, PIXEL_CARDS, bundled_pixels
 
         rows = [("NAME", "SPACE", "SCALE", "VERSION", "KIND", "TRAINED FOR", "LICENCE", "ON DISK")]
         for card in CARDS:
@@ -39,6 +39,9 @@ class Models:
                 print(json.dumps({**asdict(pixel), "kind": "pixel"}))
             where = "by its path" if pixel.repository is None else f"see {pixel.repository}"
             rows.append((pixel.name, "-", "1x", "l2p", "pixel", f"{pixel.side}²", pixel.licence.name, where))
-        if not self.json:
+        if self.json:
+            print(json.dumps({"name": BUNDLED_PIXELS, "kind": "pixel", "path": str(bundled_pixels())}))
+        else:
+            rows.append((BUNDLED_PIXELS, "-", "1x", "l2p", "pixel", "64²", "Apache-2.0", "bundled"))
             print_table(rows)
         return 0

@@ -107,8 +107,9 @@ class GenerationSettings(PromptSettings, DecodingSettings):
 class PixelGenerationSettings(PromptSettings):
     """Which pixel generator makes the images, and how."""
 
-    model: str
-    """A pixel model: l2p-1k, a file, or a folder or repository of one. Its own size is 64 patches a side."""
+    model: str = "pixdec-l2p"
+    """A pixel model: pixdec-l2p (bundled; it knows shapes, colors, places and letters), l2p-1k, a file, or a folder or
+    repository of one. Its own size is that of its training."""
     text_encoder: str | None = None
     """Folder or hub id of the source's pipeline; without it the one that the model's file names."""
     steps: int = 30

@@ -13,11 +13,18 @@ from pixdec.io.files import digest_of
 from pixdec.io.hub import HUB_ID, USUAL, Access, fetch_file, fetch_folder
 from pixdec.l2p.model import PixelModel, PixelSettings, file_name, model_name
 from pixdec.l2p.sources import source_of
-from pixdec.weights.catalog import BUNDLED
 from pixdec.weights.checkpoint import SUFFIXES, open_checkpoint
 from pixdec.weights.identify import UNKNOWN_LICENCE
 from pixdec.weights.load import check_tensors, fill, write_weights
-from pixdec.weights.pixels import BUNDLED_PIXELS, PIXEL, PIXEL_CARDS, Z_IMAGE, card_of_tensors, pixel_tensors
+from pixdec.weights.pixels import (
+    BUNDLED_PIXELS,
+    PIXEL,
+    PIXEL_CARDS,
+    Z_IMAGE,
+    bundled_pixels,
+    card_of_tensors,
+    pixel_tensors,
+)
 from pixdec.weights.state import NetworkTensors
 
 _REQUIRED = ("source", "config", "patch", "name", "licence")
@@ -92,7 +99,7 @@ def _located(name: str, access: Access) -> tuple[Path, str]:
     card = next((card for card in PIXEL_CARDS if card.name == name), None)
     path = Path(name).expanduser()
     if name == BUNDLED_PIXELS and not path.exists():
-        return BUNDLED / f"{name}.safetensors", ""
+        return bundled_pixels(), ""
     if card is not None and not path.exists():
         if card.repository is None:
             raise ValueError(f"{name}: where it lies on the hub is not known here; name its file, {card.file}")

@@ -261,8 +261,8 @@ def l2p_4k() -> PixelRecipe:
 
 
 def l2p_nano() -> PixelRecipe:
-    """A small pixel model on 80² images, for one processor core."""
-    data = replace(_pixel_data(80, 16), workers=0, shuffle=100)
+    """A small pixel model on 64² images, for one processor core."""
+    data = replace(_pixel_data(64, 16), workers=0, shuffle=100)
     folder = replace(_TINY_FOLDER, sheet_every=0)
     loop = LoopSettings(1500, 16, learning_rate=1e-3, warmup=50, decay=0.5, weight_decay=0.01, betas=(0.9, 0.99))
     return PixelRecipe("nano", loop, PixelObjective(shallow=1), data, _TINY_MACHINE, folder)

@@ -9,10 +9,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from pixdec.weights import catalog
 from pixdec.weights.catalog import APACHE, Licence
 
 PIXEL = "pixel"  # metadata["pixdec"] of our files
@@ -65,6 +67,11 @@ PIXEL_CARDS = (
     PixelCard("l2p-8k", "l2p_8k_sft.safetensors", 8192, 128, 563, 6_352_274_407, "df0e4e865d39501e2fe96c7ea8aa40f6"),
     PixelCard("l2p-10k", "l2p_10k_sft.safetensors", 10240, 160, 557, 6_453_001_959, "e6094ba663b7c10011eb47db072ead0b"),
 )  # fmt: skip
+
+
+def bundled_pixels() -> Path:
+    """The file of the model that comes with the package."""
+    return catalog.BUNDLED / f"{BUNDLED_PIXELS}.safetensors"
 
 
 def inventory(shapes: Mapping[str, Iterable[int]]) -> str:
