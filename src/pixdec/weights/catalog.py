@@ -1,4 +1,4 @@
-"""The models that can be named: the released PiD decoders and prior, and the two that are bundled. No torch here."""
+"""The models that can be named: the released PiD decoders and prior, and those that are bundled. No torch here."""
 
 from __future__ import annotations
 
