@@ -37,11 +37,11 @@ def main(
     images: int = 4,
     metrics: Sequence[str] = ("psnr", "ssim_same", "st_lpips", "spectrum_error_high", "consistency"),
 ) -> None:
-    """Writes OUT/ablations.md. `steps`: of each training, on crops of so many pixels, a multiple of 64; `images`: of
+    """Writes OUT/ablations.md. `steps`: of each training, on images of `crop`² pixels, a multiple of 64; `images`: of
     Kodak, the middle 256 pixels; `metrics`: those of them that are installed."""
     trained = _trained(photos, out, steps, crop)
     lines = ["# What prior, gate, steps and noise do (PiD's Table 4 in kind)", ""]
-    lines += [f"`python -m scripts.ablations --photos … --kodak …`: {steps} steps of four crops of {crop} pixels;"]
+    lines += [f"`python -m scripts.ablations --photos … --kodak …`: {steps} steps of four images of {crop}² pixels;"]
     lines += [f"the middle 256 pixels of {images} images of Kodak; mean ± 95 % interval.", ""]
     parts = {
         f"{model}, by steps": {f"{count}": f"{model}:{count}" for count in (1, 2, 3, 4)},
