@@ -74,11 +74,11 @@ bundled-models: .venv/dev
 	    $(if $(FONTS),--fonts $(FONTS)) $(if $(REAL_ESRGAN),--real-esrgan $(REAL_ESRGAN))
 	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage shape \
 	    $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
+	cp $(NANO)/run/state.pt $(NANO)/run/shape.pt
 	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage look \
 	    $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
-	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage texture \
-	    $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
-	$(BIN)/python -m scripts.nano.export $(NANO)/run src/pixdec/weights/bundled/pixdec-nano.safetensors
+	$(BIN)/python -m scripts.nano.export $(NANO)/run/shape.pt $(NANO)/run/state.pt \
+	    src/pixdec/weights/bundled/pixdec-nano.safetensors
 	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny-first
 	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny \
 	    --from-run $(RUNS)/tiny-first
@@ -89,7 +89,7 @@ bundled-models: .venv/dev
 bundled-models-gpu:
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.train --data $(NANO)/pack --out $(NANO)/run --minutes $(MINUTES) \
 	    --stage texture --batch 64 --device cuda --start src/pixdec/weights/bundled/pixdec-nano.safetensors $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
-	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run $(NANO)/pixdec-nano.safetensors
+	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run/state.pt $(NANO)/pixdec-nano.safetensors
 
 # The bundled pixel model and its source, from drawn scenes on: under an hour on two cores.
 l2p-nano: .venv/dev

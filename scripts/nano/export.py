@@ -1,6 +1,9 @@
-"""Writes the average of a run as the bundled decoder: `python -m scripts.nano.export RUN OUT`."""
+"""Writes the bundled decoder: `python -m scripts.nano.export STATE [STATE …] OUT`, the mean of the states' weights.
+
+Halfway between the ends of `shape` and of `look`, lines are drawn and stone is not yet painted in cells."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,11 +12,12 @@ from pixdec.models.nano import Nano, NanoSettings
 from pixdec.weights.load import save_decoder
 
 
-def export(run: Path, out: Path) -> None:
+def export(files: Sequence[Path], out: Path) -> None:
     """The weights in float16, with all that loading them needs."""
-    state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
-    network = Nano(NanoSettings(**state["settings"]))
-    network.load_state_dict(state["average"])
+    states = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+    network = Nano(NanoSettings(**states[0]["settings"]))
+    averages = [state["average"] for state in states]
+    network.load_state_dict({name: torch.stack([each[name] for each in averages]).mean(0) for name in averages[0]})
     save_decoder(
         network,
         out,
@@ -26,4 +30,5 @@ def export(run: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    export(Path(sys.argv[1]), Path(sys.argv[2]))
+    *given, target = map(Path, sys.argv[1:])
+    export(given, target)
