@@ -143,18 +143,21 @@ def _hostile(draw: random.Random) -> tuple[str, dict[str, str], bytes]:
         draw.choice(["steps", "seed", "model", "scale", "size", "n", "prompt", "\x00", "é"]),
         draw.choice(["", "-1", "4", "1e9", "NaN", "null", "[[]]", "a" * 5000, "\xed\xa0\x80"]),
     )
+    wrong = draw.random() < 0.4  # else what is wrong is the file
     if draw.random() < 0.4:
-        fields = {name: base64.b64encode(file).decode(), field: draw.choice([value, 4, -1, None, [], {}, 1e300, True])}
+        fields: dict[str, Any] = {name: base64.b64encode(file).decode()}
+        if wrong:
+            fields[field] = draw.choice([value, 4, -1, None, [], {}, 1e300, True])
         body = json.dumps(fields).encode()
         return path, {"content-type": "application/json"}, _damaged(draw, body) if draw.random() < 0.4 else body
     disposition = f'Content-Disposition: form-data; name="{name}"; filename="../../etc/x"'
     text = f'Content-Disposition: form-data; name="{field}"\r\n\r\n{value}'
-    parts = [f"--b\r\n{disposition}\r\n\r\n".encode() + file, f"\r\n--b\r\n{text}".encode(), b"\r\n--b--\r\n"]
-    body = b"".join(parts)
+    extra = f"\r\n--b\r\n{text}" if wrong else ""
+    body = f"--b\r\n{disposition}\r\n\r\n".encode() + file + f"{extra}\r\n--b--\r\n".encode()
     kind = draw.choice(
         ["multipart/form-data; boundary=b"] * 6 + ["multipart/form-data", "multipart/form-data; boundary=x"]
     )
-    return path, {"content-type": kind}, _damaged(draw, body) if draw.random() < 0.5 else body
+    return path, {"content-type": kind}, _damaged(draw, body) if draw.random() < 0.3 else body
 
 
 def _hostile_file(draw: random.Random, *, latent: bool) -> bytes:
