@@ -91,7 +91,7 @@ bundled-models-gpu:
 	    --stage texture --batch 64 --device cuda --start src/pixdec/weights/bundled/pixdec-nano.safetensors $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run/state.pt $(NANO)/pixdec-nano.safetensors
 
-# The bundled pixel model and its source, from drawn scenes on: under an hour on two cores.
+# The bundled pixel model and its source, from drawn scenes on: about three quarters of an hour on one core.
 l2p-nano: .venv/dev
 	$(BIN)/python -m scripts.l2p_nano $(RUNS)/l2p
 
