@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pixdec.generation.settings import Dtype
 from pixdec.inference.config import InferenceConfig, parse_memory
 
 MAX_BATCH = 64
@@ -24,7 +25,7 @@ class ModelSettings(Strict):
 
     source: str
     device: str | None = None
-    dtype: str | None = Field(default=None, pattern="^(float32|bfloat16|float16)$")
+    dtype: Dtype | None = None
     memory: str | None = None
     quantize: str | None = Field(default=None, pattern="^(int8|int8-weights|fp8)$")
     tile: int | None = Field(default=None, ge=64)
