@@ -70,8 +70,8 @@ def test_pack_to_a_terminal(run: Run, pictures: Path, tmp_path: Path, monkeypatc
 
 
 def test_pack_with_latents(run: Run, pictures: Path, tmp_path: Path) -> None:
-    arguments = ("data", "pack", pictures, "-o", tmp_path / "out", "--latents", "tiny", "--base", 64, "--scale", 2)
-    run(*arguments).refused("--base 64", "4:3")
+    arguments = ("data", "pack", pictures, "-o", tmp_path / "out", "--latents", "tiny", "--base", 32, "--scale", 2)
+    run(*arguments).refused("--base 32", "at least 64")
     Image.new("RGB", (130, 130), "navy").save(pictures / "large.png")
     outcome = run(*arguments[:-4], "--base", 128, "--scale", 2, "--json")
     assert outcome.records[0]["left_out"] == {"broken": 1, "latent": 5}
