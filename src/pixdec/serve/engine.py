@@ -107,7 +107,11 @@ class Engine:
 
     def cost(self, work: Work) -> float:
         """Seconds that a work takes, as far as its model's speed is known."""
-        return work.pixels / self.speeds.get(work.model, USUAL_SPEED)
+        return work.pixels / (self.speed(work.model) or USUAL_SPEED)
+
+    def speed(self, model: str) -> float | None:
+        """Pixels a second, as measured of late; before, of a small image at the start."""
+        return self.speeds.get(model, self.models.get(model, {}).get("speed"))
 
     def cancel(self, job: Job) -> None:
         """End a job; if it runs, within a step."""

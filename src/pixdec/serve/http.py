@@ -337,7 +337,7 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
         data = list[dict[str, Any]]()
         for name in engine.settings.models:
             known = engine.models.get(name, {})
-            speed = engine.speeds.get(name)
+            speed = engine.speed(name)
             data.append(
                 {
                     "id": name,

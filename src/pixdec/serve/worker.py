@@ -344,4 +344,19 @@ def _description(loaded: Loaded) -> dict[str, Any]:
         "needs_text": decoder.model.needs_text,
         "encodes": loaded.encoder is not None or decoder.space.is_image,
         "bytes": loaded.size,
+        "speed": _first_speed(decoder) if decoder.space.is_image else None,
     }
+
+
+def _first_speed(decoder: PixelDecoder, side: int = 128) -> float:
+    """Pixels a second of a small image, so that the first client is told how long his takes too. Decoders of latents are
+    too slow to be asked."""
+    import torch
+
+    from pixdec.latents import Latent
+
+    latent = Latent(torch.zeros(1, 3, side, side), decoder.space)
+    decoder.decode(latent)  # the first call of all is slower than any other
+    begun = time.perf_counter()
+    decoder.decode(latent)
+    return (side * decoder.scale) ** 2 / (time.perf_counter() - begun)
