@@ -349,7 +349,7 @@ def _description(loaded: Loaded) -> dict[str, Any]:
 
 
 def _first_speed(decoder: PixelDecoder, side: int = 128) -> float:
-    """Pixels a second of a small image, so that the first client is told how long his takes too. Decoders of latents are
+    """Pixels a second of a small image, so that the first client too is told how long it takes. Decoders of latents are
     too slow to be asked."""
     import torch
 
