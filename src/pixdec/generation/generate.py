@@ -32,7 +32,7 @@ from pixdec.generation.pipeline import (
     pipeline_errors,
     short_of_memory,
 )
-from pixdec.generation.prompts import Prompt, prompts_of
+from pixdec.generation.prompts import Prompt
 from pixdec.generation.records import changed_by, done_by, record_of
 from pixdec.generation.settings import GenerationSettings
 from pixdec.inference.config import InferenceConfig
@@ -93,14 +93,12 @@ class Generation:
         self.device = str(best_device()) if settings.device is None else settings.device
         self.config.check(torch.device(self.device))
         self.want = Want(images=not settings.latents_only, latents=settings.latents_only or settings.save_latents)
-        read = prompts_of(prompts)
-        single = not isinstance(prompts, str | Path) and len(read) == 1
-        self.items = plan_items(read, str(output), settings, single=single)
+        self.items = plan_items(prompts, str(output), settings)
         self._decoder = None if settings.latents_only else self._open_decoder("meta")
         diffusers()
         with quiet("diffusers", "transformers"):
             self.blueprint = find_pipeline(settings.pipeline)
-        self._check_pipeline(read)
+        self._check_pipeline()
         plan = Plan(self.items, self.want, self._image_asked, self._latent_asked)
         if not settings.again:
             plan.check_earlier()
@@ -326,7 +324,7 @@ class Generation:
         """What the pipeline is called with for a prompt, apart from the generator of its noise."""
         return call_arguments(self.blueprint, prompt, self.settings)
 
-    def _check_pipeline(self, prompts: Sequence[Prompt]) -> None:
+    def _check_pipeline(self) -> None:
         """That the pipeline takes these arguments, reaches the stop, and makes what the decoder takes."""
         from pixdec.integrations.diffusers.calls import shared_space
         from pixdec.integrations.diffusers.noise import check_scheduler
@@ -342,7 +340,7 @@ class Generation:
         check_one_image(hollow, {})
         if hasattr(hollow, "scheduler"):
             check_scheduler(hollow.scheduler)
-        for prompt in prompts:
+        for prompt in {item.number: item.prompt for item in self.items}.values():
             check_call(self.blueprint, space, self._arguments(prompt), prompt.where)
 
     def _load_pipeline(self) -> Any:

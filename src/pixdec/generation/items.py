@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pixdec.generation.prompts import Prompt, slug
+from pixdec.generation.prompts import Prompt, prompts_of, slug
 from pixdec.generation.records import Asked, difference, is_made
 from pixdec.generation.settings import SEEDS_EACH, GenerationSettings, PromptSettings
 from pixdec.io.images import WRITABLE
@@ -87,22 +87,24 @@ class Result:
     error: Exception | None = None
 
 
-def plan_items(prompts: Sequence[Prompt], output: str, settings: PromptSettings, *, single: bool) -> list[Item]:
-    """All images of every prompt.
+def plan_items(prompts: str | Path | Sequence[str | Prompt], output: str, settings: PromptSettings) -> list[Item]:
+    """All images of every prompt, of those of a file, or of texts.
 
     Image k of prompt i has the seed SEED + 1000·i + k, or that of its line + k. It is NAME of its line, or number and
-    beginning of the prompt; the second image of a prompt is NAME-2, and so on. `single`: `output` may be a file;
-    otherwise it is a folder.
+    beginning of the prompt; the second image of a prompt is NAME-2, and so on. `output` is a folder; for a single text
+    it may be a file.
 
     Raises:
         ValueError: `output` has another suffix, or names a file where a folder is needed; two items with one name.
     """
+    read = prompts_of(prompts)
+    single = not isinstance(prompts, str | Path) and len(read) == 1
     writable = (
         [".safetensors"] if isinstance(settings, GenerationSettings) and settings.latents_only else list(WRITABLE)
     )
     folder, stem, suffix = _place(output, settings.suffix, writable, single=single)
     items: list[Item] = []
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(read):
         first = settings.seed + SEEDS_EACH * number if prompt.seed is None else prompt.seed
         base = stem or prompt.name or f"{number:05d}-{slug(prompt.text)}".rstrip("-")
         for index in range(settings.images_per_prompt):

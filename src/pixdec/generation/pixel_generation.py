@@ -12,7 +12,7 @@ import torch
 from pixdec.generation.decoding import check_output
 from pixdec.generation.items import Item, Plan, Result, Todo, Want, plan_items
 from pixdec.generation.pipeline import pipeline_errors, short_of_memory
-from pixdec.generation.prompts import Prompt, prompts_of
+from pixdec.generation.prompts import Prompt
 from pixdec.generation.records import fingerprint, record_of
 from pixdec.generation.settings import PixelGenerationSettings
 from pixdec.io.files import prepare
@@ -45,9 +45,7 @@ class PixelGeneration:
         """`pipe` None: loaded when the first image is made. Raises ValueError and OSError for what cannot be."""
         settings.check()
         self.settings, self.want, self._pipe = settings, Want(images=True, latents=False), pipe
-        read = prompts_of(prompts)
-        single = not isinstance(prompts, str | Path) and len(read) == 1
-        self.items = plan_items(read, str(output), settings, single=single)
+        self.items = plan_items(prompts, str(output), settings)
         self.weights = open_weights(settings.model)
         self._begun = None if settings.image is None else read_image(settings.image).convert("RGB")
         for item in self.items:
