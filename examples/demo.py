@@ -46,7 +46,7 @@ def main() -> None:
 
     OUT.mkdir(exist_ok=True)
     sheet = Image.new("RGB", (CROP * len(ways), 2 * CROP), "white")
-    rows = [("photograph", portrait, (330, 80)), ("latent", decoded, (300, 300))]
+    rows = [("photograph", portrait, (330, 80)), ("latent", decoded, (480, 110))]
     for row, (name, low, (left, top)) in enumerate(rows):
         for column, (way, make) in enumerate(ways.items()):
             begun = time.perf_counter()
