@@ -46,6 +46,7 @@ class Stub:
     more: list[dict[str, Any]] = field(default_factory=list)  # of its models
     expired: bool = False
     key: str = ""
+    held: tuple[str, threading.Event] | None = None  # the end of a path that is answered when the event is set
     address: str = ""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     asked: list[dict[str, str]] = field(default_factory=list)
@@ -198,6 +199,8 @@ def serve(stub: Stub) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             path, _, query = self.path.partition("?")
+            if stub.held and path.endswith(stub.held[0]):
+                stub.held[1].wait(30)
             if path == "/" or path.startswith("/page/"):
                 file = WEB / ("index.html" if path == "/" else path.removeprefix("/page/"))
                 if not file.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,6 +76,22 @@ def test_a_chosen_image_is_decoded_and_its_pixels_stand_beside_the_divider(
     left = (0, 0, 80, 100)
     lanczos = job["first"].resize((384, 256), Image.Resampling.BILINEAR).crop(left)
     assert max(ImageStat.Stat(ImageChops.difference(shown.crop(left), lanczos)).mean) < 4
+
+
+@pytest.mark.parametrize("late", ["/v1/models", "index.json", "colosseum.webp"])
+def test_an_image_chosen_while_the_page_still_loads_is_the_one_that_is_shown(
+    visit: Visit, stub: Stub, photograph: Callable[..., Path], late: str
+) -> None:
+    stub.held = late, threading.Event()
+    page = visit(ready=False)
+    page.locator("#file").set_input_files(photograph())
+    stub.held[1].set()
+    settled(page)
+    page.locator("#gallery img").first.wait_for()
+    page.wait_for_timeout(200)  # what came late would show now
+    assert "96 × 64 → 384 × 256" in page.locator("#facts").inner_text()
+    assert page.locator("#source").inner_text() == "photo.png"
+    assert [job["kind"] for job in stub.asked] == ["upscale"]
 
 
 def test_the_divider_moves_by_keys_and_says_where_in_words(visit: Visit) -> None:

@@ -43,6 +43,7 @@ export async function take(opened, { example = "", file = "" } = {}) {
   at("facts").textContent = "";
   for (const each of ["before", "after"]) compare.clear(each);
   if (opened.image) await place(opened);
+  if (session.source !== opened) return; // another one was chosen meanwhile
   if (!found) return fail(new Failure(words.errors.noDecoder(opened.space)));
   if (isReady(opened)) runs.keep({ settings: settings(), resultUrl: opened.resultUrl, ready: true });
   await decode();
@@ -102,6 +103,7 @@ export async function decode() {
 /** What the server says of its models, now that it has loaded more. */
 export function reload(models) {
   session.models = models;
+  if (!session.source) return;
   controls.fillModels(form, models, session.source, session.state.model);
   refresh();
 }

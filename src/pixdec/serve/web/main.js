@@ -15,35 +15,42 @@ import { words } from "./words.js";
 const { state } = session;
 let examples = [];
 
-async function choose(id) {
-  const example = examples.find((each) => each.id === id) ?? examples[0];
-  if (session.source) state.stop = 0; // not the first time: the address says which
+// The last picture asked for is shown, however long the models and the others take; Retry asks for it again.
+let last = null, loaded;
+
+async function show(open) {
+  last = open;
   try {
-    const opened = example.given ? await intake.read(await gallery.file(example), session.limits, model().scale) : await gallery.open(example);
-    await take({ ...opened, id: example.id }, { example: example === examples[0] ? "" : example.id });
+    await loaded;
+    const opened = await open();
+    if (last === open) await take(...opened);
   } catch (error) {
-    fail(error);
+    if (last === open) fail(error);
   }
 }
 
-async function own(file, { again = false } = {}) {
-  try {
+function choose(id) {
+  const example = examples.find((each) => each.id === id) ?? examples[0];
+  if (session.source) state.stop = 0; // not the first time: the address says which
+  const open = async () => (example.given ? intake.read(await gallery.file(example), session.limits, model().scale) : gallery.open(example));
+  return show(async () => [{ ...(await open()), id: example.id }, { example: example === examples[0] ? "" : example.id }]);
+}
+
+const own = (file, { again = false } = {}) =>
+  show(async () => {
     const opened = await intake.read(file, session.limits, model().scale);
     if (!again) keep(file);
-    await take(opened, { file: opened.name });
-  } catch (error) {
-    fail(error);
-  }
-}
+    return [opened, { file: opened.name }];
+  });
 
 function listen() {
   intake.listen(at("file"), at("dropping"), own);
-  form.addEventListener("input", () => controls.tellForm(form, session.source));
+  form.addEventListener("input", () => session.source && controls.tellForm(form, session.source));
   form.addEventListener("change", () => {
     const read = controls.readForm(form);
     if (Number(read.scale) === model().scale) read.scale = "";
     Object.assign(state, read, read.model !== state.model && { steps: "", scale: "" }); // another model has its own
-    decode();
+    if (session.source) decode();
   });
   form.addEventListener("submit", (event) => event.preventDefault());
   at("cancel").addEventListener("click", () => {
@@ -73,25 +80,25 @@ async function untilLoaded() {
   }
 }
 
-async function start() {
-  at("retry").hidden = true;
-  try {
-    const { data, limits } = await api.models();
-    Object.assign(session, { models: data.filter(isDecoder), limits: limits ?? {} });
-  } catch (error) {
-    return fail(error);
-  }
+async function first() {
+  examples = [...gallery.given(state.given), ...(await gallery.examples())];
+  controls.fillGallery(at("gallery"), examples, choose);
   const { model: asked, file: name } = state;
-  const last = name && (await kept());
-  await (name && last?.name === name ? own(last, { again: true }) : choose(state.example));
-  if (name && last?.name !== name) say(words.otherImage(name), { bad: true });
-  untilLoaded();
+  const before = name && (await kept());
+  if (last) return; // a person was quicker
+  await (name && before?.name === name ? own(before, { again: true }) : choose(state.example));
+  if (name && before?.name !== name) say(words.otherImage(name), { bad: true });
   if (asked && !session.models.some(({ id }) => id === asked)) say(words.errors.noModel(asked), { bad: true });
 }
 
+async function start() {
+  at("retry").hidden = true;
+  loaded = api.models().then(({ data, limits }) => Object.assign(session, { models: data.filter(isDecoder), limits: limits ?? {} }));
+  loaded.then(untilLoaded, fail);
+  await (last ? show(last) : first());
+}
+
 at("privacy").textContent = words.private;
-examples = [...gallery.given(state.given), ...(await gallery.examples())];
-controls.fillGallery(at("gallery"), examples, choose);
 listen();
 view.listen();
 await start();
