@@ -1,4 +1,4 @@
-"""A Ray cluster with room for two workers, started here: folders shared out over it, and the service on it."""
+"""A Ray cluster of two nodes with room for a worker each, started here: folders shared out over it, and the service."""
 
 import os
 import signal
@@ -21,6 +21,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'pixdec[ray
 
 import ray
 from ray import serve
+from ray.cluster_utils import Cluster
 
 from pixdec.generation.ray import on_ray
 from pixdec.serve.ray_app import application
@@ -33,12 +34,14 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:  # a machine that is busy is not a process that hangs
         for name in ("READY", "HEALTH"):
             patch.setenv(f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S", str(LIMIT))
+        node = {"num_cpus": 1, "object_store_memory": 100 << 20}
         try:
-            ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+            made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+            made.add_node(**node)
         except Exception as error:  # it gives its own processes 30 s
             pytest.skip(f"no Ray cluster starts here: {error}")
-        yield
-        ray.shutdown()
+        yield made
+        made.shutdown()
 
 
 def dying(folder):
@@ -56,7 +59,7 @@ def dying(folder):
 
 
 def test_what_kills_a_worker_is_done_once_more_and_then_a_failure(cluster, tmp_path):
-    found = {item: str(each) for item, each in on_ray(dying(tmp_path), range(6), "auto")}
+    found = {item: str(each) for item, each in on_ray(dying(tmp_path), range(6), cluster.address)}
     assert found == {0: "0", 1: "10", 2: "its worker died over it twice", 3: "3: is wrong", 4: "40", 5: "50"}
 
 
@@ -65,7 +68,7 @@ def test_what_cannot_be_opened_is_said_once(cluster):
         raise ValueError("x: no such model")
 
     with pytest.raises(ValueError, match="no such model"):
-        list(on_ray(missing, range(6), "auto"))
+        list(on_ray(missing, range(6), cluster.address))
 
 
 def test_a_folder_is_enlarged_to_the_same_bytes_and_goes_on(cluster, tmp_path, capsys, monkeypatch):
@@ -78,7 +81,7 @@ def test_a_folder_is_enlarged_to_the_same_bytes_and_goes_on(cluster, tmp_path, c
     assert main(["upscale", "in", "-o", "here/"]) == 2
     Path("there/0.png").write_bytes(Path("here/0.png").read_bytes())
     capsys.readouterr()
-    assert main(["upscale", "in", "-o", "there/", "--ray", "auto", "--json"]) == 2
+    assert main(["upscale", "in", "-o", "there/", "--ray", cluster.address, "--json"]) == 2
     said = capsys.readouterr()
     assert said.err.count("broken.png") == 1 and said.out.count('"skipped"') == 1
     made = sorted(Path("here").iterdir())
@@ -88,7 +91,7 @@ def test_a_folder_is_enlarged_to_the_same_bytes_and_goes_on(cluster, tmp_path, c
 
 def test_latents_are_decoded_to_the_same_bytes(cluster, tmp_path):
     Latent(torch.rand(2, 3, 8, 8), "rgb", 0.1).save(tmp_path / "two.safetensors")
-    for name, more in (("here", []), ("there", ["--ray", "auto"])):
+    for name, more in (("here", []), ("there", ["--ray", cluster.address])):
         assert main(["decode", f"{tmp_path}/two.safetensors", "-o", f"{tmp_path}/{name}/", *more]) == 0
     for file in (tmp_path / "here").iterdir():
         assert file.read_bytes() == (tmp_path / "there" / file.name).read_bytes()
@@ -101,11 +104,9 @@ def test_no_cluster_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("pixdec: --ray x:1: --plan")
 
 
-# Last: the replicas take the whole cluster.
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def url(cluster):
+    ray.init(cluster.address, log_to_driver=False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -117,6 +118,7 @@ def url(cluster):
         time.sleep(0.1)
     yield address
     serve.shutdown()
+    ray.shutdown()
 
 
 def replicas():
@@ -146,3 +148,20 @@ def test_a_replica_that_is_killed_under_load_loses_nothing(url):
     assert {job["state"] for _, job in found} == {"done"}
     attempts = [job["attempts"] for _, job in found]
     assert max(attempts) == 2 and attempts.count(2) <= 2, attempts
+
+
+def test_what_a_lost_machine_held_is_done_by_another(cluster):
+    def slow():
+        def do(item):
+            time.sleep(0.2)
+            return item
+
+        return do
+
+    (lost,) = cluster.worker_nodes
+    found = []
+    for item, each in on_ray(slow, range(12), cluster.address):
+        if not found:
+            cluster.remove_node(lost, allow_graceful=False)
+        found.append((item, each))
+    assert sorted(found) == [(item, item) for item in range(12)]
