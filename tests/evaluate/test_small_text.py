@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pixdec.evaluate.metrics.legibility import legibility
+from pixdec.evaluate.metrics.packages import legibility
 from pixdec.evaluate.photographs import photograph_sources
 from pixdec.evaluate.small_text import SIZES, Script, draw_page, find_scripts, render_pages
 

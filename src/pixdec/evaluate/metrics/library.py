@@ -6,7 +6,6 @@ pyiqa, and many of the weights that it fetches, are not for commercial use.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import io
@@ -21,9 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixdec.evaluate.metrics.table import Metric, Need, Shown
+from pixdec.evaluate.metrics.table import Metric, Shown, meant_by
 from pixdec.io.images import to_tensor
 
+BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 TRIAL_SIDE = 256  # pixels; networks and multi-scale metrics refuse much smaller images
 # These compare two sets of images, or judge one set: they have no figure of one image.
 SET_METRICS = {
@@ -69,11 +69,12 @@ def open_foreign(name: str, device: torch.device) -> Metric:
         open_inner = _torchmetrics if library == "torchmetrics" else _pyiqa
         score, better, alone = open_inner(module, name, inner, device)
     arrow = {True: "↑", False: "↓", None: ""}[better]
-    needs: tuple[Need, ...] = () if alone else ("original",)
-    metric = Metric(name, name, arrow, 3, _of_images(name, score), needs, LICENCES[library])
-    first, second = _trial_images()
+    metric = Metric(name, name, arrow, 3, _of_images(name, score), () if alone else ("original",), LICENCES[library])
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(40, 216, (24, 24, 3), dtype=np.uint8))
+    smooth, sharp = (coarse.resize((TRIAL_SIDE, TRIAL_SIDE), how) for how in (BICUBIC, LANCZOS))
     try:
-        metric.score(Shown(first, second))
+        metric.score(Shown(smooth, sharp))
     except ValueError as error:
         tried = f"tried on an RGB image of {TRIAL_SIDE}x{TRIAL_SIDE} pixels, it does not fit"
         raise ValueError(f"{error} ({tried})") from error
@@ -86,8 +87,7 @@ def _torchmetrics(module: Any, name: str, inner: str, device: torch.device) -> t
     found: Any = getattr(module, inner, None) or getattr(regression, inner, None)
     if not inspect.isclass(found) or not hasattr(found, "update"):
         known = {key for place in (module, regression) for key in vars(place) if key[:1].isupper()} - SET_METRICS
-        near = difflib.get_close_matches(inner, sorted(known), 1)
-        meant = f"did you mean {near[0]}?" if near else "expected a class such as UniversalImageQualityIndex"
+        meant = meant_by(inner, sorted(known), "expected a class such as UniversalImageQualityIndex")
         raise ValueError(
             f"metric {name}: torchmetrics as installed here has no such image metric (some need torchvision); {meant}"
         )
@@ -114,8 +114,7 @@ def _torchmetrics(module: Any, name: str, inner: str, device: torch.device) -> t
 def _pyiqa(module: Any, name: str, inner: str, device: torch.device) -> tuple[Score, bool | None, bool]:
     known: list[str] = list(module.list_models())
     if inner not in known:
-        near = difflib.get_close_matches(inner, known, 1)
-        meant = f"did you mean {near[0]}?" if near else "pyiqa.list_models() lists them"
+        meant = meant_by(inner, known, "pyiqa.list_models() lists them")
         raise ValueError(f"metric {name}: pyiqa knows none of that name; {meant}")
     try:
         metric: Any = module.create_metric(inner, device=device)
@@ -137,30 +136,13 @@ def _of_images(name: str, score: Score) -> Callable[[Shown], float]:
                 value: Any = score(pair[0], pair[1])
         except Exception as error:  # other libraries raise many kinds
             raise ValueError(f"metric {name}: {_line(error)}") from error
-        numbers = _numbers(value)
+        values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+        numbers = [float(number) for each in values for number in torch.as_tensor(each).flatten().tolist()]
         if len(numbers) != 1:
             raise ValueError(f"metric {name}: it gives {len(numbers)} numbers for an image, expected 1")
         return numbers[0]
 
     return of_images
-
-
-def _numbers(value: Any) -> list[float]:
-    if isinstance(value, Tensor):
-        return [float(each) for each in value.detach().flatten().tolist()]
-    if isinstance(value, Mapping | list | tuple):
-        each = value.values() if isinstance(value, Mapping) else value
-        return [number for item in each for number in _numbers(item)]
-    return [float(value)]
-
-
-def _trial_images() -> tuple[Image.Image, Image.Image]:
-    """A coarse pattern, and the same with a little noise."""
-    rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(40, 216, (24, 24, 3), dtype=np.uint8))
-    clean = coarse.resize((TRIAL_SIDE, TRIAL_SIDE), Image.Resampling.BICUBIC)
-    noisy = np.asarray(clean).astype(np.int16) + rng.integers(-9, 10, (TRIAL_SIDE, TRIAL_SIDE, 3))
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)), clean
 
 
 @contextmanager

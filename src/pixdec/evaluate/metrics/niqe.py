@@ -6,12 +6,12 @@ good photographs is the published one, which the package `basicsr` carries.
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ PATCH = 96  # side at the first scale; half of it at the second
 FEATURES = 36  # 18 at each of two scales
 WINDOW_RADIUS = 3  # 7x7 Gaussian window
 WINDOW_SIGMA = 7 / 6
+SHAPES = np.arange(0.2, 10.0005, 0.001)  # fine enough to interpolate
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, right): horizontal, vertical, the two diagonals
 # Y of ITU-R BT.601 in studio range, which the published model is fitted on.
 STUDIO = np.array([65.481, 128.553, 24.966]) / 255
@@ -79,8 +80,13 @@ def niqe(image: Picture, model: NiqeModel | None = None) -> float:
 
 def image_features(image: Picture) -> Floats:
     """The features (N, 36) of all whole 96x96 patches of an image (H, W, 3) that are not flat, row by row."""
-    full, half = _scales(image)
-    return patch_features(_patches(full[0], PATCH), _patches(half[0], PATCH // 2))
+    y = np.round(16 + as_array(image) @ STUDIO)
+    height, width = (side - side % PATCH for side in y.shape)
+    if height == 0 or width == 0:
+        raise ValueError(f"image of {y.shape[1]}x{y.shape[0]}: NIQE needs sides of at least {PATCH}")
+    y = y[:height, :width]
+    half = Image.fromarray(y.astype(np.float32)).resize((width // 2, height // 2), Image.Resampling.BICUBIC)
+    return patch_features(_patches(mscn(y), PATCH), _patches(mscn(np.asarray(half, np.float64)), PATCH // 2))
 
 
 def patch_features(full: Floats, half: Floats) -> Floats:
@@ -100,7 +106,8 @@ def _scale_features(patches: Floats) -> Floats:
     for down, across in NEIGHBORS:
         around = np.roll(patches, (down, across), axis=(1, 2))  # wraps, as in the original release
         alpha, left, right = fit_aggd((patches * around).reshape(len(patches), -1))
-        columns += [alpha, (right - left) * _at_shape(alpha, "mean"), left, right]
+        one, two, _ = _log_gammas(alpha)
+        columns += [alpha, (right - left) * np.exp(two - one), left, right]
     return np.stack(columns, axis=1)  # (N, 18)
 
 
@@ -120,59 +127,33 @@ def fit_aggd(samples: Floats) -> tuple[Floats, Floats, Floats]:
         gamma = left / right
         ratio = np.abs(samples).mean(axis=1) ** 2 / squares.mean(axis=1)
         target: Floats = ratio * (gamma**3 + 1) * (gamma + 1) / (gamma**2 + 1) ** 2
-    shapes, tables = _shape_tables()
-    alpha = np.interp(target, tables["ratio"], shapes)
-    width = _at_shape(alpha, "width")
+    one, two, three = _log_gammas(SHAPES)
+    alpha = np.interp(target, np.exp(2 * two - one - three), SHAPES)
+    one, _, three = _log_gammas(alpha)
+    width = np.exp((one - three) / 2)
     return alpha, left * width, right * width
 
 
-@cache
-def _shape_tables() -> tuple[Floats, dict[str, Floats]]:
-    """Functions of the shape α that the fit inverts or evaluates, on a grid fine enough for linear interpolation."""
-    shapes = np.arange(0.2, 10.0005, 0.001)
-    one, two, three = (np.array([math.lgamma(k / shape) for shape in shapes]) for k in (1, 2, 3))
-    tables = {
-        "ratio": np.exp(2 * two - one - three),  # rises with α
-        "mean": np.exp(two - one),
-        "width": np.exp((one - three) / 2),
-    }
-    return shapes, tables
+def _log_gammas(alpha: Floats) -> tuple[Floats, Floats, Floats]:
+    """log Γ of 1/α, 2/α, 3/α."""
+    from scipy import special
+
+    return cast(Any, special).gammaln(np.array([[1], [2], [3]]) / alpha)
 
 
-def _at_shape(alpha: Floats, table: str) -> Floats:
-    shapes, tables = _shape_tables()
-    return np.interp(alpha, shapes, tables[table])
-
-
-def _scales(image: Picture) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
-    """MSCN coefficients and σ of the luma, cropped to whole patches, at full and at half size (bicubic)."""
-    y = np.round(16 + as_array(image) @ STUDIO)
-    height, width = (side - side % PATCH for side in y.shape)
-    if height == 0 or width == 0:
-        raise ValueError(f"image of {y.shape[1]}x{y.shape[0]}: NIQE needs sides of at least {PATCH}")
-    y = y[:height, :width]
-    half = Image.fromarray(y.astype(np.float32)).resize((width // 2, height // 2), Image.Resampling.BICUBIC)
-    return mscn(y), mscn(np.asarray(half, dtype=np.float64))
-
-
-def mscn(y: Floats) -> tuple[Floats, Floats]:
-    """Mean-subtracted, contrast-normalized coefficients of a luma plane (H, W) in [0, 255], and σ; both (H, W).
+def mscn(y: Floats) -> Floats:
+    """Mean-subtracted, contrast-normalized coefficients of a luma plane (H, W) in [0, 255].
 
     Î = (I - μ)/(σ + 1) with μ and σ² the mean and variance in a 7x7 Gaussian window of standard deviation 7/6 (eq. 1 to
     3); beyond the border the nearest pixel is repeated.
     """
-    mean = _smooth(y)
-    deviation = np.sqrt(np.maximum(_smooth(y * y) - mean * mean, 0))
-    return (y - mean) / (deviation + 1), deviation
+    from scipy import ndimage
 
-
-def _smooth(plane: Floats) -> Floats:
-    taps = np.exp(-(np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1) ** 2) / (2 * WINDOW_SIGMA**2))
-    taps /= taps.sum()
-    height, width = plane.shape
-    padded = np.pad(plane, WINDOW_RADIUS, mode="edge")
-    rows = sum((tap * padded[k : k + height] for k, tap in enumerate(taps)), np.zeros(()))
-    return sum((tap * rows[:, k : k + width] for k, tap in enumerate(taps)), np.zeros(()))
+    mean, squares = (
+        cast(Any, ndimage).gaussian_filter(each, WINDOW_SIGMA, mode="nearest", radius=WINDOW_RADIUS)
+        for each in (y, y * y)
+    )
+    return (y - mean) / (np.sqrt(np.maximum(squares - mean * mean, 0)) + 1)
 
 
 def _patches(plane: Floats, side: int) -> Floats:

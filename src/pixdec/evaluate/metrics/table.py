@@ -16,18 +16,9 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from pixdec.evaluate.metrics.fidelity import (
-    color_drift,
-    consistency,
-    high_frequency,
-    pattern,
-    psnr,
-    spectrum_error,
-    ssim,
-)
-from pixdec.evaluate.metrics.legibility import find_tesseract, legibility
+from pixdec.evaluate.metrics import fidelity
 from pixdec.evaluate.metrics.niqe import niqe, published
-from pixdec.evaluate.metrics.ssimulacra2 import load_ssimulacra2, ssimulacra2
+from pixdec.evaluate.metrics.packages import find_tesseract, legibility, load_ssimulacra2, ssimulacra2
 from pixdec.evaluate.metrics.st_lpips import shared_alex, shared_vgg, st_lpips
 from pixdec.io.files import reason_of
 
@@ -120,68 +111,50 @@ def measure(shown: Shown, metrics: Sequence[Metric]) -> tuple[dict[str, float], 
     return figures, failed
 
 
-def _against(function: Callable[..., float], **settings: object) -> Callable[[Shown], float]:
-    return lambda shown: function(shown.image, shown.original, **settings)
+def _against(
+    function: Callable[..., float], settings: Callable[[Shown], dict[str, object]] = lambda shown: {}
+) -> Callable[[Shown], float]:
+    return lambda shown: function(shown.image, shown.original, **settings(shown))
+
+
+def _consistency(shown: Shown) -> float:
+    assert shown.low is not None, "without the small image it is not asked for"
+    return fidelity.consistency(shown.image, shown.low, scale=shown.scale)
 
 
 _BOTH: tuple[Need, ...] = ("original",)
 _STLPIPS = "weights of stlpips-pytorch, BSD-2"
-OWN = {
-    metric.name: metric
-    for metric in (
-        Metric("psnr", "PSNR dB", "↑", 2, _against(psnr), _BOTH),
-        Metric("ssim", "SSIM", "↑", 3, _against(ssim), _BOTH),
-        Metric("ssim_same", "SSIM (same padding)", "↑", 3, _against(ssim, padding="same"), _BOTH),
-        Metric("st_lpips", "ST-LPIPS (VGG)", "↓", 3, _against(st_lpips), _BOTH, _STLPIPS),
-        Metric(
-            "st_lpips_alex",
-            "ST-LPIPS (Alex)",
-            "↓",
-            3,
-            lambda shown: _against(st_lpips, network=shared_alex())(shown),
-            _BOTH,
-            _STLPIPS,
-        ),
-        Metric("ssimulacra2", "SSIMULACRA2", "↑", 1, _against(ssimulacra2), _BOTH, "package ssimulacra2, BSD-3"),
-        Metric(
-            "niqe",
-            "NIQE (published model)",
-            "↓",
-            2,
-            lambda shown: niqe(shown.image),
-            source="pixdec's code; the original release's parameters from BasicSR, Apache-2.0",
-        ),
-        Metric("spectrum_error", "spectrum error, bels", "↓", 3, _against(spectrum_error), _BOTH),
-        Metric(
-            "spectrum_error_high",
-            "spectrum error above 1/scale of Nyquist, bels",
-            "↓",
-            3,
-            lambda shown: _against(spectrum_error, band=(1 / shown.scale, 1.0))(shown),
-            _BOTH,
-        ),
-        Metric(
-            "high_frequency",
-            "energy above 1/scale of Nyquist, dB",
-            "→ 0",
-            2,
-            lambda shown: _against(high_frequency, above=1 / shown.scale)(shown),
-            _BOTH,
-        ),
-        Metric("color_drift", "color drift ΔE2000", "↓", 2, _against(color_drift), _BOTH),
-        Metric("pattern", "regular pattern, bels", "→ 0", 2, lambda shown: pattern(shown.image)),
-        Metric("consistency", "consistency dB", "↑", 2, lambda shown: _consistency(shown), ("low",)),
-        Metric(
-            "legibility",
-            "words read by Tesseract",
-            "↑",
-            2,
-            lambda shown: legibility(shown.image, shown.text or ""),
-            ("text",),
-            "Tesseract, Apache-2.0",
-        ),
-    )
-}
+_NIQE = "pixdec's code; the original release's parameters from BasicSR, Apache-2.0"
+_FINE = "above 1/scale of Nyquist"
+_alex = _against(st_lpips, lambda shown: {"network": shared_alex()})
+_ssim_same = _against(fidelity.ssim, lambda shown: {"padding": "same"})
+_error_high = _against(fidelity.spectrum_error, lambda shown: {"band": (1 / shown.scale, 1.0)})
+_energy = _against(fidelity.high_frequency, lambda shown: {"above": 1 / shown.scale})
+_METRICS = (
+    Metric("psnr", "PSNR dB", "↑", 2, _against(fidelity.psnr), _BOTH),
+    Metric("ssim", "SSIM", "↑", 3, _against(fidelity.ssim), _BOTH),
+    Metric("ssim_same", "SSIM (same padding)", "↑", 3, _ssim_same, _BOTH),
+    Metric("st_lpips", "ST-LPIPS (VGG)", "↓", 3, _against(st_lpips), _BOTH, _STLPIPS),
+    Metric("st_lpips_alex", "ST-LPIPS (Alex)", "↓", 3, _alex, _BOTH, _STLPIPS),
+    Metric("ssimulacra2", "SSIMULACRA2", "↑", 1, _against(ssimulacra2), _BOTH, "package ssimulacra2, BSD-3"),
+    Metric("niqe", "NIQE (published model)", "↓", 2, lambda shown: niqe(shown.image), source=_NIQE),
+    Metric("spectrum_error", "spectrum error, bels", "↓", 3, _against(fidelity.spectrum_error), _BOTH),
+    Metric("spectrum_error_high", f"spectrum error {_FINE}, bels", "↓", 3, _error_high, _BOTH),
+    Metric("high_frequency", f"energy {_FINE}, dB", "→ 0", 2, _energy, _BOTH),
+    Metric("color_drift", "color drift ΔE2000", "↓", 2, _against(fidelity.color_drift), _BOTH),
+    Metric("pattern", "regular pattern, bels", "→ 0", 2, lambda shown: fidelity.pattern(shown.image)),
+    Metric("consistency", "consistency dB", "↑", 2, _consistency, ("low",)),
+    Metric(
+        "legibility",
+        "words read by Tesseract",
+        "↑",
+        2,
+        lambda shown: legibility(shown.image, shown.text or ""),
+        ("text",),
+        "Tesseract, Apache-2.0",
+    ),
+)
+OWN = {metric.name: metric for metric in _METRICS}
 # What raises ValueError where the weights or code of others that they need are not installed.
 NEEDS: dict[str, Callable[[], object]] = {
     "st_lpips": shared_vgg,
@@ -190,11 +163,6 @@ NEEDS: dict[str, Callable[[], object]] = {
     "niqe": published,
     "legibility": find_tesseract,
 }
-
-
-def _consistency(shown: Shown) -> float:
-    assert shown.low is not None, "without the small image it is not asked for"
-    return consistency(shown.image, shown.low, scale=shown.scale)
 
 
 def open_metrics(names: Sequence[str] = (ALL,), device: str | torch.device = "cpu") -> Metrics:
@@ -233,24 +201,28 @@ def _opener(name: str, device: torch.device) -> Callable[[], Metric]:
     """What loads a metric. ValueError for a name that stands for none."""
     from pixdec.evaluate.metrics import language, library
 
-    whole = name.removesuffix(ON_CROPS)
-    if whole != name:
-        opener = _opener(whole, device)
-        return lambda: on_crops(opener())
+    def own() -> Metric:
+        NEEDS.get(name, object)()
+        return OWN[name]
+
+    if name.endswith(ON_CROPS):
+        whole = _opener(name.removesuffix(ON_CROPS), device)
+        return lambda: on_crops(whole())
     if name in OWN:
-        return lambda: _own(name)
+        return own
     if name in language.SCORERS:
         return lambda: language.open_scorer(name, device)
     if library.is_name(name):
         return lambda: library.open_foreign(name, device)
-    near = difflib.get_close_matches(name, [ALL, PAPER, *OWN, *language.SCORERS], 1)
-    meant = f"did you mean {near[0]}?" if near else f"expected {ALL}, {', '.join([*OWN, *language.SCORERS])}"
+    known = [*OWN, *language.SCORERS]
+    meant = meant_by(name, [ALL, PAPER, *known], f"expected {ALL}, {', '.join(known)}")
     raise ValueError(f"metric {name!r}: {meant}; others are torchmetrics:CLASS or pyiqa:NAME")
 
 
-def _own(name: str) -> Metric:
-    NEEDS.get(name, object)()
-    return OWN[name]
+def meant_by(name: str, known: Sequence[str], otherwise: str) -> str:
+    """The name that is near an unknown one, as a question; without any, `otherwise`."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def on_crops(metric: Metric) -> Metric:
