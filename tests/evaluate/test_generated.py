@@ -72,7 +72,7 @@ def test_prompts_of_dpg_bench(tmp_path: Path) -> None:
         ("COCOval7", "Two hills."),
         ("midjourney12", "A red fox."),
     ]
-    with pytest.raises(ValueError, match="no text files of prompts"):
+    with pytest.raises(ValueError, match="there is no prompt"):
         prompts_in(_empty(tmp_path))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pixdec.decoder import PixelDecoder
 from pixdec.evaluate.autoencoders import fingerprint, open_autoencoder
-from pixdec.evaluate.methods import BaselineName, DecoderName, Sample, open_lineup, parse_method
+from pixdec.evaluate.methods import Named, Sample, open_lineup, parse_method
 from pixdec.evaluate.metrics.fidelity import psnr
 from pixdec.evaluate.metrics.packages import packaged
 from pixdec.evaluate.metrics.table import NEEDS, OWN, Metric, Shown, five_crops, measure, on_crops, open_metrics
@@ -53,20 +53,23 @@ def small_decoder(path: Path, space: str, *, scale: int = 4, seed: int = 0) -> s
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("pixdec-nano", DecoderName("pixdec-nano", None)),
-        ("pixdec-nano:12", DecoderName("pixdec-nano", 12)),
-        ("runs/x/decoder.safetensors:1", DecoderName("runs/x/decoder.safetensors", 1)),
-        ("C:/a.safetensors", DecoderName("C:/a.safetensors", None)),
-        ("tiny+lanczos", BaselineName("tiny", "lanczos")),
-        ("taef2:/some/folder+bicubic", BaselineName("taef2:/some/folder", "bicubic")),
-        ("vae:black-forest-labs/FLUX.2-dev+lanczos", BaselineName("vae:black-forest-labs/FLUX.2-dev", "lanczos")),
-        ("lanczos", BaselineName(None, "lanczos")),
-        ("tiny+real-esrgan", BaselineName("tiny", "real-esrgan")),
-        ("vae:a/b+spandrel:up/x.pth", BaselineName("vae:a/b", "spandrel", "up/x.pth")),
-        ("original", BaselineName(None, "original")),
+        ("pixdec-nano", Named("pixdec-nano")),
+        ("pixdec-nano:12", Named("pixdec-nano", 12)),
+        ("runs/x/decoder.safetensors:1", Named("runs/x/decoder.safetensors", 1)),
+        ("C:/a.safetensors", Named("C:/a.safetensors")),
+        ("tiny+lanczos", Named(autoencoder="tiny", how="lanczos")),
+        ("taef2:/some/folder+bicubic", Named(autoencoder="taef2:/some/folder", how="bicubic")),
+        (
+            "vae:black-forest-labs/FLUX.2-dev+lanczos",
+            Named(autoencoder="vae:black-forest-labs/FLUX.2-dev", how="lanczos"),
+        ),
+        ("lanczos", Named(how="lanczos")),
+        ("tiny+real-esrgan", Named(autoencoder="tiny", how="real-esrgan")),
+        ("vae:a/b+spandrel:up/x.pth", Named(autoencoder="vae:a/b", how="spandrel", argument="up/x.pth")),
+        ("original", Named(how="original")),
     ],
 )
-def test_names(name: str, expected: DecoderName | BaselineName) -> None:
+def test_names(name: str, expected: Named) -> None:
     assert parse_method(name) == expected
 
 

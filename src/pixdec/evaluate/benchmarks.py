@@ -53,7 +53,8 @@ def read_items(benchmark: Benchmark, path: str | Path) -> list[Item]:
 
 def _dpg(path: Path) -> list[Item]:
     if path.is_dir():
-        return [Item(each.stem, each.read_text("utf-8").strip()) for each in sorted(path.glob("*.txt"))]
+        texts = {each.stem: " ".join(each.read_text("utf-8-sig").split()) for each in sorted(path.glob("*.txt"))}
+        return [Item(name, text) for name, text in texts.items() if text]
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         if not {"item_id", "text"} <= set(rows.fieldnames or ()):

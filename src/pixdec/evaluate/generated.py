@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pixdec.devices import release_memory
+from pixdec.evaluate.benchmarks import read_items
 from pixdec.evaluate.methods import Lineup, Sample
 from pixdec.evaluate.photographs import Source
 from pixdec.evaluate.results import Broken
@@ -37,14 +38,9 @@ def prompts_in(path: str | Path) -> list[Prompt]:
     Raises:
         ValueError: there is no such file, or no prompt in it.
     """
-    folder = Path(path)
-    if not folder.is_dir():
+    if not Path(path).is_dir():
         return read_prompts(path)
-    texts = {file: " ".join(file.read_text(encoding="utf-8-sig").split()) for file in sorted(folder.glob("*.txt"))}
-    prompts = [Prompt(text, str(file), name=file.stem) for file, text in texts.items() if text]
-    if not prompts:
-        raise ValueError(f"{path}: no text files of prompts in this folder")
-    return prompts
+    return [Prompt(item.prompt, f"{path}/{item.name}.txt", name=item.name) for item in read_items("dpg", path)]
 
 
 def stops_of(text: str, space: LatentSpace, steps: int | None) -> list[int]:

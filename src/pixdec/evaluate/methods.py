@@ -12,8 +12,10 @@ Names:
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 from PIL import Image
@@ -95,26 +97,25 @@ class Lineup:
 
 
 @dataclass(frozen=True)
-class DecoderName:
-    decoder: str
-    steps: int | None
+class Named:
+    """What a method's name says: a `decoder` and its steps, or `how` an autoencoder's decode is enlarged (of UPSCALERS,
+    or ORIGINAL); without an autoencoder, the small photograph."""
 
-
-@dataclass(frozen=True)
-class BaselineName:
-    autoencoder: str | None  # None: the small photograph itself
-    how: str  # of UPSCALERS
+    decoder: str = ""
+    steps: int | None = None
+    autoencoder: str | None = None
+    how: str = ""
     argument: str = ""
 
 
-def parse_method(name: str) -> DecoderName | BaselineName:
+def parse_method(name: str) -> Named:
     """What a method's name stands for; nothing is looked up.
 
     Raises:
         ValueError: it is empty, asks for 0 steps, or has an argument too many or too few.
     """
     if name == ORIGINAL:
-        return BaselineName(None, ORIGINAL)
+        return Named(how=ORIGINAL)
     if found := _ENLARGED.fullmatch(name):
         how, argument = found["how"], found["argument"] or ""
         takes = UPSCALERS[how].takes
@@ -122,14 +123,13 @@ def parse_method(name: str) -> DecoderName | BaselineName:
             raise ValueError(f"method {name!r}: {how} takes nothing behind a colon")
         if not argument and how in ("spandrel", "diffusers"):
             raise ValueError(f"method {name!r}: expected {how}:NAME, {takes}")
-        return BaselineName(found["autoencoder"], how, argument)
+        return Named(autoencoder=found["autoencoder"], how=how, argument=argument)
     found = _DECODER.fullmatch(name)
     if not found:
         raise ValueError(f"method {name!r}: expected a decoder, with :STEPS if you like, or a baseline: tiny+lanczos")
-    steps = None if found["steps"] is None else int(found["steps"])
-    if steps == 0:
+    if found["steps"] and int(found["steps"]) == 0:
         raise ValueError(f"method {name!r}: expected at least 1 step")
-    return DecoderName(found["decoder"], steps)
+    return Named(found["decoder"], int(found["steps"]) if found["steps"] else None)
 
 
 def open_lineup(
@@ -157,43 +157,34 @@ def open_lineup(
         twice = next((name for name in names if names.count(name) > 1), None)
         raise ValueError("no method; name decoders or baselines" if twice is None else f"method {twice!r}: named twice")
     place = torch.device(device) if device is not None else best_device()
-    decoders: dict[str, PixelDecoder] = {}
-    for wanted in asked.values():
-        if isinstance(wanted, DecoderName) and wanted.decoder not in decoders:
-            decoders[wanted.decoder] = PixelDecoder.from_pretrained(wanted.decoder, place, dtype, space=space)
-    steps = {
-        name: _steps(name, decoders[wanted.decoder], wanted.steps)
-        for name, wanted in asked.items()
-        if isinstance(wanted, DecoderName)
-    }
+    models = dict.fromkeys(each.decoder for each in asked.values() if each.decoder)
+    decoders = {model: PixelDecoder.from_pretrained(model, place, dtype, space=space) for model in models}
+    steps = {name: _steps(name, decoders[each.decoder], each.steps) for name, each in asked.items() if each.decoder}
     shared, scale = _shared(decoders, space)
     if latents is not None and latents is not shared:
         if any(not decoder.space.is_image and not shared.holds_latents_of(latents) for decoder in decoders.values()):
             raise ValueError(f"latents of {latents.name}: the decoders take those of {shared.name}")
         shared = latents
-    autoencoders = {encoder: open_autoencoder(encoder, shared, place)}
+    open_one = cache(partial(open_autoencoder, space=shared, device=place))
+    first = open_one(encoder)
     if encoder == IMAGE and (other := next((name for name, each in decoders.items() if not each.space.is_image), None)):
         raise ValueError(f"{other} decodes latents of {shared.name}, and encoder={IMAGE!r} makes none; name another")
     methods, missing = list[Method](), dict[str, str]()
     for name, wanted in asked.items():
         try:
-            if isinstance(wanted, DecoderName):
-                decoder = decoders[wanted.decoder]
-                methods.append(_decoder(name, decoder, steps[name], autoencoders[encoder]))
-                continue
-            if wanted.how == ORIGINAL:
+            if wanted.decoder:
+                methods.append(_decoder(name, decoders[wanted.decoder], steps[name], first))
+            elif wanted.how == ORIGINAL:
                 methods.append(Method(name, {"original": True}, _original))
-                continue
-            upscaler, first = UPSCALERS[wanted.how], wanted.autoencoder
-            enlarge = upscaler.open(wanted.argument, place)
-            if first and first not in autoencoders:
-                autoencoders[first] = open_autoencoder(first, shared, place)
-            methods.append(_baseline(name, autoencoders[first] if first else None, wanted, enlarge, scale))
+            else:
+                enlarge = UPSCALERS[wanted.how].open(wanted.argument, place)
+                small = open_one(wanted.autoencoder) if wanted.autoencoder else None
+                methods.append(_baseline(name, small, wanted, enlarge, scale))
         except UnavailableError as error:
             missing[name] = str(error)
     if not methods:
         raise ValueError("; ".join(missing.values()))
-    return Lineup(tuple(methods), autoencoders[encoder], scale, place, missing)
+    return Lineup(tuple(methods), first, scale, place, missing)
 
 
 def _shared(decoders: Mapping[str, PixelDecoder], space: str | None) -> tuple[LatentSpace, int]:
@@ -229,15 +220,11 @@ def _decoder(name: str, decoder: PixelDecoder, steps: int | None, first: Autoenc
     """`first` decodes latents for a decoder that takes images."""
 
     def enlarge(sample: Sample, seed: int) -> Tensor:
-        last, latent = None, sample.latent
+        latent = sample.latent
         if decoder.space.is_image:
-            image = sample.image or Latent(first.decode(latent).clamp(-1, 1), decoder.space, latent.sigma)
-            latent = image
+            latent = sample.image or Latent(first.decode(latent).clamp(-1, 1), decoder.space, latent.sigma)
         prompt = sample.prompt if decoder.model.needs_text else ""
-        for step in decoder.stream(latent, prompt, seed=seed, steps=steps):
-            last = step
-        assert last is not None, "a decoder takes at least one step"
-        return last.x0
+        return deque(decoder.stream(latent, prompt, seed=seed, steps=steps), maxlen=1).pop().x0
 
     dtype = str(decoder.dtype).removeprefix("torch.")
     settings: dict[str, object] = {"decoder": fingerprint(decoder.network), "steps": steps, "dtype": dtype}
@@ -246,7 +233,7 @@ def _decoder(name: str, decoder: PixelDecoder, steps: int | None, first: Autoenc
     return Method(name, settings, enlarge, str(decoder.model.licence or "not stated"), takes_noise=True)
 
 
-def _baseline(name: str, autoencoder: Autoencoder | None, asked: BaselineName, upscale: Enlarge, scale: int) -> Method:
+def _baseline(name: str, autoencoder: Autoencoder | None, asked: Named, upscale: Enlarge, scale: int) -> Method:
     def enlarge(sample: Sample, seed: int) -> Tensor:
         small = sample.low if autoencoder is None else autoencoder.decode(sample.latent).float().cpu().clamp(-1, 1)
         if small is None:
@@ -266,4 +253,4 @@ def _original(sample: Sample, seed: int) -> Tensor:
     return to_tensor(sample.original)
 
 
-__all__ = ["BaselineName", "DecoderName", "Lineup", "Method", "Sample", "open_lineup", "parse_method"]
+__all__ = ["Lineup", "Method", "Named", "Sample", "open_lineup", "parse_method"]

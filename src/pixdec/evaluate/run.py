@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from pixdec import __version__
-from pixdec.evaluate.methods import ORIGINAL, Lineup, Method, Sample
-from pixdec.evaluate.metrics.table import Metric, Metrics, Shown, measure
+from pixdec.evaluate.methods import ORIGINAL, Lineup, Method
+from pixdec.evaluate.metrics.table import Metrics, Shown, measure
 from pixdec.evaluate.photographs import Source
 from pixdec.evaluate.report.sheets import middle, most_detailed
 from pixdec.evaluate.results import Broken, Row, append_result, key_of, read_results
@@ -33,19 +33,6 @@ from pixdec.io.images import save_image, to_pil
 RESULTS, CROPS, FEATURES, IMAGES = "results.jsonl", "crops", "features", "images"  # in the output folder
 # Of one image, and no reason not to go on with the next.
 FAILURES = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One image by one method. `key`: the digest of `made_with`, all that the image depends on. `known`: figures of an
-    earlier run. `done`: there is nothing left to do."""
-
-    method: Method
-    label: str
-    made_with: Mapping[str, object]
-    key: str
-    known: Mapping[str, float]
-    done: bool
 
 
 @torch.inference_mode()
@@ -88,33 +75,38 @@ def evaluate(
             "decoder_seed": seed,
             "device": lineup.device.type,
         }
-        tasks = [
-            _task(method, source, shared, metrics, earlier, place)
-            for method in lineup.methods
-            if source.clean or method.takes_noise
-        ]
         original = key_of({**shared, "method": ORIGINAL}) if "original" in source.has else None
-        whole = original is None or place.holds(original)
-        sample = None
-        for task in tasks:
-            row = Row(source.name, task.label, task.known, {}, task.key, original, cropped, earlier=True)
-            if not (task.done and whole):
+        whole, sample = original is None or place.holds(original), None
+        for method in (each for each in lineup.methods if source.clean or each.takes_noise):
+            made_with, label = {**shared, **method.settings}, label_of(method, source)
+            key = key_of(made_with)
+            known = earlier.get(key, {})
+            # To the original itself, metrics apply that compare it with nothing.
+            wanted = metrics.of(source.has - {"original", "low"} if method.name == ORIGINAL else source.has)
+            names = [*(metric.name for metric in wanted), "seconds"]
+            row = Row(source.name, label, known, {}, key, original, cropped, earlier=True)
+            if not (whole and known.keys() >= set(names) and place.holds(key, label, source.name)):
                 try:
                     sample = sample or source.load()
                     if original is not None and not whole:
                         assert sample.original is not None, "the source has one"
-                        place.keep(sample.original, sample.original, original)
-                        place.keep_image(sample.original, ORIGINAL, source.name)
+                        place.keep(sample.original, sample.original, original, ORIGINAL, source.name)
                         whole = True
-                    figures, failed = _measured(task, source, sample, lineup, metrics, place, seed)
+                    start = time.perf_counter()
+                    image = to_pil(method.enlarge(sample, seed))[0]  # which waits for the device
+                    seconds = time.perf_counter() - start
+                    low = None if sample.low is None else to_pil(sample.low)[0]
+                    shown = Shown(image, sample.original, low, sample.text, lineup.scale)
+                    figures, failed = measure(shown, [metric for metric in wanted if metric.name not in known])
+                    place.keep(image, sample.original, key, label, source.name)
                 except FAILURES as error:
-                    yield Broken(source.name, None if sample is None else task.label, _line(error))
+                    yield Broken(source.name, None if sample is None else label, _line(error))
                     if sample is None:
                         break
                     continue
-                row = replace(row, figures=figures, failed=failed, earlier=False)
-                append_result(place.out / RESULTS, row, task.made_with)
-            yield replace(row, figures=_chosen(row, source, metrics))
+                row = replace(row, figures={"seconds": seconds, **known, **figures}, failed=failed, earlier=False)
+                append_result(place.out / RESULTS, row, made_with)
+            yield replace(row, figures={name: row.figures[name] for name in names if name in row.figures})
 
 
 @dataclass(frozen=True)
@@ -126,33 +118,29 @@ class Place:
     features: Features | None = None
     images: bool = False
 
-    def crop(self, key: str) -> Path:
-        return self.out / CROPS / f"{key}.webp"
+    def files(self, key: str, label: str, name: str) -> tuple[Path, Path | None, Path | None]:
+        """Crop, features, image."""
+        folder = self.out / IMAGES / re.sub(r"[^\w.@+:-]+", "_", label)
+        return (
+            self.out / CROPS / f"{key}.webp",
+            self.out / FEATURES / self.features.name / f"{key}.npy" if self.features else None,
+            folder / f"{Path(name).with_suffix('')}.png" if self.images and label else None,
+        )
 
-    def feature(self, key: str) -> Path | None:
-        return None if self.features is None else self.out / FEATURES / self.features.name / f"{key}.npy"
+    def holds(self, key: str, label: str = "", name: str = "") -> bool:
+        """All of them."""
+        return all(file is None or file.exists() for file in self.files(key, label, name))
 
-    def holds(self, key: str) -> bool:
-        feature = self.feature(key)
-        return self.crop(key).exists() and (feature is None or feature.exists())
-
-    def keep(self, image: Image.Image, original: Image.Image | None, key: str) -> None:
+    def keep(self, image: Image.Image, original: Image.Image | None, key: str, label: str, name: str) -> None:
         """The crop's place is where the original has most detail; without an original, the middle."""
-        feature = self.feature(key)
-        if feature is not None and self.features is not None and not feature.exists():
+        crop, feature, whole = self.files(key, label, name)
+        if self.features is not None and feature is not None and not feature.exists():
             self.features.save(image, feature)
-        box = middle(image) if original is None else most_detailed(original)
-        save_image(image.crop(box), self.crop(key), settings={"pixdec": __version__, "verb": "eval", "box": list(box)})
-
-    def image(self, label: str, name: str) -> Path:
-        folder = re.sub(r"[^\w.@+:-]+", "_", label)
-        return self.out / IMAGES / folder / f"{Path(name).with_suffix('')}.png"
-
-    def keep_image(self, image: Image.Image, label: str, name: str) -> None:
-        if self.images:
-            path = self.image(label, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_image(image, path, settings={"pixdec": __version__, "verb": "eval", "method": label})
+        box, made = middle(image) if original is None else most_detailed(original), {"pixdec": __version__}
+        save_image(image.crop(box), crop, settings={**made, "verb": "eval", "box": list(box)})
+        if whole is not None:
+            whole.parent.mkdir(parents=True, exist_ok=True)
+            save_image(image, whole, settings={**made, "verb": "eval", "method": label})
 
 
 def sets_of(rows: Sequence[Row], out: str | Path, features: Features) -> dict[str, dict[str, float | int]]:
@@ -173,51 +161,6 @@ def sets_of(rows: Sequence[Row], out: str | Path, features: Features) -> dict[st
 def label_of(method: Method, source: Source) -> str:
     """A method's name in tables: with the step that the generator was stopped at."""
     return method.name if source.stop is None else f"{method.name} @{source.stop}"
-
-
-def _task(
-    method: Method,
-    source: Source,
-    shared: Mapping[str, object],
-    metrics: Metrics,
-    earlier: Mapping[str, Mapping[str, float]],
-    place: Place,
-) -> _Task:
-    made_with = {**shared, **method.settings}
-    key = key_of(made_with)
-    known = earlier.get(key, {})
-    label = label_of(method, source)
-    wanted = {*(metric.name for metric in _metrics_of(label, source, metrics)), "seconds"}
-    kept = place.holds(key) and (not place.images or place.image(label, source.name).exists())
-    done = wanted <= set(known) and kept
-    return _Task(method, label, made_with, key, known, done)
-
-
-def _measured(
-    task: _Task, source: Source, sample: Sample, lineup: Lineup, metrics: Metrics, place: Place, seed: int
-) -> tuple[dict[str, float], dict[str, str]]:
-    start = time.perf_counter()
-    image = to_pil(task.method.enlarge(sample, seed))[0]  # which waits for the device
-    seconds = time.perf_counter() - start
-    low = None if sample.low is None else to_pil(sample.low)[0]
-    shown = Shown(image, sample.original, low, sample.text, lineup.scale)
-    figures, failed = measure(
-        shown, [each for each in _metrics_of(task.label, source, metrics) if each.name not in task.known]
-    )
-    place.keep(image, sample.original, task.key)
-    place.keep_image(image, task.label, source.name)
-    return {"seconds": seconds, **task.known, **figures}, failed
-
-
-def _metrics_of(label: str, source: Source, metrics: Metrics) -> list[Metric]:
-    """Those that apply; to the original itself, those that compare it with nothing."""
-    return metrics.of(source.has - {"original", "low"} if label == ORIGINAL else source.has)
-
-
-def _chosen(row: Row, source: Source, metrics: Metrics) -> dict[str, float]:
-    """The figures that are asked for, in their order, and the time."""
-    names = [metric.name for metric in _metrics_of(row.method, source, metrics)]
-    return {name: row.figures[name] for name in (*names, "seconds") if name in row.figures}
 
 
 def _line(error: BaseException) -> str:
