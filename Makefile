@@ -116,12 +116,15 @@ bench-cpu: .venv/dev
 	    --limit 1200 -o docs/benchmarks/nano-cpu
 	$(BIN)/python -m benchmarks --model random:v1 --sides 512 1024 --steps 1 --methods plain eager int8 vae:flux2 \
 	    vae:flux2+lanczos --limit 1200 -o docs/benchmarks/full-size-cpu
+	$(BIN)/python -m benchmarks.serve -o docs/benchmarks/serve
 
 # The released network's size with random weights, on a GPU, by the Python that is there ($(PYTHON), with PyTorch for
 # CUDA and diffusers; torchao and spandrel where installed).
 bench-gpu:
 	PYTHONPATH=src $(PYTHON) -m benchmarks --model random:v1 --device cuda --sides 2048 4096 8192 --methods plain eager \
 	    compiled int8 vae:flux1 vae:flux1:tiled vae:flux1+lanczos vae:flux1+real-esrgan -o docs/benchmarks/full-size-gpu
+	PYTHONPATH=src $(PYTHON) -m benchmarks.serve --source random:v1 --device cuda --load-sides 1024 2048 \
+	    -o docs/benchmarks/serve-gpu
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -127,7 +127,7 @@ def prepare(
 def open_decoder(model: str, dtype: torch.dtype | None, device: torch.device) -> tuple[PixelDecoder, Tensor | None]:
     """A decoder by name, file or folder, or RANDOM; and the embeddings (1,T,E) of every caption, None without text."""
     if model == RANDOM:
-        loaded = _random_decoder(dtype or _usual(device), device)
+        loaded = random_decoder(dtype or _usual(device), device)
     else:
         loaded = PixelDecoder.from_pretrained(model, device, dtype).model
     network = loaded.network
@@ -146,7 +146,7 @@ def _usual(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
 
 
-def _random_decoder(dtype: torch.dtype, device: torch.device) -> LoadedDecoder:
+def random_decoder(dtype: torch.dtype, device: torch.device) -> LoadedDecoder:
     """The released FLUX.1 student without its weights: N(0, 1/fan-in) matrices, biases 0, all else 1."""
     with torch.device("meta"):
         network = PiD(PiDSettings()).to(dtype)

@@ -1,7 +1,8 @@
-"""The service under load and abuse, at full size: `python -m benchmarks.serve -o serve.json`. `tests/serve` runs the
-same in a size that a suite can bear.
+"""The service under load and abuse, at full size: `python -m benchmarks.serve -o docs/benchmarks/serve`. `tests/serve`
+runs the same in a size that a suite can bear.
 
-With `--device cuda --source pid-flux1-2k` the figures are those of that model; its images are latents of noise.
+With `--device cuda --source random:v1` throughput and overhead are those of the released FLUX.1 student, with random
+weights; its images are latents of noise.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import base64
 import contextlib
 import io
 import json
+import os
 import random
+import shlex
 import socket
 import statistics
 import struct
@@ -28,16 +31,32 @@ from typing import Annotated, Any
 
 import numpy as np
 import psutil
+import torch
 import tyro
 import uvicorn
 from PIL import Image
 
+from benchmarks.facts import machine_facts
+from benchmarks.methods import RANDOM, random_decoder
+from pixdec.decoder import PixelDecoder
+from pixdec.devices import computes_in_bfloat16
+from pixdec.io.writing import encode_image
+from pixdec.latents import Latent, get_space
+from pixdec.serve import schema
 from pixdec.serve.engine import Engine
 from pixdec.serve.http import app_for
 from pixdec.serve.jobs import ServiceError, Work
 from pixdec.serve.settings import ModelSettings, ServeSettings
 
 MODEL = "pixdec-nano"
+BATCHES = (1, 4)
+TITLES = {
+    "overhead": "Overhead over a bare decode, in seconds",
+    "aborts": "Requests with random aborts among them",
+    "sizes": "Random sizes, one after the other",
+    "fuzz": "Damaged and hostile bodies",
+    "storm": "Clients that hang up, and then a clean request",
+}
 
 
 def picture(width: int = 12, height: int = 12, seed: int = 0, kind: str = "PNG") -> bytes:
@@ -52,6 +71,18 @@ def work(seed: int = 0, width: int = 12, height: int = 12, steps: int = 4) -> Wo
     """An upscale."""
     data, shape = picture(width, height, seed), tuple(sorted((height, width)))
     return Work("upscale", MODEL, data, shape, 16 * width * height, seed=seed, steps=steps)
+
+
+def asked(engine: Engine, side: int, seed: int = 0) -> schema.Upscale | schema.Decode:
+    """A request for an image of side x side pixels, of the model's own steps: of a picture of noise, or of a latent of
+    noise for a decoder of latents."""
+    model = engine.models[MODEL]
+    small = side // (model["factor"] * model["scale"])
+    if model["space"] == "rgb":
+        return schema.Upscale(image=picture(small, small, seed), seed=seed)
+    space = get_space(model["space"])
+    noise = torch.randn(1, space.channels, small, small, generator=torch.Generator().manual_seed(seed))
+    return schema.Decode(latent=Latent(noise, space).to_bytes(), seed=seed)
 
 
 @contextlib.contextmanager
@@ -201,29 +232,32 @@ def overhead(url: str, engine: Engine, settings: Settings, repeats: int = 5) -> 
     those of the processors, which others who use them do not change, of the service those of its client too."""
     import httpx2
 
-    from pixdec.decoder import PixelDecoder
     from pixdec.generation.enlarge import upscale
     from pixdec.io.images import read_picture
-    from pixdec.io.writing import encode_image
 
-    decoder, data = (
-        PixelDecoder.from_pretrained(settings.source, settings.device),
-        picture(settings.side, settings.side),
-    )
+    source, request = engine.settings.models[MODEL].source, asked(engine, settings.side)
+    decoder = PixelDecoder.from_pretrained(source, settings.device)
     worker = psutil.Process(engine.workers[0].process.pid)
 
     def processors() -> float:
         return time.process_time() + sum(worker.cpu_times()[:2])
 
+    def bare() -> None:
+        if isinstance(request, schema.Upscale):
+            image = upscale(read_picture(io.BytesIO(request.image)), decoder).pil()
+        else:
+            image = decoder.decode(Latent.from_bytes(request.latent))[0]
+        encode_image(image, "PNG", settings={})
+
+    def service() -> None:
+        if isinstance(request, schema.Upscale):
+            answer = client.post("/v1/upscale", files={"image": request.image})
+        else:
+            answer = client.post("/v1/decode", files={"latent": request.latent})
+        answer.raise_for_status()
+
     found = {name: list[float]() for name in ("bare", "bare_cpu", "service", "service_cpu")}
     with httpx2.Client(base_url=url, timeout=600) as client:
-
-        def bare() -> None:
-            encode_image(upscale(read_picture(io.BytesIO(data)), decoder).pil(), "PNG", settings={})
-
-        def service() -> None:
-            client.post("/v1/upscale", files={"image": data}).raise_for_status()
-
         for do in (bare, service) * (repeats + 1):
             busy, started = processors(), time.perf_counter()
             do()
@@ -239,15 +273,19 @@ def overhead(url: str, engine: Engine, settings: Settings, repeats: int = 5) -> 
 
 
 def throughput(engine: Engine, side: int, clients: Sequence[int], seconds: float) -> list[dict[str, float]]:
-    """Images a second, and the median and 99th percentile of the seconds of one, for so many clients at once."""
+    """Images a second of the engine, and the median and 99th percentile of the seconds of one, for so many clients at
+    once who each ask for the next image when they have one."""
+    works = [schema.work_of(asked(engine, side, seed), engine) for seed in range(max(clients))]
     rows = list[dict[str, float]]()
     for count in clients:
+        for job in [engine.submit(each) for each in works[:count]]:  # the first of a size is slower
+            job.wait()
         times, end = list[float](), time.perf_counter() + seconds
 
         def ask(seed: int, times: list[float] = times, end: float = end) -> None:
             while time.perf_counter() < end:
                 started = time.perf_counter()
-                engine.run(work(seed, side, side))
+                engine.run(works[seed])
                 times.append(time.perf_counter() - started)
 
         started = time.perf_counter()
@@ -258,6 +296,7 @@ def throughput(engine: Engine, side: int, clients: Sequence[int], seconds: float
         p50, p99 = (round(ordered[min(len(ordered) - 1, int(len(ordered) * q))], 3) for q in (0.5, 0.99))
         rows.append(
             {
+                "side": side,
                 "clients": count,
                 "batch": engine.workers[0].batch,
                 "images_per_second": round(rate, 3),
@@ -269,18 +308,46 @@ def throughput(engine: Engine, side: int, clients: Sequence[int], seconds: float
 
 
 def plot(rows: Sequence[dict[str, float]], path: Path) -> None:
-    """p50 and p99 against load."""
+    """p50 and p99 against load, for each size of images."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for batch in dict.fromkeys(row["batch"] for row in rows):
-        some = [row for row in rows if row["batch"] == batch]
-        for name, style in (("p50", "-o"), ("p99", "--o")):
-            rates = [row["images_per_second"] for row in some]
-            axes.plot(rates, [row[name] for row in some], style, label=f"{name}, batches of {batch:.0f}")
-    axes.set(xlabel="images a second", ylabel="seconds", ylim=(0, None))
-    axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    sides = list(dict.fromkeys(row["side"] for row in rows))
+    figure, grid = plt.subplots(1, len(sides), figsize=(5 * len(sides), 3.6), squeeze=False)
+    for side, axes in zip(sides, grid[0], strict=True):
+        for batch, color in zip(BATCHES, ("tab:gray", "tab:blue"), strict=True):
+            some = [row for row in rows if (row["batch"], row["side"]) == (batch, side)]
+            for name, style in (("p50", "-o"), ("p99", "--o")):
+                rates = [row["images_per_second"] for row in some]
+                label = f"{name}, {'one at a time' if batch == 1 else f'batches of {batch}'}"
+                axes.plot(rates, [row[name] for row in some], style, color=color, label=label)
+        axes.set(title=f"{side}²", xlabel="images a second", ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    grid[0][0].legend()
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+
+
+def page(found: dict[str, Any], picture: str) -> str:
+    """All that was found, in Markdown."""
+    lines = ["# The service under load", "", "Made by", "", f"    {found['command']}", ""]
+    lines += [f"- {name}: {value}" for name, value in found["machine"].items()]
+    if rows := found.get("throughput"):
+        lines += [
+            "",
+            "## Throughput",
+            "",
+            "So many clients at once each ask the engine for the next image when they have one; seconds of one image.",
+            "",
+            f"![seconds of an image against images a second]({picture})",
+            "",
+            "| image | clients | together at most | images a second ↑ | p50 s ↓ | p99 s ↓ |",
+            "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for row in sorted(rows, key=lambda row: (row["side"], row["clients"], row["batch"])):
+            named = ("clients", "batch", "images_per_second", "p50", "p99")
+            lines.append(" | ".join([f"| {row['side']}²", *(f"{row[name]:g}" for name in named)]) + " |")
+    for name, title in TITLES.items():
+        if name in found:
+            lines += ["", f"## {title}", "", *(f"- {key}: {value}" for key, value in found[name].items())]
+    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -288,53 +355,73 @@ class Settings:
     """The service under load and abuse."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """A JSON file; a plot of latency against load lies beside it."""
+    """OUTPUT.json, OUTPUT.md and OUTPUT.webp, a plot of latency against load; what is not measured now stays."""
     source: str = MODEL
-    """The model, by name or file."""
+    """The model, by name or file, or random:v1, the released network with random weights."""
     device: str = "cpu"
     """Where it decodes."""
     requests: int = 500
-    """With aborts among them; 0 leaves out all but throughput."""
+    """With aborts among them; 0 leaves out the abuse, which is for decoders of images only."""
     sizes: int = 2000
     """Requests of random sizes."""
     fuzz: int = 10_000
     """Hostile bodies."""
-    side: int = 512
-    """Pixels of the image whose time is compared with a bare decode."""
+    side: int = 2048
+    """Pixels of an output's side whose time is compared with a bare decode."""
+    load_sides: tuple[int, ...] = (128, 512)
+    """Pixels of outputs' sides whose throughput is measured."""
     seconds: float = 20
     """Of throughput, for each number of clients; 0 leaves it out."""
 
 
+def source_of(settings: Settings, folder: Path) -> str:
+    """The model's source; one of random weights is written to a folder, with the embedding of the empty caption in a
+    cache there, so that no encoder is asked for."""
+    if settings.source != RANDOM:
+        return settings.source
+    from pixdec.text import CaptionEmbeddings, CaptionSettings, EmbeddingCache
+
+    device = torch.device(settings.device)
+    dtype = torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+    PixelDecoder(random_decoder(dtype, device)).save_pretrained(folder / "random")
+    os.environ["PIXDEC_CACHE"] = str(folder)  # which workers inherit
+    shape = CaptionSettings().tokens, CaptionSettings().width
+    EmbeddingCache().store(CaptionEmbeddings().key(""), torch.randn(shape).bfloat16())
+    return str(folder / "random")
+
+
 def main(settings: Settings) -> None:
     """All of it, one after the other; what is found is printed and written as it comes."""
-    import torch
-
-    from benchmarks.facts import machine_facts
-
-    offered = {MODEL: ModelSettings(source=settings.source, device=settings.device)}
-    found: dict[str, Any] = {"machine": machine_facts(torch.device(settings.device)), "command": sys.argv[1:]}
+    file = settings.output.with_suffix(".json")
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    found["machine"] = machine_facts(torch.device(settings.device))
+    found["command"] = shlex.join(["python", "-m", "benchmarks.serve", *sys.argv[1:]])
     rows = list[dict[str, float]]()
 
     def keep(name: str, value: Any) -> None:
         found[name] = value
         print(name, json.dumps(value), flush=True)
-        settings.output.write_text(json.dumps(found, indent=1) + "\n")
+        file.write_text(json.dumps(found, indent=1) + "\n")
+        settings.output.with_suffix(".md").write_text(page(found, settings.output.with_suffix(".webp").name))
 
-    for batch in (1, 4):
-        with Engine(ServeSettings(models=offered, batch=batch)) as engine:
-            engine.wait_ready(600)
-            if batch > 1 and settings.requests:
-                keep("aborts", aborts(engine, settings.requests))
-                keep("sizes", sizes(engine, settings.sizes))
-                with served(engine) as url:
-                    keep("fuzz", fuzz(url, settings.fuzz))
-                    keep("storm", storm(url, engine, 100))
-                    keep("overhead", overhead(url, engine, settings))
-            if settings.seconds:
-                rows += throughput(engine, 32, (1, 2, 4, 8), settings.seconds)
-                keep("throughput", rows)
+    with tempfile.TemporaryDirectory() as folder:
+        offered = {MODEL: ModelSettings(source=source_of(settings, Path(folder)), device=settings.device)}
+        for batch in BATCHES:
+            with Engine(ServeSettings(models=offered, batch=batch)) as engine:
+                engine.wait_ready(600)
+                if batch > 1:
+                    with served(engine) as url:
+                        if settings.requests and engine.models[MODEL]["space"] == "rgb":
+                            keep("aborts", aborts(engine, settings.requests))
+                            keep("sizes", sizes(engine, settings.sizes))
+                            keep("fuzz", fuzz(url, settings.fuzz))
+                            keep("storm", storm(url, engine, 100))
+                        keep("overhead", overhead(url, engine, settings))
+                for side in settings.load_sides if settings.seconds else ():
+                    rows += throughput(engine, side, (1, 2, 4, 8), settings.seconds)
+                    keep("throughput", rows)
     if rows:
-        plot(rows, settings.output.with_suffix(".png"))
+        plot(rows, settings.output.with_suffix(".webp"))
 
 
 if __name__ == "__main__":

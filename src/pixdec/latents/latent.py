@@ -88,15 +88,18 @@ class Latent:
         Raises:
             OSError: `path` cannot be written.
         """
+        with replacing(path) as temporary:
+            temporary.write_bytes(self.to_bytes(settings))
+
+    def to_bytes(self, settings: Mapping[str, object] | None = None) -> bytes:
+        """What `save` writes."""
         sigma = json.dumps([float(level) for level in self.sigma])
         metadata = {"pixdec": "latent", "space": self.space.name, "sigma": sigma}
         if self.encoder is not None:
             metadata["encoder"] = self.encoder
         if settings is not None:
             metadata["settings"] = json.dumps(settings)
-        data = save({"latent": self.tensor.detach().cpu().contiguous()}, metadata)
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
+        return save({"latent": self.tensor.detach().cpu().contiguous()}, metadata)
 
     @classmethod
     def load(cls, path: str | Path, *, space: LatentSpace | str | None = None, statistics: bool = True) -> Latent:

@@ -263,7 +263,6 @@ class Worker:
     def _generate(self, id: str, work: Work, previews: bool) -> None:
         """A pipeline as far as it is to run; its latent goes back, to be decoded where its decoder is."""
         import torch
-        from safetensors.torch import save
 
         from pixdec.generation.pipeline import call_arguments, check_call, pipeline_errors
         from pixdec.generation.prompts import Prompt
@@ -314,9 +313,7 @@ class Worker:
             if isinstance(error.__cause__, Cancelled):
                 raise Cancelled from error
             raise unusable(error) from error
-        metadata = {"pixdec": "latent", "space": latent.space.name, "sigma": str([float(latent.sigma[0])])}
-        data = save({"latent": latent.tensor.cpu().contiguous()}, metadata)
-        self.send("latent", id, data, tuple(latent.tensor.shape), time.perf_counter() - started)
+        self.send("latent", id, latent.to_bytes(), tuple(latent.tensor.shape), time.perf_counter() - started)
 
 
 def _peak(decoder: PixelDecoder) -> int | None:
