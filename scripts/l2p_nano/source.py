@@ -16,17 +16,17 @@ from pixdec.encoder import ImageEncoder
 from pixdec.io.files import replacing
 from pixdec.io.tensors import to_pil, to_tensor
 from pixdec.l2p.sources.z_image import NANO
-from pixdec.l2p.words import Words
 from pixdec.sampling.flow import interpolate, shifted_times
 from pixdec.sampling.samplers import euler
+from pixdec.text.words import Words
 from pixdec.train.checkpoints import checkpoints
 from pixdec.train.log import Log
 from pixdec.train.loop import LoopSettings, new_state, train
-from scripts.l2p_nano.scenes import SIDE, WORDS, drawn_scenes, held_out, render
+from scripts.l2p_nano.scenes import SIDE, WORDS, Scene, drawn_scenes, held_out, render
 
 LATENT = (32, SIDE // 8, SIDE // 8)
 SHIFT, LEAST = 2.0, 0.4  # of noise levels; the least by which an error of x0 is divided
-POOL, BATCH, DROPPED = 4000, 16, 0.1  # scenes that are drawn and encoded once; images of a step; share without caption
+BATCH, DROPPED = 16, 0.1  # images of a step; share of them without caption
 
 
 def new_transformer(seed: int = 0) -> Any:
@@ -42,26 +42,26 @@ def estimate(model: Any, x: Tensor, t: Tensor, text: Sequence[Tensor]) -> Tensor
     return torch.stack(model(list(x[:, :, None]), 1 - t, list(text), return_dict=False)[0])[:, :, 0].float()
 
 
-def pool(folder: Path) -> tuple[Tensor, list[str]]:
-    """Latents (N,32,h,w) of drawn scenes and their captions; encoded once."""
-    scenes = list(islice(drawn_scenes(1), POOL))
+def pool(folder: Path, count: int) -> tuple[Tensor, list[str]]:
+    """Latents (count,32,h,w) of drawn scenes and their captions; encoded once."""
+    scenes = list(islice(drawn_scenes(1), count))
     path = folder / "latents.safetensors"
     if not path.exists():
         encoder, found = ImageEncoder.from_pretrained(device="cpu"), list[Tensor]()
-        for first in range(0, POOL, 50):
-            images = torch.cat([to_tensor(render(scenes[i], i)) for i in range(first, min(first + 50, POOL))])
+        for first in range(0, count, 50):
+            images = torch.cat([to_tensor(render(scenes[i], i)) for i in range(first, min(first + 50, count))])
             found.append(encoder.space.unpatchify(encoder.encode(images).tensor).bfloat16())
         with replacing(path) as temporary:
             save_file({"latents": torch.cat(found).contiguous()}, temporary)
     return load_file(path)["latents"], [scene.caption for scene in scenes]
 
 
-def train_source(folder: Path, steps: int, seed: int = 0) -> None:
+def train_source(folder: Path, steps: int, scenes: int, seed: int = 0) -> None:
     """Trains, or goes on; leaves `folder`/transformer, as diffusers saves it."""
     if (folder / "transformer").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    latents, captions = pool(folder)
+    latents, captions = pool(folder, scenes)
     words, model = Words(WORDS, NANO["cap_feat_dim"]), new_transformer(seed)
     settings = LoopSettings(steps, BATCH, learning_rate=1.5e-3, warmup=100, decay=0.6, weight_decay=0.01)
     state = new_state({"source": model}, settings)
@@ -126,12 +126,22 @@ class NanoSource:
         return self.words(prompts)
 
 
+def sheet_scenes(count: int) -> list[Scene]:
+    """What a sheet shows, row by row."""
+    scenes = list(islice(drawn_scenes(7, held=True), count))
+    assert all(held_out(scene) for scene in scenes)
+    return scenes
+
+
 def sheet(source: Any, rows: int, columns: int = 8) -> Image.Image:
     """Images of held-out captions, always the same."""
-    scenes = list(islice(drawn_scenes(7, held=True), rows * columns))
-    assert all(held_out(scene) for scene in scenes)
-    made = source.images([scene.caption for scene in scenes], list(range(len(scenes))))
-    whole = Image.new("RGB", (columns * (SIDE + 2), rows * (SIDE + 2)))
-    for i, image in enumerate(made):
+    scenes = sheet_scenes(rows * columns)
+    return tiled(source.images([scene.caption for scene in scenes], list(range(len(scenes)))), columns)
+
+
+def tiled(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Side by side, with two pixels between them."""
+    whole = Image.new("RGB", (columns * (SIDE + 2), -(-len(images) // columns) * (SIDE + 2)))
+    for i, image in enumerate(images):
         whole.paste(image, (i % columns * (SIDE + 2), i // columns * (SIDE + 2)))
     return whole

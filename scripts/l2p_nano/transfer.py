@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pixdec.encoder import ImageEncoder
 from pixdec.evaluate.sets import frechet, kid
@@ -24,7 +25,7 @@ from pixdec.io.files import replacing
 from pixdec.io.tensors import to_tensor
 from pixdec.l2p import PixelPipeline, merge, open_weights, save_weights, transplant
 from pixdec.l2p.images import ImageSource, PixelImages
-from pixdec.l2p.words import SCHEME
+from pixdec.text.words import SCHEME
 from pixdec.train.data.shards import INDEX
 from pixdec.train.pixels import build_pixels
 from pixdec.train.recipes import PixelRecipe, l2p_nano
@@ -36,6 +37,7 @@ from scripts.l2p_nano.source import NanoSource
 
 NARROW, STEPS, GUIDANCE = 4, 16, 3.0
 NAME = "pixdec-l2p"
+FILE = f"{NAME}.safetensors"
 
 
 class Drawn:
@@ -98,33 +100,41 @@ VARIATIONS: Mapping[str, Variation] = {
 
 
 def recipe_of(variation: Variation, steps: int) -> PixelRecipe:
-    """The nano recipe, with the average of the weights."""
+    """The nano recipe, with the average of the weights, and checkpoints for the curves."""
     made = l2p_nano()
     return replace(
         made,
         loop=replace(made.loop, steps=steps),
         objective=replace(made.objective, average=True, drop_caption=0.05, **variation.changes),
+        folder=replace(made.folder, save_every=250, keep=100),
     )
 
 
-def transfer(folder: Path, name: str, variation: Variation, steps: int) -> PixelPipeline:
-    """Trains a variation, or takes what an earlier run left."""
-    run, start = folder / name.replace(" ", "-"), make_start(folder)
-    options = RunOptions(start=str(start), device="cpu")
-    built = build_pixels(recipe_of(variation, steps), folder / variation.shards / INDEX, run, options)
-    assert isinstance(built.stage, PixelStage)
-    if not variation.skip:
-        blind(built.stage.network)
+def transfer(folder: Path, name: str, variation: Variation, steps: int, start: Path | None = None) -> PixelPipeline:
+    """Trains a variation, or takes what an earlier run left; from `start`, or the transplanted source."""
+    run, start = folder / name.replace(" ", "-"), start or make_start(folder)
     if not (run / "trained.safetensors").exists():
-        for _ in built.go():
-            pass
-    whole = run / f"{NAME}.safetensors"
+        options = RunOptions(start=str(start), device="cpu")
+        built = build_pixels(recipe_of(variation, steps), folder / variation.shards / INDEX, run, options)
+        assert isinstance(built.stage, PixelStage)
+        if not variation.skip:
+            blind(built.stage.network)
+        head: Any = built.stage.network.local_decoder
+        head.to(memory_format=torch.channels_last)  # with the plain attention a third faster, on one core
+        with sdpa_kernel(SDPBackend.MATH):
+            for _ in built.go():
+                pass
     made = merge(open_weights(start), open_weights(run / "trained.safetensors"))
-    save_weights(replace(made, name=NAME), whole, torch.bfloat16)
-    pipe = PixelPipeline.from_pretrained(whole, device="cpu", torch_dtype=torch.float32)
+    save_weights(replace(made, name=NAME), run / FILE, torch.bfloat16)
+    pipe = opened_pixels(run)
     if not variation.skip:
         blind(pipe.model)
     return pipe
+
+
+def opened_pixels(run: Path) -> PixelPipeline:
+    """What a finished run left."""
+    return PixelPipeline.from_pretrained(run / FILE, device="cpu", torch_dtype=torch.float32)
 
 
 def blind(model: Any) -> None:

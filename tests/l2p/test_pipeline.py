@@ -14,8 +14,8 @@ from pixdec.cli import main
 from pixdec.io.tensors import to_pil, to_tensor
 from pixdec.l2p import PixelModel, PixelPipeline, load_model, open_weights, save_weights, transplant
 from pixdec.l2p.pipeline import large_linears
-from pixdec.l2p.words import SCHEME
 from pixdec.sampling.flow import shifted_times
+from pixdec.text.words import SCHEME
 
 
 def embed(prompts, device):

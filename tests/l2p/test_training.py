@@ -106,6 +106,10 @@ def test_only_what_learns_is_saved_and_merges_into_its_start(folder: Path, strai
     ]
     assert set(changed) <= set(trained)
     assert len(changed) > 0.9 * len(trained)
+    other = open_weights(folder / "start.safetensors")
+    other = replace(other, settings=replace(other.settings, side=96))
+    with pytest.raises(ValueError, match=r"\(side \d+, not 96\)"):
+        merge(other, open_weights(folder / "straight" / "trained.safetensors"))
 
 
 def test_a_stopped_run_takes_the_same_trajectory(folder: Path, straight):

@@ -8,8 +8,9 @@ from PIL import Image
 pytest.importorskip("skimage", reason="scenes are read with scikit-image")
 pytest.importorskip("diffusers", reason="the nano source is a diffusers class")
 
-from pixdec.l2p.words import Words
+from pixdec.text.words import Words
 from scripts.l2p_nano.scenes import SIDE, WORDS, all_scenes, drawn_scenes, held_out, judge, render
+from scripts.l2p_nano.source import sheet_scenes, tiled
 
 
 def test_rules_find_what_a_caption_says_and_nothing_else():
@@ -22,6 +23,16 @@ def test_rules_find_what_a_caption_says_and_nothing_else():
         wrong = judge(scenes[number - 1], image)
         assert scenes[number - 1] == scene or not wrong["all"]
     assert not judge(scenes[0], Image.new("RGB", (SIDE, SIDE)))["all"]
+
+
+def test_a_sheet_is_read_again():
+    pytest.importorskip("matplotlib", reason="curves are drawn with it")
+    from scripts.l2p_nano.curves import COLUMNS, ROWS, accuracy
+
+    scenes = sheet_scenes(ROWS * COLUMNS)
+    images = [render(scene, 3) for scene in scenes]
+    images[5:8] = [render(scenes[0], 3)] * 3
+    assert accuracy(tiled(images, COLUMNS)) == (ROWS * COLUMNS - 3) / (ROWS * COLUMNS)
 
 
 def test_held_out_captions_are_a_tenth_and_known_words():

@@ -23,32 +23,15 @@ if TYPE_CHECKING:
     from pixdec.l2p.transfer import transplant as transplant
 
 _HOMES = {
-    "PixelModel": "model",
-    "PixelPipeline": "pipeline",
-    "PixelSettings": "model",
-    "Weights": "files",
-    "load_model": "files",
-    "merge": "transfer",
-    "network_from_reference": "model",
-    "open_weights": "files",
-    "save_weights": "files",
-    "transplant": "transfer",
+    "files": ("Weights", "load_model", "open_weights", "save_weights"),
+    "model": ("PixelModel", "PixelSettings", "network_from_reference"),
+    "pipeline": ("PixelPipeline",),
+    "transfer": ("merge", "transplant"),
 }
-__all__ = [
-    "PixelModel",
-    "PixelPipeline",
-    "PixelSettings",
-    "Weights",
-    "load_model",
-    "merge",
-    "network_from_reference",
-    "open_weights",
-    "save_weights",
-    "transplant",
-]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pixdec.l2p' has no attribute {name!r}")
-    return getattr(import_module(f"pixdec.l2p.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module 'pixdec.l2p' has no attribute {name!r}")

@@ -38,7 +38,7 @@ class Weights:
         settings: of the pixel model; for a latent generator `patch` is 0.
         licence: that of the tensors.
         repository: folder or hub id of the source's pipeline, with text encoder and scheduler, or the words that a
-            small model knows (`pixdec.l2p.words`); "" if unknown.
+            small model knows (`pixdec.text.words`); "" if unknown.
         part: whether these are only what training changed; then `base` is the digest of what it began with.
         path: of the file.
     """
@@ -88,7 +88,8 @@ def open_weights(name_or_path: str | Path, access: Access = USUAL) -> Weights:
                 "there is no config.json of diffusers beside it"
             )
         config = cast("dict[str, Any]", json.loads((folder / "config.json").read_text("utf-8")))
-        settings = PixelSettings(source_of(str(config.get("_class_name", ""))), _plain(config), 0)
+        plain = {key: value for key, value in config.items() if not key.startswith("_")}
+        settings = PixelSettings(source_of(str(config.get("_class_name", ""))), plain, 0)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return Weights(tensors, settings, str(name_or_path), UNKNOWN_LICENCE, checkpoint.path, repository)
@@ -133,10 +134,6 @@ def settings_of(metadata: Mapping[str, str]) -> PixelSettings:
             f"its metadata have config {metadata['config'][:40]!r}, patch {metadata['patch']!r}"
         ) from error
     return PixelSettings(metadata["source"], config, patch, narrow, side)
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def load_model(weights: Weights, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> PixelModel:

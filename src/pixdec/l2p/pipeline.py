@@ -21,9 +21,9 @@ from pixdec.io.tensors import resize, to_pil, to_tensor
 from pixdec.l2p.files import Weights, load_model, open_weights, save_weights
 from pixdec.l2p.model import BAND_PIXELS, PixelModel, file_name
 from pixdec.l2p.sources import Source, diffusers_class
-from pixdec.l2p.words import SCHEME, Words
 from pixdec.sampling.flow import interpolate, shifted_times
 from pixdec.sampling.samplers import euler, guided
+from pixdec.text.words import SCHEME, Words
 
 Embed = Callable[[Sequence[str], torch.device], list[Tensor]]  # prompts, where to compute -> (T,E) for each
 FILE = "pixel.safetensors"

@@ -91,7 +91,11 @@ def merge(start: Weights, trained: Weights) -> Weights:
     if not trained.part:
         raise ValueError(f"{trained.path}: a whole model, not what training changed; expected its trained.safetensors")
     if trained.settings != start.settings:
-        raise ValueError(f"{trained.path}: of a {_what(trained)}, but {start.path} is a {_what(start)}; name its start")
+        of, it = ({**vars(each.settings), **each.settings.config, "config": ""} for each in (trained, start))
+        unlike = ", ".join(
+            f"{key} {of.get(key)}, not {it.get(key)}" for key in {**of, **it} if of.get(key) != it.get(key)
+        )
+        raise ValueError(f"{trained.path}: its start was no model like {start.path} ({unlike}); name that")
     if trained.base and trained.base != (found := digest(start.path)):
         raise ValueError(
             f"{trained.path}: its training began with a file of digest {trained.base[:8]}, and that of {start.path} is "
@@ -104,7 +108,3 @@ def merge(start: Weights, trained: Weights) -> Weights:
     merged = replace(start, tensors={**start.tensors, **trained.tensors}, name=trained.name, licence=trained.licence)
     check(PixelModel(start.settings), merged.tensors)
     return merged
-
-
-def _what(weights: Weights) -> str:
-    return f"{weights.settings.source} with patches of {weights.settings.patch} and {dict(weights.settings.config)}"
