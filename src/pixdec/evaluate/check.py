@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from pixdec.decoder import PixelDecoder
 from pixdec.evaluate.metrics.table import OWN, Metrics, Shown, measure
 from pixdec.evaluate.photographs import crop_middle
+from pixdec.evaluate.statistics import bootstrap
 from pixdec.generation.enlarge import UpscaleSettings, encoder_for, latent_of
 from pixdec.io.files import replacing
 from pixdec.io.images import read_image, to_pil, to_tensor
@@ -22,7 +21,6 @@ from pixdec.train.data.degrade import degrade
 
 METRICS = ("consistency", "spectrum_error_high", "color_drift", "pattern")
 TOLERANCE = 0.02  # of a metric's mean: less than this is nobody's concern, however certain
-RESAMPLES = 2000
 
 Scores = Mapping[str, Mapping[str, float]]  # by image and metric
 
@@ -85,8 +83,7 @@ def score(
         shown = Shown(image, original, low, scale=decoder.scale)
         has = {name for name, value in (("original", original), ("low", low)) if value is not None}
         figures, failed = measure(shown, metrics.of(frozenset(has)))
-        if failed:
-            name, reason = next(iter(failed.items()))
+        for name, reason in failed.items():
             raise ValueError(f"{file}: {name}: {reason}")
         yield file.name, figures
 
@@ -97,31 +94,24 @@ def compare(before: Scores, after: Scores, tolerance: float = TOLERANCE) -> list
     Raises:
         ValueError: an image or a metric that was not there before.
     """
-    draw, changes = np.random.default_rng(0), list[Change]()
+    changes = list[Change]()
     for name in after:
         if name not in before:
             raise ValueError(f"{name}: the reference has no such image; save it anew with --save")
     for metric in dict.fromkeys(metric for figures in after.values() for metric in figures):
-        pairs = {
-            name: (before[name].get(metric), figures[metric]) for name, figures in after.items() if metric in figures
-        }
-        if any(old is None for old, _ in pairs.values()):
-            raise ValueError(f"{metric}: the reference has no such figures; save it anew with --save")
-        each = {name: _worse(metric, cast("float", old), new) for name, (old, new) in pairs.items()}
-        values = np.array(list(each.values()))
-        means = values[draw.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
-        low, high = (float(value) for value in np.quantile(means, (0.025, 0.975)))
-        bearable = tolerance * float(np.mean([abs(cast("float", old)) for old, _ in pairs.values()]))
+        better, each, sizes = OWN[metric].better if metric in OWN else "↑", dict[str, float](), list[float]()
+        for name, figures in after.items():
+            if (new := figures.get(metric)) is None:
+                continue
+            if (old := before[name].get(metric)) is None:
+                raise ValueError(f"{metric}: the reference has no such figures; save it anew with --save")
+            each[name] = {"→ 0": abs(new) - abs(old), "↑": old - new, "↓": new - old}[better]
+            sizes.append(abs(old))
+        mean = sum(each.values()) / len(each)
+        low, high = bootstrap([(value, 1.0) for value in each.values()])
         worst = sorted(each.items(), key=lambda pair: -pair[1])
-        changes.append(Change(metric, float(values.mean()), (low, high), low > bearable, worst))
+        changes.append(Change(metric, mean, (low, high), low > tolerance * sum(sizes) / len(sizes), worst))
     return changes
-
-
-def _worse(metric: str, old: float, new: float) -> float:
-    better = OWN[metric].better if metric in OWN else "↑"
-    if better == "→ 0":
-        return abs(new) - abs(old)
-    return old - new if better == "↑" else new - old
 
 
 def write_reference(path: Path, scores: Scores, made: Mapping[str, object]) -> None:

@@ -7,9 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from pixdec.evaluate.results import plain
 
 CONFIDENCE = 0.95
+RESAMPLES = 2000
 TOLERATED = 0.5  # of the images may fail; the mean of fewer says nothing of all
 
 
@@ -74,3 +78,12 @@ def paired(ours: Mapping[str, float | None], theirs: Mapping[str, float | None],
             a, b = ours[image], theirs[image]
             differences.append(None if a is None or b is None else a - b)
     return mean_of(differences, tolerated)
+
+
+def bootstrap(counts: ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of Σ a / Σ b over images by drawing images again: counts (images, 2) of a and b."""
+    values = np.asarray(counts, np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    sums = values[drawn].sum(axis=1)  # (resamples, 2)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return float(low), float(high)

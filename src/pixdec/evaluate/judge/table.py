@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pixdec.evaluate.judge.asking import ROUNDS
 from pixdec.evaluate.judge.pairs import BLURRED, SAME
 from pixdec.evaluate.judge.rounds import Round, read_rounds
 from pixdec.evaluate.report.tables import Table
+from pixdec.evaluate.statistics import bootstrap
 
-RESAMPLES = 2000
 Key = TypeVar("Key", bound=tuple[Any, ...])
-Floats = NDArray[np.float64]
 
 
 def summarize(path: str | Path, *, seed: int = 0) -> dict[str, Any]:
@@ -55,15 +53,9 @@ def summarize(path: str | Path, *, seed: int = 0) -> dict[str, Any]:
         "rows": [_row(group, seed) for group in groups.values()],
         "agreement": _agreement(rounds, seed),
         "failures": [
-            {
-                **_names(each),
-                "pair": each.pair,
-                "ours_first": each.ours_first,
-                "reason": each.failure,
-                "answer": each.answer,
-            }
+            _names(each) | {name: getattr(each, name) for name in ("pair", "ours_first", "answer")} | {"reason": reason}
             for each in rounds
-            if each.failure is not None
+            if (reason := each.failure) is not None
         ],
         "judges": {judge: _totals(group) for (judge,), group in _grouped(lines, lambda each: (each.judge,)).items()},
     }
@@ -115,7 +107,7 @@ def _row(rounds: Sequence[Round], seed: int) -> dict[str, Any]:
     valid = [each for each in rounds if each.won is not None]
     images = _grouped(valid, lambda each: (each.pair,))
     counts = np.array([(sum(bool(each.won) for each in group), len(group)) for group in images.values()])
-    low, high = _interval(counts, seed)
+    low, high = bootstrap(counts, seed) if images else (None, None)
     twice = [group for group in _grouped(valid, lambda each: each.slot[:-1]).values() if len(group) == 2]
     alike = [group[0].won for group in twice if group[0].won == group[1].won]
     first, second = (_share([each.won for each in valid if each.ours_first is order]) for order in (True, False))
@@ -165,20 +157,10 @@ def _agreement(rounds: Sequence[Round], seed: int) -> list[dict[str, Any]]:
         counts = np.array([(a == b, 1) for a, b in pairs])
         share, prevalence = float(counts[:, 0].mean()), float(np.mean(pairs))
         chance = 2 * prevalence * (1 - prevalence)  # at most 1/2
-        low, high = _interval(counts, seed)
+        low, high = bootstrap(counts, seed)
         about = {"judges": [one, other], "images": len(common), "share": share, "low": low, "high": high}
         found.append({**about, "ac1": (share - chance) / (1 - chance)})
     return found
-
-
-def _interval(counts: Floats, seed: int) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % interval of Σ wins / Σ rounds by drawing images again: counts (images, 2)."""
-    if not len(counts):
-        return None, None
-    drawn = np.random.default_rng(seed).integers(0, len(counts), (RESAMPLES, len(counts)))
-    sums = counts[drawn].sum(axis=1)  # (resamples, 2)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
-    return float(low), float(high)
 
 
 def _totals(rounds: Sequence[Round]) -> dict[str, Any]:

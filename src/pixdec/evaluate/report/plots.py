@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 
 WIDTH, LEFT, RIGHT, ROW = 640, 250, 24, 22
 COLORS = ("#0b62a4", "#c2410c", "#15803d", "#7e22ce", "#b45309", "#0f766e", "#be123c", "#4d5562")
+Axis = Callable[[float], float]  # value -> place
 
 
 def intervals(title: str, rows: Sequence[tuple[str, float, float, float]], mark: float | None = None) -> str:
@@ -15,81 +16,62 @@ def intervals(title: str, rows: Sequence[tuple[str, float, float, float]], mark:
     finite = [x for _, *values in rows for x in (*values, *([] if mark is None else [mark])) if math.isfinite(x)]
     if not finite:
         return ""
-    low, high = _span(finite)
-    height = ROW * len(rows) + 44
-
-    def x(value: float) -> float:
-        return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
-
-    parts = [f'<text x="0" y="14" class="t">{escape(title)}</text>', *_axis(low, high, x, height)]
+    span, bottom = _span(finite), ROW * len(rows) + 24
+    x = _axis(span, LEFT, WIDTH - RIGHT)
+    parts = list(_columns(span, x, 22, bottom))
     if mark is not None:
-        parts.append(f'<line x1="{x(mark)}" x2="{x(mark)}" y1="22" y2="{height - 20}" class="m"/>')
+        parts.append(f'<line x1="{x(mark)}" x2="{x(mark)}" y1="22" y2="{bottom}" class="m"/>')
     for index, (name, value, start, end) in enumerate(rows):
-        y = 22 + ROW * index + ROW // 2
-        parts.append(f'<text x="{LEFT - 10}" y="{y + 4}" text-anchor="end">{escape(_short(name))}</text>')
+        y, short = 22 + ROW * index + ROW // 2, name if len(name) <= 38 else f"…{name[-37:]}"
+        parts.append(f'<text x="{LEFT - 10}" y="{y + 4}" text-anchor="end">{escape(short)}</text>')
         if math.isfinite(start) and math.isfinite(end):
             parts.append(f'<line x1="{x(start)}" x2="{x(end)}" y1="{y}" y2="{y}" class="i"/>')
         if math.isfinite(value):
             parts.append(f'<circle cx="{x(value)}" cy="{y}" r="4"><title>{escape(name)}: {value:.4g}</title></circle>')
-    return _svg(height, title, parts)
+    return _svg(bottom + 20, title, parts)
 
 
 def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]], across: str, *, log: bool = False) -> str:
     """A line for each name through (x, y). `across`: what x is. `log`: both axes logarithmic, for positive values."""
-
-    def scale(value: float) -> float:
-        return math.log10(value) if log else value
-
-    points = {
-        name: [(scale(a), scale(b)) for a, b in each if math.isfinite(b) and (not log or min(a, b) > 0)]
-        for name, each in series.items()
-    }
-    points = {name: each for name, each in points.items() if each}
+    points = dict[str, list[tuple[float, float]]]()
+    for name, each in series.items():
+        kept = [(a, b) for a, b in each if math.isfinite(b) and (not log or min(a, b) > 0)]
+        if kept:
+            points[name] = sorted((math.log10(a), math.log10(b)) if log else (a, b) for a, b in kept)
     if not points:
         return ""
     xs, ys = (_span([point[axis] for each in points.values() for point in each]) for axis in (0, 1))
-    height, left, bottom = 260 + 16 * len(points), 64, 236
-
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        return (
-            round(left + (point[0] - xs[0]) / (xs[1] - xs[0]) * (WIDTH - left - RIGHT), 1),
-            round(bottom - (point[1] - ys[0]) / (ys[1] - ys[0]) * (bottom - 30), 1),
-        )
-
-    parts = [f'<text x="0" y="14" class="t">{escape(title)}</text>']
-    for value in _ticks(*xs):
-        px = place((value, ys[0]))[0]
-        parts.append(f'<line x1="{px}" x2="{px}" y1="24" y2="{bottom}" class="g"/>')
-        parts.append(f'<text x="{px}" y="{bottom + 14}" text-anchor="middle">{_number(value, log=log)}</text>')
+    left, right, bottom = 64, WIDTH - RIGHT, 236
+    x, y = _axis(xs, left, right), _axis(ys, bottom, 30)
+    parts = list(_columns(xs, x, 24, bottom, log=log))
     for value in _ticks(*ys):
-        py = place((xs[0], value))[1]
-        parts.append(f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{py}" y2="{py}" class="g"/>')
-        parts.append(f'<text x="{left - 6}" y="{py + 4}" text-anchor="end">{_number(value, log=log)}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{bottom - 6}" text-anchor="end">{escape(across)}</text>')
+        parts.append(f'<line x1="{left}" x2="{right}" y1="{y(value)}" y2="{y(value)}" class="g"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(value) + 4}" text-anchor="end">{_number(value, log=log)}</text>')
+    parts.append(f'<text x="{right}" y="{bottom - 6}" text-anchor="end">{escape(across)}</text>')
     for index, (name, each) in enumerate(points.items()):
-        color, y = COLORS[index % len(COLORS)], bottom + 34 + 16 * index
-        path = " ".join(f"{px},{py}" for px, py in map(place, sorted(each)))
+        color, row = COLORS[index % len(COLORS)], bottom + 34 + 16 * index
+        path = " ".join(f"{x(a)},{y(b)}" for a, b in each)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
-        parts += [
-            f'<circle cx="{px}" cy="{py}" r="3.5" fill="{color}" style="fill:{color}"/>' for px, py in map(place, each)
-        ]
-        parts.append(f'<rect x="{left}" y="{y - 9}" width="10" height="10" fill="{color}"/>')
-        parts.append(f'<text x="{left + 16}" y="{y}">{escape(name)}</text>')
-    return _svg(height, title, parts)
+        parts += [f'<circle cx="{x(a)}" cy="{y(b)}" r="3.5" fill="{color}" style="fill:{color}"/>' for a, b in each]
+        parts.append(f'<rect x="{left}" y="{row - 9}" width="10" height="10" fill="{color}"/>')
+        parts.append(f'<text x="{left + 16}" y="{row}">{escape(name)}</text>')
+    return _svg(bottom + 24 + 16 * len(points), title, parts)
 
 
-def _axis(low: float, high: float, x: object, height: int) -> list[str]:
-    assert callable(x)
-    parts = list[str]()
-    for value in _ticks(low, high):
-        parts.append(f'<line x1="{x(value)}" x2="{x(value)}" y1="22" y2="{height - 20}" class="g"/>')
-        parts.append(f'<text x="{x(value)}" y="{height - 6}" text-anchor="middle">{_number(value, log=False)}</text>')
-    return parts
+def _axis(span: tuple[float, float], start: float, end: float) -> Axis:
+    return lambda value: round(start + (value - span[0]) / (span[1] - span[0]) * (end - start), 1)
+
+
+def _columns(span: tuple[float, float], x: Axis, top: int, bottom: int, *, log: bool = False) -> Iterator[str]:
+    """The vertical lines of the grid, and their values below."""
+    for value in _ticks(*span):
+        yield f'<line x1="{x(value)}" x2="{x(value)}" y1="{top}" y2="{bottom}" class="g"/>'
+        yield f'<text x="{x(value)}" y="{bottom + 14}" text-anchor="middle">{_number(value, log=log)}</text>'
 
 
 def _svg(height: int, title: str, parts: Sequence[str]) -> str:
     head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">'
-    return head + "".join(parts) + "</svg>"
+    return f'{head}<text x="0" y="14" class="t">{escape(title)}</text>{"".join(parts)}</svg>'
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
@@ -107,10 +89,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _number(value: float, *, log: bool) -> str:
     return f"{10**value:.3g}" if log else f"{value:.6g}"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 38 else f"…{name[-37:]}"
 
 
 __all__ = ["intervals", "lines"]

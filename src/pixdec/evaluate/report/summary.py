@@ -119,7 +119,6 @@ class Summary:
         return means_table(self.means, self.columns, self.missing)
 
     def difference_table(self) -> Table:
-        """The paired differences."""
         return means_table(self.differences, self.columns)
 
     def folder_table(self) -> Table:
@@ -169,7 +168,7 @@ class Summary:
                 method: {
                     "licence": licence,
                     "settings": self.settings.get(method),
-                    "means": {metric: mean.to_json() for metric, mean in self.means[method].items()},
+                    "means": _plain(self.means)[method],
                     "figures": {
                         image: {metric: plain(value) for metric, value in row.figures.items()}
                         for image, row in self.by_method[method].items()
@@ -177,10 +176,7 @@ class Summary:
                 }
                 for method, licence in self.methods.items()
             },
-            "differences": {
-                other: {metric: mean.to_json() for metric, mean in means.items()}
-                for other, means in self.differences.items()
-            },
+            "differences": _plain(self.differences),
             "sets": {method: dict(figures) for method, figures in self.sets.items()},
             "missing": dict(self.missing),
             "absent": dict(self.absent),
@@ -275,8 +271,11 @@ def compare_runs(first: str | Path, second: str | Path) -> tuple[list[str], dict
                 means.setdefault(label, {})[metric] = paired(sides[0], sides[1])
     if not means:
         raise ValueError(f"{first} and {second}: they share no image")
-    document = {label: {metric: mean.to_json() for metric, mean in each.items()} for label, each in means.items()}
-    return means_table(means, columns).markdown(), document
+    return means_table(means, columns).markdown(), _plain(means)
+
+
+def _plain(means: Mapping[str, Mapping[str, Mean]]) -> dict[str, dict[str, object]]:
+    return {name: {metric: mean.to_json() for metric, mean in each.items()} for name, each in means.items()}
 
 
 def _read_summary(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""Tables of text, and the one page or file they stand in: as Markdown, and as HTML."""
+"""Tables of text, and the one page or file they stand in: as Markdown; `page.html` has them as HTML."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from pixdec.evaluate.statistics import Mean
 
@@ -38,16 +37,6 @@ class Table:
         ruler = ["---" if heading in NAMES else "---:" for heading in self.head]
         rows = [[*row[:-1], *["–"] * (len(self.head) - len(row)), row[-1]] for row in self.rows]
         return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (self.head, ruler, *rows)]
-
-    def html(self) -> str:
-        """Empty without rows."""
-        lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in self.head) + "</tr>"]
-        for index, row in enumerate(self.rows):
-            span = f' colspan="{len(self.head) - len(row) + 1}"' if len(row) < len(self.head) else ""
-            cells = [f"<td>{escape(cell)}</td>" for cell in row[:-1]] + [f"<td{span}>{escape(row[-1])}</td>"]
-            kind = ' class="p"' if self.grey is not None and index >= self.grey else ""
-            lines.append(f"<tr{kind}>{''.join(cells)}</tr>")
-        return f'<div class="w"><table>{"".join(lines)}</table></div>' if self.rows else ""
 
 
 def means_table(
