@@ -23,7 +23,7 @@ from pixdec.devices import environment
 from pixdec.evaluate.methods import Lineup, open_lineup
 from pixdec.evaluate.metrics.table import Metrics, open_metrics
 from pixdec.evaluate.photographs import Photograph, Preparation, find_photographs, photograph_sources
-from pixdec.evaluate.report.page import BENCH, write_report
+from pixdec.evaluate.report.html import BENCH, write_report
 from pixdec.evaluate.report.summary import Summary, summarize
 from pixdec.evaluate.report.tables import Table
 from pixdec.evaluate.results import Broken, Row

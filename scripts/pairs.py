@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pixdec.evaluate.judge.asking import ROUNDS
 from pixdec.evaluate.judge.human import Session
 from pixdec.evaluate.judge.pairs import Views, find_pairs
-from pixdec.evaluate.judge.table import summarize, table
+from pixdec.evaluate.judge.rates import summarize, table
 from pixdec.evaluate.methods import Lineup, Sample, open_lineup
 from pixdec.io.images import read_image, to_pil, to_tensor
 from pixdec.train.data.degrade import degrade

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from pixdec.models.taef2 import TAEF2, load_taef2
 from pixdec.models.tiny_vae import TinyVAE, TinyVAESettings
-from pixdec.train.checkpoints import checkpoints
+from pixdec.train.checkpoints import State, checkpoints
 from pixdec.train.log import Log
-from pixdec.train.loop import LoopSettings, new_state, train
+from pixdec.train.loop import LoopSettings, train
 from pixdec.train.parallel import MachineSettings, precision
 from pixdec.weights.load import load_autoencoder, save_autoencoder
 from scripts.photos import CropSettings, Photos, ahead
@@ -102,7 +102,7 @@ def main(
         network.load_state_dict(load_autoencoder(from_run / NAME).state_dict())
     network = _channels_last(network)
     source, taef2 = Photos(photos, recipe.crops.size), _channels_last(load_taef2(teacher))
-    state = new_state({"autoencoder": network}, recipe.loop)
+    state = State({"autoencoder": network}, recipe.loop)
     folder.mkdir(parents=True, exist_ok=True)
     if saved := checkpoints(folder):
         state.load(saved[-1])

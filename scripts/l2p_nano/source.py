@@ -19,9 +19,9 @@ from pixdec.l2p.sources.z_image import NANO
 from pixdec.sampling.flow import interpolate, shifted_times
 from pixdec.sampling.samplers import euler
 from pixdec.text.words import Words
-from pixdec.train.checkpoints import checkpoints
+from pixdec.train.checkpoints import State, checkpoints
 from pixdec.train.log import Log
-from pixdec.train.loop import LoopSettings, new_state, train
+from pixdec.train.loop import LoopSettings, train
 from scripts.l2p_nano.scenes import SIDE, WORDS, Scene, drawn_scenes, held_out, render
 
 LATENT = (32, SIDE // 8, SIDE // 8)
@@ -64,7 +64,7 @@ def train_source(folder: Path, steps: int, scenes: int, seed: int = 0) -> None:
     latents, captions = pool(folder, scenes)
     words, model = Words(WORDS, NANO["cap_feat_dim"]), new_transformer(seed)
     settings = LoopSettings(steps, BATCH, learning_rate=1.5e-3, warmup=100, decay=0.6, weight_decay=0.01)
-    state = new_state({"source": model}, settings)
+    state = State({"source": model}, settings)
     if saved := checkpoints(folder):
         state.load(saved[-1])
 

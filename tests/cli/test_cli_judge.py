@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pixdec.evaluate.judge.client import Answer
+from pixdec.evaluate.judge.endpoint import Answer
 
 Run = Callable[..., Any]
 Photo = Callable[..., Path]
@@ -63,7 +63,7 @@ def test_the_key_comes_out_of_the_environment(
         seen.append(request.get_header("Authorization"))
         return Answer("VERDICT: A")
 
-    monkeypatch.setattr("pixdec.evaluate.judge.client.Endpoint._call", call)
+    monkeypatch.setattr("pixdec.evaluate.judge.endpoint.Endpoint._call", call)
     monkeypatch.setenv("MY_KEY", "secret-key\n")
     arguments = ("judge", *folders, "-o", tmp_path / "out", "--endpoint", "http://127.0.0.1:1/v1", "--model", "m")
     outcome = run(*arguments, "--key-env", "MY_KEY", "--json")

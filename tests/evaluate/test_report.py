@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from pixdec.evaluate.report import plots
-from pixdec.evaluate.report.page import PAPER_COLUMNS, write_report
+from pixdec.evaluate.report.html import PAPER_COLUMNS, write_report
 from pixdec.evaluate.report.summary import Summary
 from pixdec.evaluate.report.tables import Column
 from pixdec.evaluate.results import Broken, Row

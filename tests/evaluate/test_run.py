@@ -16,7 +16,7 @@ from pixdec.encoder import ImageEncoder
 from pixdec.evaluate.methods import Lineup, open_lineup
 from pixdec.evaluate.metrics.table import NEEDS, OWN, Metric, Metrics, Shown, measure
 from pixdec.evaluate.photographs import Preparation, crop_middle, find_photographs, photograph_sources
-from pixdec.evaluate.report.page import write_report
+from pixdec.evaluate.report.html import write_report
 from pixdec.evaluate.report.sheets import GAP, LABEL, most_detailed
 from pixdec.evaluate.report.summary import compare_runs, summarize
 from pixdec.evaluate.results import Broken, Row, append_result, read_results

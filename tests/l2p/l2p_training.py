@@ -14,9 +14,9 @@ from small import TEXT, saved
 
 from pixdec.l2p import open_weights, save_weights, transplant
 from pixdec.train.data.shards import INDEX, Index, index_shard, save_index
-from pixdec.train.pixels import build_pixels
 from pixdec.train.recipes import PixelRecipe, l2p_nano
 from pixdec.train.runs import RunOptions
+from pixdec.train.transfer import build_pixels
 
 
 def recipe(**loop) -> PixelRecipe:

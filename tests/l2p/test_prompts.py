@@ -13,7 +13,7 @@ from zlib import crc32
 import pytest
 
 from pixdec.cli import main
-from pixdec.evaluate.judge.client import Endpoint
+from pixdec.evaluate.judge.endpoint import Endpoint
 from pixdec.generation.prompts import read_prompts
 from pixdec.l2p.prompts import TOPICS, Alike, shipped, write_prompts
 

@@ -12,7 +12,8 @@ from PIL import Image
 from pixdec.io.images import read_image
 from pixdec.models.taef2 import TAEF2
 from pixdec.models.tiny_vae import TinyVAE
-from pixdec.train.loop import LoopSettings, new_state, train
+from pixdec.train.checkpoints import State
+from pixdec.train.loop import LoopSettings, train
 from scripts import train_tiny
 from scripts.photos import CropSettings, Photos, ahead
 from shardset import photograph
@@ -25,7 +26,7 @@ GOLDEN_AUTOENCODER = (-0.5989, -0.7709)
 def test_autoencoder_golden_losses():
     torch.manual_seed(0)
     network, teacher = TinyVAE(TINY), TAEF2().requires_grad_(False)
-    state = new_state({"autoencoder": network}, LOOP)
+    state = State({"autoencoder": network}, LOOP)
     losses = [
         progress.losses["total"]
         for progress in train(state, lambda i, _: train_tiny.losses(network, teacher, pictures(i, 32), 1.0, 0.5), LOOP)

@@ -22,7 +22,7 @@ from pixdec.train import parallel
 from pixdec.train.checkpoints import State
 from pixdec.train.data.degrade import DegradeSettings
 from pixdec.train.draws import Draws, LevelSettings
-from pixdec.train.loop import LoopSettings, Progress, new_state, train
+from pixdec.train.loop import LoopSettings, Progress, train
 from pixdec.train.parallel import MachineSettings, World, join, precision, prepare, whole_tensor
 from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings, Examples
@@ -99,7 +99,7 @@ class Training:
         self.stage = new_stage(kind, machine, world)
         self.kind, self.machine, self.world, self.settings = kind, machine, world, settings
         self.height, self.width = height, 32
-        self.state = new_state(self.stage.networks, settings)
+        self.state = State(self.stage.networks, settings)
         self.early = False  # whether gradients were exchanged before a step's last pass
 
     def losses_at(self, step: int, part: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pair import BATCH, EXACT, Training, new_network
 
 from pixdec.train.checkpoints import PowerAverage, State, checkpoints, read_average, read_network
-from pixdec.train.loop import LoopSettings, new_state, train
+from pixdec.train.loop import LoopSettings, train
 from pixdec.train.parallel import World
 
 LOOP = LoopSettings(steps=4, batch=BATCH, learning_rate=2e-3, warmup=2, weight_decay=0.01)
@@ -72,7 +72,7 @@ def test_a_network_whose_turn_has_not_come_resumes_too(tmp_path: Path):
     def new() -> State:
         torch.manual_seed(0)
         parts = {name: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for name in ("a", "b")}
-        return new_state(parts, LoopSettings(steps=6, batch=1))
+        return State(parts, LoopSettings(steps=6, batch=1))
 
     straight, first, second = new(), new(), new()
     run(straight, 6)
@@ -91,7 +91,7 @@ def small() -> Iterator[State]:
     torch.manual_seed(0)
     network = nn.Linear(64, 64)
     network.bias.requires_grad_(False)
-    yield State({"decoder": network}, learning_rate=0.1)
+    yield State({"decoder": network}, LoopSettings(steps=1, batch=1, learning_rate=0.1))
 
 
 def learn(state: State) -> None:
@@ -157,8 +157,9 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from pixdec.train.checkpoints import State
+from pixdec.train.loop import LoopSettings
 torch.manual_seed(0)
-state = State({"decoder": torch.nn.Linear(64, 64)}, learning_rate=0.1)
+state = State({"decoder": torch.nn.Linear(64, 64)}, LoopSettings(steps=1, batch=1, learning_rate=0.1))
 folder = Path(sys.argv[1])
 state.step = 1
 state.save(folder / "step-00000001")
@@ -173,7 +174,7 @@ def test_a_killed_save_leaves_the_last_checkpoint(tmp_path: Path):
     assert killed.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
-    state = State({"decoder": nn.Linear(64, 64)}, learning_rate=0.1)
+    state = State({"decoder": nn.Linear(64, 64)}, LoopSettings(steps=1, batch=1, learning_rate=0.1))
     state.load(checkpoints(tmp_path)[-1])
     assert state.step == 1
     state.save(tmp_path / "step-00000003")  # and clears up
@@ -200,7 +201,7 @@ def test_checkpoints_of_other_networks_are_refused_before_a_weight_is_touched(sm
             r"networks\.decoder\.weight is \[64, 64\] there and \[64, 32\] here",
         ),
     ):
-        state = State(networks, learning_rate=0.1)
+        state = State(networks, LoopSettings(steps=1, batch=1, learning_rate=0.1))
         before = tensors(state)
         with pytest.raises(ValueError, match=f"step-00000001: not a checkpoint of this run's networks, {problem}"):
             state.load(folder)
@@ -234,7 +235,7 @@ def test_the_average_weighs_recent_values():
 
 def test_gates_stay_precise_in_a_checkpoint(tmp_path: Path):
     network = new_network("text")
-    state = State({"decoder": network}, learning_rate=0.1)
+    state = State({"decoder": network}, LoopSettings(steps=1, batch=1, learning_rate=0.1))
     state.save(tmp_path / "step-00000000")
     value = read_network(tmp_path / "step-00000000", "decoder")["pixel_gate.log_alpha"]
     assert value.dtype == torch.float32
@@ -252,7 +253,7 @@ class Harmful:
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path):
-    state = new_state({"network": nn.Linear(2, 1)}, LoopSettings(steps=1, batch=1))
+    state = State({"network": nn.Linear(2, 1)}, LoopSettings(steps=1, batch=1))
     state.save(tmp_path / "step-00000001")
     for content in (pickle.dumps(Harmful(tmp_path / "ran")), b"", b"\x80\x04garbage", pickle.dumps([1])):
         (tmp_path / "step-00000001" / ".metadata").write_bytes(content)

@@ -19,7 +19,7 @@ from pixdec.models.pid import PiD, PiDSettings
 from pixdec.train.checkpoints import State
 from pixdec.train.data.degrade import DegradeSettings
 from pixdec.train.draws import Draws
-from pixdec.train.loop import LoopSettings, new_state, train
+from pixdec.train.loop import LoopSettings, train
 from pixdec.train.low_rank import LoraSettings, add_lora, chosen_layers, lora_of
 from pixdec.train.parallel import MachineSettings, World, prepare, whole_tensor
 from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
@@ -108,7 +108,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     weight.data[0] = -0.0  # whose sign an addition would lose
     decoder = save_base(stage.network, folder / "small.safetensors")
     add_lora(stage.network, LORA)
-    state = new_state(stage.networks, LOOP)
+    state = State(stage.networks, LOOP)
     losses = run(stage, state, LOOP.steps)
     stage.network.load_state_dict(state.average.weights, strict=False)
     tensors = lora_of(stage.network.state_dict())
@@ -160,7 +160,7 @@ def test_every_layer_that_can_be_chosen_works(settings: PiDSettings):
 
 def test_only_the_lora_learns():
     stage = stage_of(WORDY)
-    state = new_state(stage.networks, LOOP)
+    state = State(stage.networks, LOOP)
     before = {name: parameter.detach().clone() for name, parameter in stage.network.named_parameters()}
     run(stage, state, 2)
     after = dict(stage.network.named_parameters())
@@ -193,14 +193,14 @@ def test_its_start_follows_from_the_seed():
 
 def test_a_resumed_run_takes_the_same_trajectory(tmp_path: Path):
     stage = stage_of(WORDY)
-    straight = new_state(stage.networks, LOOP)
+    straight = State(stage.networks, LOOP)
     losses = run(stage, straight, 4)
     stage = stage_of(WORDY)
-    first = new_state(stage.networks, LOOP)
+    first = State(stage.networks, LOOP)
     head = run(stage, first, 2)
     first.save(tmp_path / "step-2")
     stage = stage_of(WORDY)
-    second = new_state(stage.networks, LOOP)
+    second = State(stage.networks, LOOP)
     second.load(tmp_path / "step-2")
     assert head + run(stage, second, 2) == losses
     assert same(lora_of(straight.average.weights), lora_of(second.average.weights))
@@ -226,7 +226,7 @@ def test_recomputed_and_sharded_blocks(tmp_path: Path):
         prepare({"decoder": sharded}, [], machine, World())
         found = gradients(sharded)
         assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
-        state = new_state({"decoder": sharded}, LOOP)
+        state = State({"decoder": sharded}, LOOP)
         assert same(bits(lora_of(state.full_average())), bits(lora_of(plain.state_dict())))
     finally:
         distributed.destroy_process_group()

@@ -13,7 +13,7 @@ import torch
 from pixdec.models.adapter import AdapterSettings
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.train.checkpoints import State
-from pixdec.train.loop import LoopSettings, new_state
+from pixdec.train.loop import LoopSettings
 from pixdec.train.low_rank import LoraSettings, add_lora, lora_of
 from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings
@@ -65,7 +65,7 @@ def run_of(folder: Path, settings: PiDSettings, *, learns: str = "everything", l
     )
     if lora:
         add_lora(stage.network, LoraSettings(2))
-    state = new_state(stage.networks, LOOP)
+    state = State(stage.networks, LOOP)
     for parameter in stage.network.parameters():
         parameter.data.mul_(1.5)
     for average in state.average.weights.values():

@@ -18,7 +18,7 @@ from pixdec.sampling.flow import clean, expand, interpolate
 from pixdec.train.checkpoints import State
 from pixdec.train.draws import Draws, noise_levels
 from pixdec.train.features import watching
-from pixdec.train.loop import LoopSettings, new_state, train
+from pixdec.train.loop import LoopSettings, train
 from pixdec.train.stages.stage import Conditioner, Conditions, ConditionSettings
 from pixdec.train.stages.student import StudentSettings, StudentStage
 from trainset import SILENT, WORDY, embed, examples, network, tiny_encoder
@@ -407,7 +407,7 @@ def _complete(net: PiD) -> None:
 
 def test_optimizers_move_only_in_their_turn():
     made = stage(WORDY, replace(WHOLE, ratio=3))
-    state = new_state(made.networks, LOOP)
+    state = State(made.networks, LOOP)
     teacher = _weights(made.teacher)
     before = {name: _weights(net) for name, net in made.networks.items()}
     for step, _ in zip(range(6), _run(made, state), strict=False):
@@ -439,7 +439,7 @@ def _run(made: StudentStage, state: State) -> Iterator[float]:
 def test_golden_losses(name: str):
     settings = replace(WHOLE, guidance=1.0 if name == "silent" else 3.0, ratio=4)
     made = stage(SILENT if name == "silent" else WORDY, settings)
-    losses = list(_run(made, new_state(made.networks, LOOP)))
+    losses = list(_run(made, State(made.networks, LOOP)))
     assert len(losses) == 20
     assert losses[0] == pytest.approx(GOLDEN[name][0], rel=1e-3)
     assert losses[-2:] == pytest.approx(GOLDEN[name][1:], rel=2e-2)
@@ -450,16 +450,16 @@ def test_a_resumed_run_takes_the_same_trajectory(tmp_path: Path, shape: PiDSetti
     """Also where it stopped before the student learnt for the first time."""
     settings = replace(WHOLE, ratio=4)
     made = stage(shape, settings)
-    straight = new_state(made.networks, LOOP)
+    straight = State(made.networks, LOOP)
     uninterrupted = [loss for _, loss in zip(range(9), _run(made, straight), strict=False)]
 
     first = stage(shape, settings)
-    state = new_state(first.networks, LOOP)
+    state = State(first.networks, LOOP)
     head = [loss for _, loss in zip(range(stop), _run(first, state), strict=False)]
     state.save(tmp_path / "step-1")
 
     second = stage(shape, settings)
-    resumed = new_state(second.networks, LOOP)
+    resumed = State(second.networks, LOOP)
     resumed.load(tmp_path / "step-1")
     assert resumed.step == stop
     tail = [loss for _, loss in zip(range(9 - stop), _run(second, resumed), strict=False)]
@@ -472,7 +472,7 @@ def test_a_resumed_run_takes_the_same_trajectory(tmp_path: Path, shape: PiDSetti
 
 def test_a_broken_step_stops_before_the_weights_change():
     made = stage(SILENT, replace(WHOLE, ratio=2))
-    state = new_state(made.networks, LOOP)
+    state = State(made.networks, LOOP)
     steps = _run(made, state)
     next(steps)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from pixdec.train.checkpoints import State
 from pixdec.train.data.degrade import DegradeSettings, degrade
 from pixdec.train.data.synthetic import _font, draw_page
 from pixdec.train.draws import Draws, LevelSettings
-from pixdec.train.loop import LoopSettings, learning_rate, new_state, train
+from pixdec.train.loop import LoopSettings, learning_rate, train
 from pixdec.train.stages.decoder import DecoderSettings, DecoderStage
 from pixdec.train.stages.prior import PriorSettings, PriorStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings, Stage
@@ -48,7 +48,7 @@ def run(stage: Stage, state: State, steps: int, settings: LoopSettings = LOOP) -
 
 def test_decoder_golden_losses():
     stage = new_stage()
-    losses = run(stage, new_state(stage.networks, LOOP), 20)
+    losses = run(stage, State(stage.networks, LOOP), 20)
     assert losses[0] == pytest.approx(GOLDEN_DECODER[0], rel=1e-3)
     assert losses[-1] == pytest.approx(GOLDEN_DECODER[1], rel=2e-2)
 
@@ -56,21 +56,21 @@ def test_decoder_golden_losses():
 def test_prior_golden_losses():
     torch.manual_seed(0)
     stage = PriorStage(PiD(replace(WORDY, adapter=None)).initialize(0), PriorSettings(), embed)
-    losses = run(stage, new_state(stage.networks, LOOP), 20)
+    losses = run(stage, State(stage.networks, LOOP), 20)
     assert losses[0] == pytest.approx(GOLDEN_PRIOR[0], rel=1e-3)
     assert losses[-1] == pytest.approx(GOLDEN_PRIOR[1], rel=2e-2)
 
 
 def test_a_resumed_run_takes_the_same_trajectory(tmp_path: Path):
     stage = new_stage()
-    straight = new_state(stage.networks, LOOP)
+    straight = State(stage.networks, LOOP)
     uninterrupted = run(stage, straight, 8)
     stage = new_stage()
-    first = new_state(stage.networks, LOOP)
+    first = State(stage.networks, LOOP)
     head = run(stage, first, 5)
     first.save(tmp_path / "step-5")
     stage = new_stage()
-    second = new_state(stage.networks, LOOP)
+    second = State(stage.networks, LOOP)
     second.load(tmp_path / "step-5")
     assert second.step == 5
     assert head + run(stage, second, 3) == uninterrupted
@@ -81,7 +81,7 @@ def test_a_resumed_run_takes_the_same_trajectory(tmp_path: Path):
 def test_parts_of_a_batch_make_the_same_step():
     whole, parted = new_stage(), new_stage()
     settings = LoopSettings(steps=20, batch=4, parts=2, learning_rate=2e-3, warmup=2, seed=3)
-    one, two = new_state(whole.networks, LOOP), new_state(parted.networks, settings)
+    one, two = State(whole.networks, LOOP), State(parted.networks, settings)
     assert run(parted, two, 2, settings) == pytest.approx(run(whole, one, 2), rel=1e-5)
     for (name, a), b in zip(whole.network.named_parameters(), parted.network.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5), name
@@ -91,7 +91,7 @@ def test_parts_of_a_batch_make_the_same_step():
 def test_a_step_that_is_not_finite(nonfinite: str):
     network = nn.Linear(2, 1)
     settings = LoopSettings(steps=20, batch=1, nonfinite=nonfinite)  # pyright: ignore[reportArgumentType]
-    state = new_state({"network": network}, settings)
+    state = State({"network": network}, settings)
     before = network.weight.detach().clone()
 
     def losses_at(step: int, part: int) -> dict[str, torch.Tensor]:
@@ -113,7 +113,7 @@ def test_a_run_that_skips_all_stops():
     network = nn.Linear(2, 1)
     settings = LoopSettings(steps=100, batch=1, nonfinite="skip")
     steps = train(
-        new_state({"network": network}, settings), lambda *_: {"total": network.weight.sum() * float("inf")}, settings
+        State({"network": network}, settings), lambda *_: {"total": network.weight.sum() * float("inf")}, settings
     )
     with pytest.raises(FloatingPointError, match="step 20"):
         list(steps)
@@ -122,7 +122,7 @@ def test_a_run_that_skips_all_stops():
 def test_only_the_networks_whose_turn_it_is_learn():
     networks = {"one": nn.Linear(1, 1), "two": nn.Linear(1, 1)}
     settings = LoopSettings(steps=3, batch=1)
-    state = new_state(networks, settings)
+    state = State(networks, settings)
     values = [{name: float(network.weight.detach()) for name, network in networks.items()}]
 
     def losses_at(step: int, part: int) -> dict[str, torch.Tensor]:

@@ -121,7 +121,7 @@ class Eval:
 
         from pixdec.devices import best_device
         from pixdec.evaluate.metrics.table import open_metrics
-        from pixdec.evaluate.report.page import PAGE, write_report
+        from pixdec.evaluate.report.html import PAGE, write_report
         from pixdec.evaluate.report.summary import SUMMARY, TABLE, summarize
         from pixdec.evaluate.results import Broken
         from pixdec.evaluate.run import Place, evaluate, sets_of

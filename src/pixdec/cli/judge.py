@@ -16,7 +16,7 @@ from pixdec.io.files import prepare, replacing
 
 if TYPE_CHECKING:
     from pixdec.evaluate.judge.asking import Asking
-    from pixdec.evaluate.judge.client import Judge as Asked
+    from pixdec.evaluate.judge.endpoint import Judge as Asked
     from pixdec.evaluate.judge.pairs import Failed, Pair, Views
 
 Folders = Annotated[
@@ -104,7 +104,7 @@ class Judge:
         return self._count(report, rounds)
 
     def _judge(self) -> Asked:
-        from pixdec.evaluate.judge.client import Endpoint, FakeJudge
+        from pixdec.evaluate.judge.endpoint import Endpoint, FakeJudge
 
         if self.model == "fake" and self.endpoint is None:
             return FakeJudge(self.seed)
@@ -172,7 +172,7 @@ class Judge:
             report.failed(failed.title, ValueError(failed.reason))
 
     def _count(self, report: Report, rounds: Path) -> int:
-        from pixdec.evaluate.judge.table import summarize, table
+        from pixdec.evaluate.judge.rates import summarize, table
 
         summary = summarize(rounds, seed=self.seed)
         lines = table(summary)

@@ -157,7 +157,7 @@ class Prompts:
                 temporary.write_text("".join(f"{each.line()}\n" for each in found), "utf-8")
             last = Progress(len(found), len(found))
         else:
-            from pixdec.evaluate.judge.client import Endpoint
+            from pixdec.evaluate.judge.endpoint import Endpoint
 
             key, body = os.environ.get(self.key_env, "").strip() or None, {"temperature": 1.0, "max_tokens": 8192}
             writer = Endpoint(self.endpoint, self.model or "", key, body, timeout=self.timeout)

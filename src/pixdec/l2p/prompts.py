@@ -65,7 +65,7 @@ class Reply(Protocol):
 
 
 class Writer(Protocol):
-    """A language model, such as `pixdec.evaluate.judge.client.Endpoint`."""
+    """A language model, such as `pixdec.evaluate.judge.endpoint.Endpoint`."""
 
     def ask(self, prompt: str, images: Sequence[Any], wait: Callable[[float], bool]) -> Reply: ...
 

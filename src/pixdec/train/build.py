@@ -22,7 +22,6 @@ from pixdec.train.examples import Source
 from pixdec.train.loop import Progress
 from pixdec.train.low_rank import add_lora
 from pixdec.train.parallel import Share, join, prepare
-from pixdec.train.pixels import build_pixels
 from pixdec.train.recipes import AnyRecipe, DecoderRecipe, PixelRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
 from pixdec.train.runs import NOTHING, Run, RunOptions
@@ -32,6 +31,7 @@ from pixdec.train.stages.prior import PriorStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings, Embed, Encode, embedded
 from pixdec.train.stages.student import StudentStage
 from pixdec.train.start import Start, start_from
+from pixdec.train.transfer import build_pixels
 
 LICENCE = "Apache-2.0"
 AnyStage = PriorStage | DecoderStage | StudentStage

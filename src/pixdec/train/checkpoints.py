@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.serialization import _get_layout  # pyright: ignore[reportPrivateUsage]
 
 from pixdec.io.files import first_line_of
+from pixdec.train.loop import LoopSettings
 from pixdec.train.parallel import reshard, together, whole_tensor
 
 # gamma of the power-function average for a relative width of 0.1 (Karras et al. 2024, EDM2, section 3.1).
@@ -54,14 +55,7 @@ class State:
     networks were laid on their devices (`parallel.prepare`); what wants no gradient by then does not learn."""
 
     def __init__(
-        self,
-        networks: Mapping[str, nn.Module],
-        *,
-        learning_rate: float,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        whole: bool = True,
-        average: bool = True,
+        self, networks: Mapping[str, nn.Module], settings: LoopSettings, *, whole: bool = True, average: bool = True
     ):
         """`whole`: checkpoints hold what does not learn too. `average`: keep one."""
         self.whole = whole
@@ -72,7 +66,7 @@ class State:
         }
         self.optimizers = {
             name: torch.optim.AdamW(
-                _groups(parameters.values()), lr=learning_rate, betas=betas, weight_decay=weight_decay
+                _groups(parameters.values()), settings.learning_rate, settings.betas, weight_decay=settings.weight_decay
             )
             for name, parameters in self.learning.items()
         }

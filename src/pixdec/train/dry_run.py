@@ -17,11 +17,11 @@ from pixdec.models.pid import PiD
 from pixdec.train.build import Tools, conditions_of, new_stage
 from pixdec.train.loop import train
 from pixdec.train.low_rank import add_lora
-from pixdec.train.pixels import model_on_meta
 from pixdec.train.recipes import AnyRecipe, PixelRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
 from pixdec.train.runs import Run
 from pixdec.train.stages.stage import Conditioner
+from pixdec.train.transfer import model_on_meta
 
 GIB = 2**30
 

@@ -4,16 +4,20 @@ Every step's examples and noise follow from (seed, step) alone, so a run that st
 last checkpoint takes the same trajectory as one that never stopped.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from pixdec.train.checkpoints import State
 from pixdec.train.parallel import average_gradients, norm_of, synchronizing
+
+if TYPE_CHECKING:
+    from pixdec.train.checkpoints import State
 
 MOST_SKIPPED = 20  # steps in a row, after which a run that may skip stops after all
 
@@ -65,20 +69,6 @@ class Progress:
     learning_rate: float
     skipped: bool
     seconds: float
-
-
-def new_state(
-    networks: Mapping[str, nn.Module], settings: LoopSettings, *, whole: bool = True, average: bool = True
-) -> State:
-    """The state of a run at its first step; `whole` and `average` as `State` has them."""
-    return State(
-        networks,
-        learning_rate=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        whole=whole,
-        average=average,
-    )
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:

@@ -23,7 +23,7 @@ from pixdec.train.checkpoints import State, checkpoints
 from pixdec.train.draws import Draws
 from pixdec.train.examples import Source
 from pixdec.train.log import Log
-from pixdec.train.loop import Progress, new_state, train
+from pixdec.train.loop import Progress, train
 from pixdec.train.low_rank import lora_of
 from pixdec.train.parallel import World, precision
 from pixdec.train.recipes import AnyRecipe, PixelRecipe, Recipe
@@ -117,7 +117,7 @@ class Run:
         """The state at the first step."""
         recipe = self.recipe
         average = not isinstance(recipe, PixelRecipe) or recipe.objective.average
-        return new_state(self.stage.networks, recipe.loop, whole=self.export is None, average=average)
+        return State(self.stage.networks, recipe.loop, whole=self.export is None, average=average)
 
     @property
     def file_name(self) -> str:

@@ -14,11 +14,11 @@ from judge_stub import Stub, picture, said
 from PIL import Image
 
 from pixdec.evaluate.judge.asking import GIVE_UP, Asking, Price, judge_pairs, plan
-from pixdec.evaluate.judge.client import Endpoint, FakeJudge, Judge
+from pixdec.evaluate.judge.endpoint import Endpoint, FakeJudge, Judge
 from pixdec.evaluate.judge.pairs import BLURRED, SAME, Failed, Pair, View, Views, find_pairs
 from pixdec.evaluate.judge.prompt import PROMPT
+from pixdec.evaluate.judge.rates import summarize
 from pixdec.evaluate.judge.rounds import Round, read_rounds
-from pixdec.evaluate.judge.table import summarize
 
 Folders = tuple[Path, Path]
 DRAWN = {"temperature": 1}

@@ -18,11 +18,11 @@ from judge_stub import picture
 from PIL import Image
 
 from pixdec.evaluate.judge.asking import judge_pairs
-from pixdec.evaluate.judge.client import FakeJudge
+from pixdec.evaluate.judge.endpoint import FakeJudge
 from pixdec.evaluate.judge.human import Session, serve
 from pixdec.evaluate.judge.pairs import Views, find_pairs
+from pixdec.evaluate.judge.rates import summarize
 from pixdec.evaluate.judge.rounds import read_rounds
-from pixdec.evaluate.judge.table import summarize
 
 Folders = tuple[Path, Path]
 WHOLE = Views(max_side=64, crops=0)

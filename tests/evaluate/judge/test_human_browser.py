@@ -12,8 +12,8 @@ from judge_stub import picture
 
 from pixdec.evaluate.judge.human import Session, serve
 from pixdec.evaluate.judge.pairs import Views, find_pairs
+from pixdec.evaluate.judge.rates import summarize
 from pixdec.evaluate.judge.rounds import read_rounds
-from pixdec.evaluate.judge.table import summarize
 
 playwright: Any = pytest.importorskip("playwright.sync_api")
 DETAIL = """image => { const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");

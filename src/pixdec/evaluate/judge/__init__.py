@@ -4,6 +4,6 @@
     outcomes = list(judge_pairs(pairs, Endpoint("http://127.0.0.1:8000/v1", "a-model"), "out/judge.jsonl"))
     figures = summarize("out/judge.jsonl")
 
-`pairs` says what is shown, `prompt` what is asked, `client` who answers; `asking` asks, and keeps every answer
-(`rounds`); `human` asks a person; `table` counts.
+`pairs` says what is shown, `prompt` what is asked, `endpoint` who answers; `asking` asks, and keeps every answer
+(`rounds`); `human` asks a person; `rates` counts.
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from pixdec.evaluate.judge.client import Answer, Judge
+from pixdec.evaluate.judge.endpoint import Answer, Judge
 from pixdec.evaluate.judge.pairs import Failed, Pair, View, Views
 from pixdec.evaluate.judge.prompt import PROMPT
 from pixdec.evaluate.judge.rounds import Round, append_round, digest, read_rounds

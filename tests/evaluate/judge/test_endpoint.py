@@ -14,7 +14,7 @@ import pytest
 from judge_stub import Reply, Stub, picture, said
 from PIL import Image
 
-from pixdec.evaluate.judge.client import Answer, Endpoint, FakeJudge
+from pixdec.evaluate.judge.endpoint import Answer, Endpoint, FakeJudge
 
 IMAGES = [picture(0), picture(1)]
 BUSY: Reply = (503, {}, b"busy")

@@ -17,7 +17,7 @@ from jinja2 import Environment
 from PIL import Image
 
 from pixdec.devices import environment
-from pixdec.evaluate.judge.table import notes, rates_table, summarize
+from pixdec.evaluate.judge.rates import notes, rates_table, summarize
 from pixdec.evaluate.report import plots
 from pixdec.evaluate.report.sheets import save_sheet
 from pixdec.evaluate.report.summary import SUMMARY, TABLE, Summary

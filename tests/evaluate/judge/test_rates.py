@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pixdec.evaluate.judge.rates import summarize, table
 from pixdec.evaluate.judge.rounds import Round, append_round
-from pixdec.evaluate.judge.table import summarize, table
 
 ROUND = Round("k", "m", "s", "0", "ours", "theirs", "whole 1024", 0, True, ("a", "b"))
 
