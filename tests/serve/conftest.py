@@ -10,7 +10,7 @@ from tests.serve.service import QUICK, served
 @pytest.fixture(scope="session")
 def engine():
     with Engine(QUICK) as running:
-        running.wait_ready(120)
+        running.wait_ready(300)
         yield running
 
 
@@ -22,5 +22,5 @@ def url(engine):
 
 @pytest.fixture
 def client(url):
-    with httpx.Client(base_url=url, timeout=60) as made:
+    with httpx.Client(base_url=url, timeout=300) as made:
         yield made

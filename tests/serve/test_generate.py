@@ -19,7 +19,7 @@ __all__ = ["klein"]
 def generating(klein):
     settings = {"pipelines": {"klein": PipelineSettings(source=str(klein), steps=2)}}
     with Engine(QUICK.model_copy(update=settings)) as engine:
-        engine.wait_ready(120)
+        engine.wait_ready(300)
         with served(engine) as url:
             yield url
 

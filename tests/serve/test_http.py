@@ -75,6 +75,16 @@ def test_a_wrong_field_is_named(client, field, value):
     assert answer.json()["error"]["param"] == field
 
 
+def test_what_only_the_file_shows_to_be_wrong_is_named_too(client):
+    answer = sent(client, size="100x150")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "size")
+
+
+def test_a_profile_that_sets_nothing_of_a_request_is_refused(client):
+    answer = client.post("/v1/decode", files={"latent": b"x"}, data={"profile": "creative"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "profile")
+
+
 def test_json_takes_no_number_for_a_text_nor_a_text_for_a_number(client):
     image = base64.b64encode(picture()).decode()
     for wrong in ({"steps": "4"}, {"seed": 1.5}, {"prompt": 3}, {"image": 5}, {"image": "http://127.0.0.1/x.png"}):

@@ -41,8 +41,9 @@ def test_what_a_dead_replica_held_is_run_once_more(engine, client, deaths, statu
     replica = object.__new__(Replica)
     replica.engine = engine
     front = FrontEngine(QUICK, Handle(replica, deaths))
+    front.wait_ready(120)
     with served(front) as url:
-        answer = httpx.post(f"{url}/v1/upscale", files={"image": picture()}, timeout=60)
+        answer = httpx.post(f"{url}/v1/upscale", files={"image": picture()}, timeout=300)
     assert answer.status_code == status
     if status == 200:
         assert answer.content == client.post("/v1/upscale", files={"image": picture()}).content

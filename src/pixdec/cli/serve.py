@@ -18,28 +18,22 @@ class Serve:
     model: tuple[str, ...] = ()
     """Decoders to serve, names of `pixdec models` or files, in place of the file's."""
     device: str | None = None
-    """Of the models that name none, such as cuda:1; without it the fastest there is."""
+    """Of the models and pipelines that name none, such as cuda:1; without it the fastest there is."""
 
     def run(self) -> int:
         try:
             from pixdec.serve.server import serve
-            from pixdec.serve.settings import ModelSettings, ServeSettings, read_settings
+            from pixdec.serve.settings import ModelSettings, read_settings
         except ImportError as error:
             raise ValueError(f"pixdec serve needs {error.name}: pip install 'pixdec[serve]'") from error
         from pathlib import Path
 
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port={self.port}: expected 0 to 65535")
-        settings = ServeSettings() if self.config is None else read_settings(self.config)
+        settings = read_settings(self.config)
         if self.model:
             models = {
                 Path(name).stem if Path(name).exists() else name: ModelSettings(source=name) for name in self.model
             }
             settings = settings.model_copy(update={"models": models})
-        if self.device is not None:
-            placed = {
-                name: each if each.device is not None else each.model_copy(update={"device": self.device})
-                for name, each in settings.models.items()
-            }
-            settings = settings.model_copy(update={"models": placed})
-        return serve(settings, self.host, self.port)
+        return serve(settings if self.device is None else settings.on(self.device), self.host, self.port)

@@ -25,7 +25,7 @@ async def body_of(request: Request, engine: Engine) -> bytes:
         ServiceError: too large, or too slow.
     """
     most = engine.settings.limits.bytes
-    too_large = ServiceError("body_too_large", f"the body has more than {most} bytes", 413)
+    too_large = ServiceError("body_too_large", f"the body has more than {most} bytes")
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > most:
         raise too_large
@@ -37,7 +37,7 @@ async def body_of(request: Request, engine: Engine) -> bytes:
                 if len(body) > most:
                     raise too_large
     except TimeoutError:
-        raise ServiceError("body_too_slow", f"no whole body in {engine.settings.body_seconds:g} s", 408) from None
+        raise ServiceError("body_too_slow", f"no whole body in {engine.settings.body_seconds:g} s") from None
     return bytes(body)
 
 
@@ -49,7 +49,7 @@ async def fields_of(request: Request, kind: type[schema.Strict], engine: Engine)
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media not in ("application/json", "multipart/form-data"):
-        raise ServiceError("unsupported_media_type", "expected multipart/form-data or application/json", 415)
+        raise ServiceError("unsupported_media_type", "expected multipart/form-data or application/json")
     body = await body_of(request, engine)
     if media == "application/json":
         return schema.from_json(kind, body)
@@ -62,21 +62,19 @@ async def fields_of(request: Request, kind: type[schema.Strict], engine: Engine)
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        raise ServiceError(
-            "invalid_form", f"a damaged form ({getattr(error, 'message', 'cannot be read')})", 400
-        ) from None
+        raise ServiceError("invalid_form", f"a damaged form ({getattr(error, 'message', 'cannot be read')})") from None
     files, texts = dict[str, bytes](), dict[str, str]()
     wanted = schema.files_of(kind)
     for name, value in form.multi_items():
         name = name.removesuffix("[]")
         if name in files or name in texts:
-            raise ServiceError("invalid_field", f"{name}: given twice; expected one", 400, name)
+            raise ServiceError("invalid_field", f"{name}: given twice; expected one", name)
         if isinstance(value, UploadFile):
             if name not in wanted:
-                raise ServiceError("invalid_field", f"{name}: a file where none is expected", 400, name)
+                raise ServiceError("invalid_field", f"{name}: a file where none is expected", name)
             files[name] = await value.read()
         elif name in wanted:
-            raise ServiceError("invalid_field", f"{name}: expected a file", 400, name)
+            raise ServiceError("invalid_field", f"{name}: expected a file", name)
         else:
             texts[name] = value
     return {**schema.from_form(kind, texts), **files}

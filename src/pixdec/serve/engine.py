@@ -10,6 +10,7 @@ is replaced, and what it held is run once more.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from pixdec.serve.handle import WorkerHandle, best_device
 from pixdec.serve.jobs import Job, Pixels, ServiceError, Work
 from pixdec.serve.settings import ServeSettings
 
+logger = logging.getLogger("pixdec.serve")
 ATTEMPTS = 2  # at a job whose worker dies
 TICK = 0.25  # seconds between looks at the time
 USUAL_SPEED = 1e6  # pixels a second, until one is measured
@@ -32,23 +34,23 @@ class Engine:
         models: what is known of each decoder (`worker`'s description), once its worker has told.
         on_end: called with every job that ended.
         on_batch: called with the number of jobs in every batch that starts.
+        on_unusable: called if a worker cannot load a model at its first start, with the reason.
     """
 
     def __init__(self, settings: ServeSettings | None = None):
-        self.settings = settings or ServeSettings()
+        self.settings = (settings or ServeSettings()).on(best_device())
         self.models: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Job] = {}
         self.on_end: Callable[[Job], object] = lambda job: None
         self.on_batch: Callable[[int], object] = lambda size: None
+        self.on_unusable: Callable[[str], object] = logger.error
         self.speeds: dict[str, float] = {}
         self.draining = self.failed_at_close = False
         self.lock = threading.RLock()
         self._queue: list[Job] = []
         self._closed = threading.Event()
-        self._default_device = best_device()
         entries = [*self.settings.models.values(), *self.settings.pipelines.values()]
-        devices = dict.fromkeys(each.device or self._default_device for each in entries)
-        self.workers = [WorkerHandle(self, device) for device in devices]
+        self.workers = [WorkerHandle(self, device) for device in dict.fromkeys(str(each.device) for each in entries)]
         self._watch = threading.Thread(target=self._watching, name="pixdec-watch", daemon=True)
 
     def start(self) -> Self:
@@ -65,10 +67,9 @@ class Engine:
 
     def device_of(self, work: Work) -> str:
         """The device that is next to work on it."""
-        entry = self.settings.models[work.model]
         if work.kind == "generate" and work.pipeline is not None:
-            return self.settings.pipelines[work.pipeline].device or self._default_device
-        return entry.device or self._default_device
+            return str(self.settings.pipelines[work.pipeline].device)
+        return str(self.settings.models[work.model].device)
 
     # Asking
 
@@ -81,20 +82,17 @@ class Engine:
         wait = min(deadline or self.settings.deadline, self.settings.deadline)
         with self.lock:
             if self.draining:
-                raise ServiceError("shutting_down", "the service is shutting down", 503, retry_after=5)
+                raise ServiceError("shutting_down", "the service is shutting down")
             worker = self._worker_of(work)
             if worker.missing() is not None:
-                raise ServiceError(
-                    "not_ready", f"no worker for {work.model} now: {worker.missing()}", 503, retry_after=2
-                )
+                raise ServiceError("not_ready", f"no worker for {work.model} now: {worker.missing()}")
             estimate = self.estimate(work)
             if len(self._queue) >= self.settings.queue or estimate > wait:
                 message = f"{len(self._queue)} requests wait, for about {estimate:.0f} s; come again later"
-                raise ServiceError("queue_full", message, 429, retry_after=max(1, min(estimate, 30)))
-            job = Job(work, wait, previews=previews)
+                raise ServiceError("queue_full", message, retry_after=max(1, min(estimate, 30)))
+            job = Job(work, wait, self._queue, previews=previews)
             self.jobs[job.id] = job
             self._queue.append(job)
-            self._number()
         worker.wake()
         return job
 
@@ -118,10 +116,9 @@ class Engine:
         with self.lock:
             if job in self._queue:
                 self._queue.remove(job)
-                self._number()
             elif not job.ended:
                 self._worker_of(job.work).cancel(job)
-            self.end(job, "cancelled", ServiceError("cancelled", "the job was cancelled", 410))
+            self.end(job, "cancelled", ServiceError("cancelled", "the job was cancelled"))
 
     def run(self, work: Work) -> Pixels:
         """The result of a work, when it is there.
@@ -146,9 +143,13 @@ class Engine:
 
         Raises:
             TimeoutError: some are still missing.
+            ValueError: a model cannot be loaded.
         """
         end = time.monotonic() + timeout
         while missing := self.missing():
+            for worker in self.workers:
+                if worker.unusable is not None:
+                    raise ValueError(worker.unusable)
             if time.monotonic() > end:
                 raise TimeoutError(f"not ready after {timeout:.0f} s: {'; '.join(missing)}")
             time.sleep(0.02)
@@ -171,7 +172,6 @@ class Engine:
                 self._queue.remove(job)
                 job.state, job.attempts = "running", job.attempts + 1
                 job.seconds["queue"] = now - job.created
-            self._number()
         self.on_batch(len(batch))
         for job in batch:
             job.tell("state")
@@ -184,20 +184,16 @@ class Engine:
                 if job.ended:
                     continue
                 if job.attempts >= ATTEMPTS or self.draining:
-                    self.end(
-                        job, "failed", ServiceError("worker_lost", "the worker died over this request", 503, None, 2)
-                    )
+                    self.end(job, "failed", ServiceError("worker_lost", "the worker died over this request"))
                 else:
                     job.state = "queued"
                     self._queue.insert(0, job)
-            self._number()
 
     def queue_again(self, job: Job, work: Work) -> None:
         """A job whose pipeline is done, for its decoder."""
         with self.lock:
             job.work, job.state, job.attempts = work, "queued", 0
             self._queue.append(job)
-            self._number()
         self._worker_of(work).wake()
 
     def end(self, job: Job, state: Any, failure: ServiceError | None = None) -> None:
@@ -215,20 +211,15 @@ class Engine:
         device = self.device_of(work)
         return next(worker for worker in self.workers if worker.device == device)
 
-    def _number(self) -> None:
-        for place, job in enumerate(self._queue):
-            job.position = place
-
     def _watching(self) -> None:
         while not self._closed.wait(TICK):
             now = time.monotonic()
             for worker in self.workers:
                 worker.look(now)
             with self.lock:
-                late = [job for job in self._queue if now > job.deadline]
-                self._queue = [job for job in self._queue if now <= job.deadline]
-                for job in late:
-                    failure = ServiceError("deadline_exceeded", "not started within its deadline", 503, retry_after=5)
+                for job in [job for job in self._queue if now > job.deadline]:
+                    self._queue.remove(job)
+                    failure = ServiceError("deadline_exceeded", "not started within its deadline")
                     self.end(job, "expired", failure)
                 self._forget(now)
 
@@ -242,7 +233,7 @@ class Engine:
             age = now - job.ended_at
             if age > self.settings.keep or kept > self.settings.keep_bytes:
                 job.result = job.first = None
-                job.work = _without_data(job.work)
+                job.work = replace(job.work, data=b"")
                 job.state = "expired" if job.state == "done" else job.state
             if age > 2 * self.settings.keep:
                 del self.jobs[job.id]
@@ -258,9 +249,7 @@ class Engine:
             time.sleep(0.05)
         with self.lock:
             for job in left:
-                self.end(
-                    job, "failed", ServiceError("shutting_down", "the service shut down first", 503, retry_after=5)
-                )
+                self.end(job, "failed", ServiceError("shutting_down", "the service shut down first"))
             self._queue.clear()
         self.failed_at_close = self.failed_at_close or bool(left)
         return not left
@@ -271,7 +260,3 @@ class Engine:
         self._closed.set()
         for worker in self.workers:
             worker.close()
-
-
-def _without_data(work: Work) -> Work:
-    return replace(work, data=b"") if work.data else work

@@ -33,6 +33,7 @@ class WorkerHandle:
         self.restarts = 0
         self.memory = 0
         self.loaded: list[str] = []
+        self.unusable: str | None = None  # why a model cannot be loaded
         self._ready = self._closed = False
         self._running: dict[str, Job] = {}
         self._beat: Any = None
@@ -53,6 +54,8 @@ class WorkerHandle:
 
     def missing(self) -> str | None:
         """Why it takes no work now."""
+        if self.unusable is not None:
+            return self.unusable
         if self.process is None or not self.process.is_alive():
             return "its worker is being started"
         if not self._ready:
@@ -93,8 +96,10 @@ class WorkerHandle:
                 self._start()
                 self._serve()
             except (EOFError, OSError) as error:
-                if not self._closed:
-                    logger.error("worker %s: died (%s)", self.device, type(error).__name__)
+                if self.unusable is not None and self.restarts == 0:
+                    self.engine.on_unusable(self.unusable)
+                elif not self._closed:
+                    logger.error("worker %s: %s", self.device, self.unusable or f"died ({type(error).__name__})")
             finally:
                 self._ready = False
                 self.process.kill()
@@ -149,7 +154,9 @@ class WorkerHandle:
     def _heard(self, what: str, *said: Any) -> None:
         if what == "ready":
             self.engine.models.update(said[0])
-            self._ready = True
+            self._ready, self.unusable = True, None
+        elif what == "unusable":
+            self.unusable = said[0]
         elif what == "models":
             self.loaded, self.memory = said
         elif what == "idle":

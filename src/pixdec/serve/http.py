@@ -27,7 +27,7 @@ from pixdec.serve.bodies import fields_of
 from pixdec.serve.engine import Engine
 from pixdec.serve.jobs import FORMATS, Job, Pixels, ServiceError
 from pixdec.serve.metrics import Metrics
-from pixdec.serve.openapi import AN_IMAGE, described
+from pixdec.serve.openapi import AN_IMAGE, add_post
 
 logger = logging.getLogger("pixdec.serve")
 WEB = Path(__file__).with_name("web")
@@ -69,8 +69,7 @@ def app_for(engine: Engine) -> FastAPI:
 
 def refusal(failure: ServiceError) -> JSONResponse:
     """A failure as OpenAI's clients read it."""
-    after = failure.retry_after
-    headers = {} if after is None else {"Retry-After": str(max(1, round(after)))}
+    headers = {"Retry-After": str(max(1, round(failure.retry_after)))} if failure.status in (429, 503) else {}
     return JSONResponse(error_body(failure), failure.status, headers)
 
 
@@ -82,7 +81,7 @@ def error_body(failure: ServiceError) -> dict[str, Any]:
 
 async def _not_found(request: Request, error: HTTPException) -> JSONResponse:
     names = {404: "not_found", 405: "method_not_allowed"}
-    return refusal(ServiceError(names.get(error.status_code, "invalid_request"), str(error.detail), error.status_code))
+    return refusal(ServiceError(names.get(error.status_code, "invalid_request"), str(error.detail)))
 
 
 class Around:
@@ -124,9 +123,7 @@ class Around:
         except Exception as error:
             logger.exception("request %s", id)
             if status == 0:
-                failure = ServiceError(
-                    "internal", f"the service failed; its log has {id} ({type(error).__name__})", 500
-                )
+                failure = ServiceError("internal", f"the service failed; its log has {id} ({type(error).__name__})")
                 await refusal(failure)(scope, receive, sending)
         finally:
             line.update(status=status, seconds=round(time.perf_counter() - started, 4))
@@ -140,7 +137,7 @@ class Around:
         given = headers.get(b"authorization", "").removeprefix("Bearer ").encode()
         found = [name for name, key in keys.items() if hmac.compare_digest(key.encode(), given)]
         if not found:
-            return ServiceError("invalid_api_key", "no valid key; send Authorization: Bearer KEY", 401)
+            return ServiceError("invalid_api_key", "no valid key; send Authorization: Bearer KEY")
         line["key"] = found[0]
         return None
 
@@ -176,25 +173,20 @@ async def ended(job: Job, request: Request, engine: Engine) -> Pixels:
     Raises:
         ServiceError: there is none.
     """
-    loop, over = asyncio.get_running_loop(), asyncio.Event()
 
-    def heard(event: str, more: dict[str, Any]) -> None:
-        if job.ended:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(over.set)
+    async def over() -> None:
+        async with contextlib.aclosing(events_of(job)) as events:
+            async for _ in events:
+                pass
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    stop = job.watch(heard)
-    if job.ended:
-        over.set()
-    tasks = [asyncio.create_task(over.wait()), asyncio.create_task(gone())]
+    tasks = [asyncio.create_task(over()), asyncio.create_task(gone())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stop()
         for task in tasks:
             task.cancel()
         if not job.ended:
@@ -213,7 +205,8 @@ async def encoded(job: Job, pixels: Pixels, kind: str, quality: int | None = Non
 
 def note(request: Request, job: Job) -> None:
     """Say in the request's line of the log which job it was."""
-    request.state.line.update(job=job.id, kind=job.work.kind, model=job.work.model, state=job.state, **job.seconds)
+    seconds = {name: round(value, 4) for name, value in job.seconds.items()}
+    request.state.line.update(job=job.id, kind=job.work.kind, model=job.work.model, state=job.state, **seconds)
 
 
 # Routes
@@ -236,39 +229,19 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
         }
         return Response(data, media_type=f"image/{asked.format}", headers=headers)
 
-    @app.post(
-        "/v1/upscale",
-        response_class=Response,
-        openapi_extra=described(schema.Upscale, AN_IMAGE, {"image": "@photo.png", "profile": "balanced", "seed": 1}),
-    )
-    async def upscale(request: Request) -> Response:
-        """Enlarge an image."""
-        return await answer(request, schema.Upscale)
-
-    @app.post(
-        "/v1/decode",
-        response_class=Response,
-        openapi_extra=described(schema.Decode, AN_IMAGE, {"latent": "@x.safetensors", "sigma": 0.2}),
-    )
-    async def decode(request: Request) -> Response:
-        """Decode a latent."""
-        return await answer(request, schema.Decode)
-
-    @app.post(
-        "/v1/generate",
-        response_class=Response,
-        openapi_extra=described(schema.Generate, AN_IMAGE, {"prompt": "a red fox", "width": 1024, "height": 768}),
-    )
-    async def generate(request: Request) -> Response:
-        """Run a prompt through a pipeline and decode what it makes."""
-        return await answer(request, schema.Generate)
+    for kind, example in (
+        (schema.Upscale, {"image": "@photo.png", "profile": "balanced", "seed": 1}),
+        (schema.Decode, {"latent": "@x.safetensors", "sigma": 0.2}),
+        (schema.Generate, {"prompt": "a red fox", "width": 1024, "height": 768}),
+    ):
+        add_post(app, f"/v1/{kind.__name__.lower()}", kind, answer, (AN_IMAGE, example))
 
 
 def _add_jobs(app: FastAPI, engine: Engine) -> None:
     def found(id: str) -> Job:
         job = engine.jobs.get(id)
         if job is None:
-            raise ServiceError("job_not_found", f"job {id[:40]!r}: there is none, or it was long ago", 404, "id")
+            raise ServiceError("job_not_found", f"job {id[:40]!r}: there is none, or it was long ago", "id")
         return job
 
     @app.get("/v1/jobs/{id}")
@@ -296,14 +269,14 @@ def _add_jobs(app: FastAPI, engine: Engine) -> None:
 
     async def image(job: Job, format: str, which: str) -> Response:
         if format not in FORMATS:
-            raise ServiceError("invalid_field", f"format={format[:20]!r}: expected png, webp or jpeg", 400, "format")
+            raise ServiceError("invalid_field", f"format={format[:20]!r}: expected png, webp or jpeg", "format")
         pixels: Pixels | None = getattr(job, which)
         if pixels is None and job.failure is not None and job.state != "cancelled":
             raise job.failure
         if pixels is None and job.ended:
-            raise ServiceError("expired", "the image is not kept any more; ask for it again", 410)
+            raise ServiceError("expired", "the image is not kept any more; ask for it again")
         if pixels is None:
-            raise ServiceError("not_done", f"the job is {job.state}; there is no image yet", 404)
+            raise ServiceError("not_done", f"the job is {job.state}; there is no image yet")
         return Response(await encoded(job, pixels, format), media_type=f"image/{format}")
 
     @app.get("/v1/jobs/{id}/events")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,15 +47,37 @@ class Work:
         return (self.kind, self.model, self.pipeline, self.shape, self.steps)
 
 
+_CODES = {
+    400: "invalid_field invalid_form invalid_json invalid_request",
+    401: "invalid_api_key",
+    404: "not_found model_not_found job_not_found not_done",
+    405: "method_not_allowed",
+    408: "body_too_slow",
+    410: "cancelled expired",
+    413: "body_too_large too_many_pixels",
+    415: "unsupported_media_type not_an_image not_a_latent",
+    422: "unprocessable",
+    429: "queue_full",
+    500: "internal",
+    503: "not_ready shutting_down deadline_exceeded worker_lost out_of_memory",
+}
+_STATUS = {code: status for status, codes in _CODES.items() for code in codes.split()}
+
+
 @dataclass(eq=False)
 class ServiceError(Exception):
-    """Why there is no image: a code for programs, a line for people, the HTTP status, and when to come again."""
+    """Why there is no image: a code for programs, a line for people, the field that is wrong, and in how many seconds
+    to come again, if that helps."""
 
     code: str
     message: str
-    status: int = 500
     param: str | None = None
-    retry_after: float | None = None
+    retry_after: float = 2
+
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+        return _STATUS[self.code]
 
 
 @dataclass(frozen=True)
@@ -90,9 +112,9 @@ Listener = Callable[[str, dict[str, Any]], object]
 class Job:
     """One image that is asked for. The engine changes it; everyone may read it, `watch` it and `wait` for it."""
 
-    def __init__(self, work: Work, deadline: float, *, previews: bool = False):
+    def __init__(self, work: Work, deadline: float, queue: Sequence[Job] = (), *, previews: bool = False):
         self.id = secrets.token_urlsafe(12)
-        self.work, self.previews = work, previews
+        self.work, self.previews, self._queue = work, previews, queue
         self.state: State = "queued"
         self.step, self.steps = 0, work.steps
         self.seconds: dict[str, float] = {}
@@ -102,7 +124,6 @@ class Job:
         self.size: tuple[int, int] | None = None
         self.peak: int | None = None
         self.attempts = 0
-        self.position: int | None = None
         self.created = time.monotonic()
         self.deadline = self.created + deadline
         self.ended_at: float | None = None
@@ -144,7 +165,7 @@ class Job:
         if not self._ended.wait(timeout):
             raise TimeoutError(f"{self.id}: still {self.state} after {timeout} s")
         if self.result is None:
-            raise self.failure or ServiceError("cancelled", "the job was cancelled", 410)
+            raise self.failure or ServiceError("cancelled", "the job was cancelled")
         return self.result
 
     def record(self) -> dict[str, Any]:
@@ -158,7 +179,7 @@ class Job:
             "object": "job",
             "kind": work.kind,
             "state": self.state,
-            "position": self.position if self.state == "queued" else None,
+            "position": next((place for place, job in enumerate(list(self._queue)) if job is self), None),
             "step": self.step,
             "steps": self.steps,
             "attempts": self.attempts,

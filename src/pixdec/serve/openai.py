@@ -20,12 +20,12 @@ from pixdec.serve import http, schema
 from pixdec.serve.bodies import fields_of
 from pixdec.serve.engine import Engine
 from pixdec.serve.jobs import FORMATS, Job, ServiceError
-from pixdec.serve.openapi import OF_OPENAI, described
+from pixdec.serve.openapi import OF_OPENAI, add_post
 from pixdec.serve.settings import Strict
 
 
 class Images(Strict):
-    """What both calls take."""
+    """Prompts to images, as OpenAI's clients ask for them."""
 
     prompt: str = ""
     model: str | None = None
@@ -44,7 +44,7 @@ class Images(Strict):
 
 
 class Edit(Images):
-    """An image, larger."""
+    """An image, larger, as OpenAI's clients ask for it."""
 
     image: schema.File
     strength: float | None = Field(default=None, ge=0, le=0.8)
@@ -53,39 +53,20 @@ class Edit(Images):
 def add_openai(app: FastAPI, engine: Engine) -> None:
     """The two routes."""
 
-    @app.post(
-        "/v1/images/generations",
-        response_class=Response,
-        openapi_extra=described(Images, OF_OPENAI, {"prompt": "a red fox", "n": 1}),
-    )
-    async def generations(request: Request) -> Response:
-        """Prompts to images, as OpenAI's clients ask for them."""
-        asked = schema.read(Images, await fields_of(request, Images, engine))
-        return await answer(request, asked, "image_generation")
-
-    @app.post(
-        "/v1/images/edits",
-        response_class=Response,
-        openapi_extra=described(Edit, OF_OPENAI, {"image": "@photo.png", "prompt": ""}),
-    )
-    async def edits(request: Request) -> Response:
-        """An image, larger, as OpenAI's clients ask for it."""
-        asked = schema.read(Edit, await fields_of(request, Edit, engine))
-        return await answer(request, asked, "image_edit")
-
-    async def answer(request: Request, asked: Images, what: str) -> Response:
+    async def answer(request: Request, kind: type[Images]) -> Response:
+        asked = schema.read(kind, await fields_of(request, kind, engine))
         if asked.n > engine.settings.limits.n or (asked.stream and asked.n > 1):
             most = 1 if asked.stream else engine.settings.limits.n
-            raise ServiceError("invalid_field", f"n={asked.n}: at most {most} here", 400, "n")
+            raise ServiceError("invalid_field", f"n={asked.n}: at most {most} here", "n")
         if asked.partial_images and not asked.stream:
-            raise ServiceError("invalid_field", "partial_images: goes with stream only", 400, "partial_images")
+            raise ServiceError("invalid_field", "partial_images: goes with stream only", "partial_images")
         jobs = list[Job]()
         try:
             for i in range(asked.n):
                 each = _request(asked, i, engine)
                 jobs.append(await asyncio.to_thread(http.submit, each, engine, previews=asked.stream))
             if asked.stream:
-                return StreamingResponse(_streamed(jobs[0], asked, what, engine), media_type="text/event-stream")
+                return StreamingResponse(_streamed(jobs[0], asked, engine), media_type="text/event-stream")
             data = [{"b64_json": await _encoded(job, await http.ended(job, request, engine), asked)} for job in jobs]
         except ServiceError:
             for job in jobs:
@@ -93,6 +74,10 @@ def add_openai(app: FastAPI, engine: Engine) -> None:
             raise
         http.note(request, jobs[0])
         return JSONResponse({"created": int(time.time()), "data": data, **_facts(jobs[0], asked)})
+
+    generation: dict[str, object] = {"prompt": "a red fox", "n": 1}
+    add_post(app, "/v1/images/generations", Images, answer, (OF_OPENAI, generation))
+    add_post(app, "/v1/images/edits", Edit, answer, (OF_OPENAI, {"image": "@photo.png", "prompt": ""}))
 
 
 def _request(asked: Images, i: int, engine: Engine) -> schema.Asked:
@@ -107,7 +92,7 @@ def _request(asked: Images, i: int, engine: Engine) -> schema.Asked:
         scale = engine.models.get(model, {}).get("scale", 1)
         width, height = (int(side) for side in re.findall(r"\d+", size))
         if width % scale or height % scale:
-            raise ServiceError("invalid_field", f"size={size}: expected multiples of {scale}", 400, "size")
+            raise ServiceError("invalid_field", f"size={size}: expected multiples of {scale}", "size")
         common |= {"width": width // scale, "height": height // scale}
     return schema.read(schema.Generate, common)
 
@@ -122,9 +107,9 @@ def _facts(job: Job, asked: Images) -> dict[str, Any]:
     return {"background": "opaque", "output_format": asked.output_format, "size": f"{width}x{height}"}
 
 
-async def _streamed(job: Job, asked: Images, what: str, engine: Engine) -> AsyncGenerator[str]:
+async def _streamed(job: Job, asked: Images, engine: Engine) -> AsyncGenerator[str]:
     """Estimates of the image and the image, as OpenAI's events."""
-    told = 0
+    told, what = 0, "image_edit" if isinstance(asked, Edit) else "image_generation"
     try:
         async for event, more in http.events_of(job):
             if event == "preview" and told < asked.partial_images:

@@ -1,13 +1,18 @@
-"""What the OpenAPI document says of the routes that make images, beyond what their fields say."""
+"""Routes that make images, and what the OpenAPI document says of them beyond their fields."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
 
 from pixdec.serve.jobs import FORMATS
 from pixdec.serve.settings import Strict
 
+A = TypeVar("A", bound=Strict)
+Answer = Callable[[Request, type[A]], Awaitable[Response]]
+Answers = tuple[Mapping[str, Any], Mapping[str, object]]
 _REFUSALS = {
     400: "a field is wrong, which param names",
     401: "no valid key",
@@ -36,9 +41,24 @@ OF_OPENAI: dict[str, Any] = {
 }
 
 
-def described(kind: type[Strict], answers: Mapping[str, Any], example: Mapping[str, object]) -> dict[str, Any]:
-    """A route that takes `kind`, a form or JSON, with an example of it."""
+def add_post(app: FastAPI, path: str, kind: type[A], answer: Answer[A], answers: Answers) -> None:
+    """Add a route that takes `kind`, a form or JSON.
+
+    Args:
+        app: where.
+        path: of the route.
+        kind: its docstring is that of the route.
+        answer: called with the request and `kind`.
+        answers: what the document says of success, and an example of what is asked.
+    """
+
+    async def route(request: Request) -> Response:
+        return await answer(request, kind)
+
+    told, example = answers
     media = {"schema": kind.model_json_schema(), "example": example}
     refusals = {str(status): {"description": text, "content": _REFUSAL} for status, text in _REFUSALS.items()}
     content = {"multipart/form-data": media, "application/json": media}
-    return {"requestBody": {"required": True, "content": content}, "responses": {**answers, **refusals}}
+    extra = {"requestBody": {"required": True, "content": content}, "responses": {**told, **refusals}}
+    added = app.post(path, name=kind.__name__, description=kind.__doc__, response_class=Response, openapi_extra=extra)
+    added(route)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ def prepared(
         vae: of the service for this model.
 
     Raises:
-        ServiceError: what was sent cannot be used.
+        ValueError: what was sent cannot be used.
     """
     from pixdec.encoder import TINY, first_decode
     from pixdec.generation.enlarge import UpscaleSettings, image_for, latent_of
@@ -69,33 +70,29 @@ def prepared(
 
     started = time.perf_counter()
     decoder, (id, work, previews) = loaded.decoder, asked
-    first = None
-    try:
-        if work.kind == "upscale":
-            picture = read_picture(io.BytesIO(work.data))
-            upscale = UpscaleSettings(prompt=work.prompt, seed=work.seed, steps=work.steps, **work.options)
-            small = image_for(picture, decoder.scale, upscale)
-            latent = latent_of(small, decoder, loaded.encoder, upscale)
-            first = latent.tensor if decoder.space.is_image else small
-            height, width = upscale.output_size(picture.size, decoder.scale)
-            piece = Piece(id, work, previews, latent, picture, upscale)
-        else:
-            sigma = work.options.get("sigma")
-            sent = work.pipeline is None  # what our own pipeline made is not in question
-            latent = Latent.from_bytes(work.data, space=work.options.get("space"), statistics=sent)
-            if latent.tensor.shape[0] != 1:
-                raise ValueError(f"the latent holds {latent.tensor.shape[0]}; expected one for each request")
-            latent = latent if sigma is None else latent.with_sigma(sigma)
-            if decoder.space.is_image and not latent.space.is_image:
-                if vae is None and latent.encoder not in (None, TINY):  # a client's file decides not what is loaded
-                    raise ValueError(f"a latent of {latent.encoder}; this service has no VAE for its latents")
-                latent = first_decode(latent) if vae is None else first_decode(latent, vae)
-            first = latent.tensor if decoder.space.is_image else None
-            factor = latent.space.factor * decoder.scale
-            height, width = (side * factor for side in latent.tensor.shape[2:])
-            piece = Piece(id, work, previews, latent)
-    except (ValueError, RuntimeError) as error:
-        raise unusable(error) from error
+    if work.kind == "upscale":
+        picture = read_picture(io.BytesIO(work.data))
+        upscale = UpscaleSettings(prompt=work.prompt, seed=work.seed, steps=work.steps, **work.options)
+        small = image_for(picture, decoder.scale, upscale)
+        latent = latent_of(small, decoder, loaded.encoder, upscale)
+        first = latent.tensor if decoder.space.is_image else small
+        height, width = upscale.output_size(picture.size, decoder.scale)
+        piece = Piece(id, work, previews, latent, picture, upscale)
+    else:
+        sigma = work.options.get("sigma")
+        sent = work.pipeline is None  # what our own pipeline made is not in question
+        latent = Latent.from_bytes(work.data, space=work.options.get("space"), statistics=sent)
+        if latent.tensor.shape[0] != 1:
+            raise ValueError(f"the latent holds {latent.tensor.shape[0]}; expected one for each request")
+        latent = latent if sigma is None else latent.with_sigma(sigma)
+        if decoder.space.is_image and not latent.space.is_image:
+            if vae is None and latent.encoder not in (None, TINY):  # a client's file decides not what is loaded
+                raise ValueError(f"a latent of {latent.encoder}; this service has no VAE for its latents")
+            latent = first_decode(latent) if vae is None else first_decode(latent, vae)
+        first = latent.tensor if decoder.space.is_image else None
+        factor = latent.space.factor * decoder.scale
+        height, width = (side * factor for side in latent.tensor.shape[2:])
+        piece = Piece(id, work, previews, latent)
     piece.seconds["prepare"] = time.perf_counter() - started
     seen = None if first is None else Pixels.of(to_pil(first.clamp(-1, 1))[0], {})
     return piece, (width, height), seen
@@ -138,22 +135,14 @@ def failure_of(error: BaseException) -> ServiceError:
         return error
     if isinstance(error, MemoryExhaustedError) or is_out_of_memory(error):
         return ServiceError(
-            "out_of_memory", "the device has too little memory left for this image; ask for a smaller one", 503
+            "out_of_memory", "the device has too little memory left for this image; ask for a smaller one"
         )
     if isinstance(error, ValueError):
-        return ServiceError("unprocessable", first_line_of(error), 422)
+        line = first_line_of(error)
+        field = re.match(r"(\w+)=", line)  # as our errors begin
+        return ServiceError("unprocessable", line, field and field[1])
     logger.error("a work failed", exc_info=error)
-    return ServiceError("internal", f"the decoder failed ({type(error).__name__})", 500)
-
-
-def unusable(error: Exception) -> Exception:
-    """What was wrong with what a client sent, unless it was not that."""
-    from pixdec.devices import is_out_of_memory
-    from pixdec.io.files import first_line_of
-
-    if is_out_of_memory(error) or not isinstance(error, ValueError):
-        return error
-    return ServiceError("unprocessable", first_line_of(error), 422)
+    return ServiceError("internal", f"the decoder failed ({type(error).__name__})")
 
 
 def preview_of(x0: Tensor) -> str:

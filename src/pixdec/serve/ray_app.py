@@ -40,7 +40,7 @@ class Replica:
     async def run(self, work: Work, until: float) -> dict[str, Any] | ServiceError:
         """What became of a work that was to start by `until`, a time of day. Cancelling the call stops it."""
         if (left := until - time.time()) <= 0:
-            return ServiceError("deadline_exceeded", "not started within its deadline", 503, retry_after=5)
+            return ServiceError("deadline_exceeded", "not started within its deadline")
         try:
             job = self.engine.submit(work, deadline=left)
             try:
@@ -82,10 +82,10 @@ class FrontEngine(Engine):
             ServiceError: as many wait as may.
         """
         if self.missing():
-            raise ServiceError("not_ready", self.missing()[0], 503, retry_after=2)
+            raise ServiceError("not_ready", self.missing()[0])
         with self.lock:
             if sum(not job.ended for job in self.jobs.values()) >= self.settings.queue:
-                raise ServiceError("queue_full", f"{self.settings.queue} requests wait", 429, retry_after=5)
+                raise ServiceError("queue_full", f"{self.settings.queue} requests wait")
             job = Job(work, min(deadline or self.settings.deadline, self.settings.deadline), previews=previews)
             self.jobs[job.id] = job
         self._pool.submit(self._run, job)
@@ -93,12 +93,12 @@ class FrontEngine(Engine):
 
     def cancel(self, job: Job) -> None:
         """End a job."""
-        self.end(job, "cancelled", ServiceError("cancelled", "the job was cancelled", 410))
+        self.end(job, "cancelled", ServiceError("cancelled", "the job was cancelled"))
         if (call := self._calls.get(job.id)) is not None:
             call.cancel()
 
     def _run(self, job: Job) -> None:
-        found: dict[str, Any] | ServiceError = ServiceError("worker_lost", "the replicas died over it", 503, None, 2)
+        found: dict[str, Any] | ServiceError = ServiceError("worker_lost", "the replicas died over it")
         for _ in range(ATTEMPTS):
             if job.ended:
                 return
@@ -111,7 +111,7 @@ class FrontEngine(Engine):
             except exceptions.RayActorError:  # it died: another one
                 continue
             except Exception as error:
-                found = ServiceError("internal", f"the replica failed ({type(error).__name__})", 500)
+                found = ServiceError("internal", f"the replica failed ({type(error).__name__})")
                 break
             finally:
                 self._calls.pop(job.id, None)
@@ -157,6 +157,6 @@ class _Front:
 
 def app(arguments: dict[str, str]) -> serve.Application:
     """What `serve run` builds: `config`, `replicas`, `gpus` and `cpus` of a replica."""
-    settings = read_settings(arguments["config"]) if "config" in arguments else ServeSettings()
+    settings = read_settings(arguments.get("config"))
     numbers = int(arguments.get("replicas", 1)), float(arguments.get("gpus", 0)), float(arguments.get("cpus", 1))
     return application(settings, *numbers)

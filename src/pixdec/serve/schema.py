@@ -88,7 +88,7 @@ def read(kind: type[A], fields: Mapping[str, Any]) -> A:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
         field, message = first_fault(error)
-        raise ServiceError("invalid_field", f"{field}: {message}", 400, field.split(".")[0]) from None
+        raise ServiceError("invalid_field", f"{field}: {message}", field.split(".")[0]) from None
 
 
 def from_json(kind: type[Strict], body: bytes) -> dict[str, Any]:
@@ -100,19 +100,19 @@ def from_json(kind: type[Strict], body: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
-        raise ServiceError("invalid_json", "the body is no JSON", 400) from None
+        raise ServiceError("invalid_json", "the body is no JSON") from None
     if not isinstance(fields, dict):
-        raise ServiceError("invalid_json", "the body is no JSON object", 400)
+        raise ServiceError("invalid_json", "the body is no JSON object")
     for name in files_of(kind) & fields.keys():
         text = fields[name]
         if not isinstance(text, str):
-            raise ServiceError("invalid_field", f"{name}: expected base64 or a data URL", 400, name)
+            raise ServiceError("invalid_field", f"{name}: expected base64 or a data URL", name)
         if text.startswith("data:"):
             text = text.partition(",")[2]
         try:
             fields[name] = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
-            raise ServiceError("invalid_field", f"{name}: no base64; links are not followed", 400, name) from None
+            raise ServiceError("invalid_field", f"{name}: no base64; links are not followed", name) from None
     return fields
 
 
@@ -145,10 +145,10 @@ def work_of(asked: Asked, engine: Engine) -> Work:
     asked = _with_profile(asked, engine)
     name = asked.model or next(iter(engine.settings.models))
     if name not in engine.settings.models:
-        raise ServiceError("model_not_found", f"model={name!r}: there is none; see /v1/models", 404, "model")
+        raise ServiceError("model_not_found", f"model={name!r}: there is none; see /v1/models", "model")
     model = engine.models.get(name)
     if model is None:
-        raise ServiceError("not_ready", f"{name} is being loaded", 503, retry_after=2)
+        raise ServiceError("not_ready", f"{name} is being loaded")
     _check_common(asked, model, limits)
     if isinstance(asked, Upscale):
         return _upscale(asked, name, model, limits)
@@ -164,29 +164,33 @@ def _with_profile(asked: Asked, engine: Engine) -> Asked:
     profile = engine.settings.profiles.get(asked.profile)
     if profile is None:
         known = ", ".join(engine.settings.profiles) or "none is configured"
-        raise ServiceError("invalid_field", f"profile={asked.profile!r}: expected one of {known}", 400, "profile")
-    found = profile.model_dump(exclude_none=True).items()
-    return asked.model_copy(update={key: value for key, value in found if getattr(asked, key, 0) is None})
+        raise ServiceError("invalid_field", f"profile={asked.profile!r}: expected one of {known}", "profile")
+    told = profile.model_dump(exclude_none=True)
+    found = {key: value for key, value in told.items() if hasattr(asked, key)}
+    if told and not found:
+        message = f"profile={asked.profile!r}: it sets {' and '.join(told)}, which this request has not"
+        raise ServiceError("invalid_field", message, "profile")
+    return asked.model_copy(update={key: value for key, value in found.items() if getattr(asked, key) is None})
 
 
 def _check_common(asked: Asked, model: Mapping[str, Any], limits: Limits) -> None:
     most = min(limits.steps, model["steps"][1] or limits.steps)
     if asked.steps is not None and asked.steps > most:
-        raise ServiceError("invalid_field", f"steps={asked.steps}: expected 1 to {most}", 400, "steps")
+        raise ServiceError("invalid_field", f"steps={asked.steps}: expected 1 to {most}", "steps")
     if len(asked.prompt) > limits.prompt:
         raise ServiceError(
-            "invalid_field", f"prompt: {len(asked.prompt)} characters; at most {limits.prompt}", 400, "prompt"
+            "invalid_field", f"prompt: {len(asked.prompt)} characters; at most {limits.prompt}", "prompt"
         )
     if asked.prompt and not model["needs_text"] and not isinstance(asked, Generate):
         raise ServiceError(
-            "invalid_field", f"prompt={asked.prompt[:40]!r}: this model takes no text; leave it out", 400, "prompt"
+            "invalid_field", f"prompt={asked.prompt[:40]!r}: this model takes no text; leave it out", "prompt"
         )
 
 
 def _check_pixels(height: int, width: int, limits: Limits, field: str) -> None:
     if height * width > limits.pixels:
         message = f"{field}: the output would have {width}x{height} pixels; the limit is {limits.pixels} in all"
-        raise ServiceError("too_many_pixels", message, 413, field)
+        raise ServiceError("too_many_pixels", message, field)
 
 
 def _upscale(asked: Upscale, name: str, model: Mapping[str, Any], limits: Limits) -> Work:
@@ -195,22 +199,16 @@ def _upscale(asked: Upscale, name: str, model: Mapping[str, Any], limits: Limits
     from pixdec.io.writing import MAX_SIDE
 
     if not model["encodes"]:
-        raise ServiceError(
-            "unprocessable", f"{name} decodes latents of {model['space']} only: /v1/decode", 422, "model"
-        )
+        raise ServiceError("unprocessable", f"{name} decodes latents of {model['space']} only: /v1/decode", "model")
     if asked.strength is not None and asked.strength > limits.strength:
-        raise ServiceError(
-            "invalid_field", f"strength={asked.strength}: at most {limits.strength} here", 400, "strength"
-        )
+        raise ServiceError("invalid_field", f"strength={asked.strength}: at most {limits.strength} here", "strength")
     try:
         width, height = image_size(io.BytesIO(asked.image))
     except ValueError as error:
         large = "pixels" in str(error)
-        raise ServiceError(
-            "too_many_pixels" if large else "not_an_image", str(error), 413 if large else 415, "image"
-        ) from None
+        raise ServiceError("too_many_pixels" if large else "not_an_image", str(error), "image") from None
     if asked.scale is not None and asked.size is not None:
-        raise ServiceError("invalid_field", "size: scale says it too; leave one out", 400, "size")
+        raise ServiceError("invalid_field", "size: scale says it too; leave one out", "size")
     if asked.size is not None:
         wide, high = (int(side) for side in asked.size.split("x"))
         wanted: tuple[int, int] | None = (high, wide)
@@ -222,7 +220,7 @@ def _upscale(asked: Upscale, name: str, model: Mapping[str, Any], limits: Limits
     _check_pixels(*size, limits, "image")
     _check_pixels(height * model["scale"], width * model["scale"], limits, "image")  # what is decoded is no less
     if max(size) > MAX_SIDE:
-        raise ServiceError("too_many_pixels", f"image: the output's longer side would be {max(size)}", 413, "image")
+        raise ServiceError("too_many_pixels", f"image: the output's longer side would be {max(size)}", "image")
     shape, pixels = (*sorted((height, width)), asked.scale, wanted), max(size[0] * size[1], height * width)
     return Work("upscale", name, asked.image, shape, pixels, asked.prompt, asked.seed, asked.steps, options)
 
@@ -235,7 +233,7 @@ def _decode(asked: Decode, name: str, model: Mapping[str, Any], limits: Limits) 
     try:
         factor = get_space(space).factor if space is not None else model["factor"]
     except ValueError as error:
-        raise ServiceError("unprocessable", str(error), 422, "space") from None
+        raise ServiceError("unprocessable", str(error), "space") from None
     height, width = (side * factor * model["scale"] for side in shape[-2:])
     _check_pixels(height, width, limits, "latent")
     options = {"sigma": asked.sigma, "space": asked.space}
@@ -259,7 +257,7 @@ def _latent_header(data: bytes) -> tuple[tuple[int, ...], str | None]:
         if space is not None and not isinstance(space, str):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
-        raise ServiceError("not_a_latent", "latent: no safetensors of one latent (1, C, h, w)", 415, "latent") from None
+        raise ServiceError("not_a_latent", "latent: no safetensors of one latent (1, C, h, w)", "latent") from None
     return shape, space
 
 
@@ -268,12 +266,12 @@ def _generate(asked: Generate, name: str, model: Mapping[str, Any], engine: Engi
     pipeline = asked.pipeline or next(iter(pipelines), None)
     if pipeline is None or pipeline not in pipelines:
         given = "no pipeline is configured here" if asked.pipeline is None else f"pipeline={pipeline!r}: there is none"
-        raise ServiceError("model_not_found", given, 404, "pipeline")
+        raise ServiceError("model_not_found", given, "pipeline")
     width, height = asked.width or 1024, asked.height or 1024
     _check_pixels(height * model["scale"], width * model["scale"], engine.settings.limits, "width")
     steps = asked.generator_steps or pipelines[pipeline].steps
     if (steps or 0) > 1000 or (asked.stop_after or 0) > (steps or 1000):
-        raise ServiceError("invalid_field", f"stop_after={asked.stop_after}: of {steps} steps", 400, "stop_after")
+        raise ServiceError("invalid_field", f"stop_after={asked.stop_after}: of {steps} steps", "stop_after")
     options = {
         "negative": asked.negative_prompt,
         "width": asked.width,

@@ -22,6 +22,11 @@ class Server(uvicorn.Server):
     """On a signal the engine takes nothing new, and the server waits for what runs; on a second one it does not."""
 
     engine: Engine
+    unusable: str | None = None
+
+    def give_up(self, reason: str) -> None:
+        """End, since a model cannot be loaded."""
+        self.unusable, self.should_exit = reason, True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.engine.draining:
@@ -78,7 +83,7 @@ def serve(
 
     Raises:
         OSError: as `listen`.
-        ValueError: a model or a device that is not there.
+        ValueError: a model or a device that is not there, or a model that cannot be loaded.
     """
     listening = listen(host, port)
     check(settings)
@@ -100,16 +105,19 @@ def serve(
         timeout_graceful_shutdown=10,
         h11_max_incomplete_event_size=32 << 10,
         lifespan="off",
+        log_level="warning",
     )
     config.load()
     server = Server(config)
-    server.engine = engine
+    server.engine, engine.on_unusable = engine, server.give_up
     with engine:
         url = f"http://{host}:{listening.getsockname()[1]}"
         print(f"pixdec listens on {url}", flush=True)
         if listening_at is not None:
             listening_at(url)
         server.run([listening])
+    if server.unusable is not None:
+        raise ValueError(server.unusable)
     return int(engine.failed_at_close)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ class ServeSettings(Strict):
         }
     )
 
+    def on(self, device: str) -> ServeSettings:
+        """With this device for the models and pipelines that name none."""
+
+        def placed(entries: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: entry if entry.device else entry.model_copy(update={"device": device})
+                for name, entry in entries.items()
+            }
+
+        return self.model_copy(update={"models": placed(self.models), "pipelines": placed(self.pipelines)})
+
     def batch_on(self, device: str) -> int:
         """How many images are decoded together at most on a device."""
         return self.batch or (1 if device == "cpu" else 4)
@@ -135,14 +147,16 @@ class ServeSettings(Strict):
             raise ValueError("models={}: expected at least one decoder")
 
 
-def read_settings(path: str | Path) -> ServeSettings:
-    """The settings in a TOML file.
+def read_settings(path: str | Path | None) -> ServeSettings:
+    """The settings in a TOML file, or the usual ones; where no keys are named, the environment's PIXDEC_API_KEY is one.
 
     Raises:
         ValueError: no such file, no TOML, or an unknown key or value, in one line.
     """
+    key = os.environ.get("PIXDEC_API_KEY")
+    usual: dict[str, Any] = {"keys": {"environment": key}} if key else {}
     try:
-        found = tomllib.loads(Path(path).read_text())
+        found = usual if path is None else usual | tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:

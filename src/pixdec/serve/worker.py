@@ -5,9 +5,10 @@ A process, because a library that crashes, hangs or leaks takes nothing with it 
 pipe; messages are tuples whose first item says what they are:
 
     to it       ("work", [(id, Work, previews)]) · ("cancel", id)
-    from it     ("ready", {model: description}) · ("models", names, bytes) · ("started", id, seconds, size, first)
-                ("step", id, index, total, preview or None) · ("latent", id, bytes, shape, pixels)
-                ("done", id, Pixels, seconds, peak bytes) · ("failed", id, ServiceError) · ("cancelled", id) · ("idle",)
+    from it     ("ready", {model: description}) · ("unusable", why a model cannot be loaded) · ("models", names, bytes)
+                ("started", id, seconds, size, first) · ("step", id, index, total, preview or None)
+                ("latent", id, bytes, shape, seconds) · ("done", id, Pixels, seconds, peak bytes)
+                ("failed", id, ServiceError) · ("cancelled", id) · ("idle",)
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from pixdec.io.files import first_line_of
 from pixdec.serve.jobs import Work
-from pixdec.serve.pieces import Loaded, Piece, failure_of, finished, prepared, preview_of, unusable
+from pixdec.serve.pieces import Loaded, Piece, failure_of, finished, prepared, preview_of
 from pixdec.serve.settings import ModelSettings, ServeSettings
 
 if TYPE_CHECKING:
@@ -73,12 +75,16 @@ class Worker:
 
         torch.set_grad_enabled(False)
         descriptions = dict[str, dict[str, Any]]()
-        for name in self.settings.models:
-            descriptions[name] = _description(self.model(name))
-            if not self.settings.load:
-                self._evict(0)
-        for name in self.settings.pipelines if self.settings.load else ():
-            self.pipeline(name)
+        try:
+            for name in self.settings.models:
+                descriptions[name] = _description(self.model(name))
+                if not self.settings.load:
+                    self._evict(0)
+            for name in self.settings.pipelines if self.settings.load else ():
+                self.pipeline(name)
+        except (ValueError, OSError) as error:
+            self.send("unusable", first_line_of(error))
+            return
         self.send("ready", descriptions)
         self._tell_models()
         while True:
@@ -282,10 +288,7 @@ class Worker:
             width=asked.get("width"),
         )
         call = call_arguments(blueprint, Prompt(work.prompt, ""), generation)
-        try:
-            check_call(blueprint, space_of(pipe, None), call, "the request")
-        except ValueError as error:
-            raise unusable(error) from error
+        check_call(blueprint, space_of(pipe, None), call, "the request")
         total = blueprint.steps(call.get("num_inference_steps")) or 0
         started = time.perf_counter()
 
@@ -312,7 +315,7 @@ class Worker:
         except ValueError as error:
             if isinstance(error.__cause__, Cancelled):
                 raise Cancelled from error
-            raise unusable(error) from error
+            raise
         self.send("latent", id, latent.to_bytes(), tuple(latent.tensor.shape), time.perf_counter() - started)
 
 
