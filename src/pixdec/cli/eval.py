@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -31,16 +31,14 @@ MethodsAndData = Annotated[
 
 
 @dataclass(frozen=True)
-class Find:
-    """Calling it finds the sources for a lineup. `space`: the latents', where it is known before the lineup is; what
-    makes or decodes them if the user names nothing."""
+class Data:
+    """What is evaluated on. `sources`: of a lineup. `space`: the latents', where it is known before the lineup is.
+    `encoder`: what makes or decodes them if the user names nothing."""
 
+    title: str
     sources: Callable[[Lineup], Iterable[Source | Broken]]
     space: LatentSpace | None = None
     encoder: str = "tiny"
-
-    def __call__(self, lineup: Lineup) -> Iterable[Source | Broken]:
-        return self.sources(lineup)
 
 
 @dataclass(frozen=True)
@@ -120,26 +118,31 @@ class Eval:
         import torch
 
         from pixdec.devices import best_device
+        from pixdec.evaluate.methods import open_lineup
         from pixdec.evaluate.metrics.table import open_metrics
         from pixdec.evaluate.report.html import PAGE, write_report
         from pixdec.evaluate.report.summary import SUMMARY, TABLE, summarize
-        from pixdec.evaluate.results import Broken
+        from pixdec.evaluate.results import Broken, plain
         from pixdec.evaluate.run import Place, evaluate, sets_of
         from pixdec.evaluate.sets import open_features
 
         out, device = Path(self.output), self.device or best_device()
         check_device(self.device)
-        title, find = self._data(out) if self.pipeline is None else self._generated(out)
+        data = self._data(out) if self.pipeline is None else self._generated(out)
         prepare([out / name for name in (PAGE, SUMMARY, TABLE)])
         metrics = open_metrics([name.strip() for name in self.metrics.split(",")], device)
         features = None if self.sets is None else open_features(self.sets, torch.device(device))
-        lineup = self._lineup(find)
-        for name, reason in {
-            **{name: metrics.absent[name] for name in metrics.absent if name in metrics.refused},
-            **lineup.missing,
-        }.items():
+        lineup = open_lineup(
+            self.inputs[:-1] if self.pipeline is None else self.inputs,
+            encoder=self.encoder or data.encoder,
+            space=self.space,
+            latents=data.space,
+            device=self.device,
+            dtype=torch_dtype(self.dtype),
+        )
+        for name, reason in {**{name: metrics.absent[name] for name in metrics.refused}, **lineup.missing}.items():
             report.failed(name, ValueError(reason))
-        found = list(find(lineup))
+        found = list(data.sources(lineup))
         sources = [each for each in found if not isinstance(each, Broken)]
         outcomes: list[Row | Broken] = [each for each in found if isinstance(each, Broken)]
         for broken in outcomes:
@@ -150,10 +153,16 @@ class Eval:
                 whole = isinstance(outcome, Broken) and outcome.method is None
                 bar.update(len(lineup.methods) if whole else 1)
                 _tell(outcome, report)
-        facts = {"command": f"`{self._command()}`", "data": f"{len(sources)} images: {title}", "seed": str(self.seed)}
+        facts = {
+            "command": f"`{self._command()}`",
+            "data": f"{len(sources)} images: {data.title}",
+            "seed": str(self.seed),
+        }
         if self.sigma:
             facts["noise in the latents"] = f"sigma {self.sigma:g}"
-        summary = summarize(f"{lineup.scale} times larger: {title}", outcomes, lineup, metrics, facts, self.max_failed)
+        summary = summarize(
+            f"{lineup.scale} times larger: {data.title}", outcomes, lineup, metrics, facts, self.max_failed
+        )
         if features is not None:
             summary = dataclasses.replace(summary, sets=sets_of(summary.rows, out, features))
         page = write_report(summary, out, self.sheets)
@@ -161,9 +170,11 @@ class Eval:
             report.failed(method, ValueError(f"{wrong}, more than {self.max_failed:.0%}, so there is no mean"))
         if "cropped" in summary.facts:
             tell(f"note: cropped {summary.facts['cropped']}")
-        means = {method: {name: mean.mean for name, mean in each.items()} for method, each in summary.means.items()}
+        means = {
+            method: {name: plain(mean.mean) for name, mean in each.items()} for method, each in summary.means.items()
+        }
         report.done(
-            {"output": str(page), "images": len(summary.images), "means": _plain(means)},
+            {"output": str(page), "images": len(summary.images), "means": means},
             "\n".join([*summary.table().markdown(), f"{page}  {len(summary.images)} images"]),
         )
         return report.exit_code
@@ -193,8 +204,7 @@ class Eval:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: expected at least 1")
 
-    def _data(self, out: Path) -> tuple[str, Find]:
-        """What is evaluated on: its name, and what makes sources of it."""
+    def _data(self, out: Path) -> Data:
         from pixdec.evaluate.photographs import Preparation, find_photographs, photograph_sources
         from pixdec.evaluate.small_text import SIZES, render_pages
 
@@ -204,9 +214,9 @@ class Eval:
             photographs = render_pages(out / "pages", int(found[1] or PAGES), sizes)
         else:
             photographs = find_photographs(data, out)[: self.limit]
-        return Path(data).name, Find(lambda lineup: photograph_sources(photographs, lineup, how))
+        return Data(Path(data).name, lambda lineup: photograph_sources(photographs, lineup, how))
 
-    def _generated(self, out: Path) -> tuple[str, Find]:
+    def _generated(self, out: Path) -> Data:
         """As `_data`, of a generator's latents."""
         from pixdec.evaluate.generated import GeneratedLatents, prompts_in
         from pixdec.generation.settings import GenerationSettings
@@ -228,17 +238,7 @@ class Eval:
         made = GeneratedLatents(prompts_in(self.prompts)[: self.limit], settings, self.stops, out)
         stops = ", ".join(map(str, made.stops))
         title = f"{Path(self.pipeline).name} at steps {stops} of {made.steps}, {Path(self.prompts).name}"
-        return title, Find(made.sources, made.space, f"vae:{self.pipeline}")
-
-    def _lineup(self, find: Find) -> Lineup:
-        from pixdec.evaluate.methods import open_lineup
-
-        dtype = torch_dtype(self.dtype)
-        names = self.inputs[:-1] if self.pipeline is None else self.inputs
-        encoder = self.encoder or find.encoder
-        return open_lineup(
-            names, encoder=encoder, space=self.space, latents=find.space, device=self.device, dtype=dtype
-        )
+        return Data(title, made.sources, made.space, f"vae:{self.pipeline}")
 
     def _compare(self, report: Report) -> int:
         from pixdec.evaluate.report.summary import compare_runs
@@ -266,7 +266,7 @@ class Eval:
 
 def _tell(outcome: Row | Broken, report: Report) -> None:
     """A line for each outcome, as the other verbs have them."""
-    from pixdec.evaluate.results import Broken
+    from pixdec.evaluate.results import Broken, plain
 
     if isinstance(outcome, Broken):
         reason = outcome.reason if outcome.method is None else f"{outcome.method}: {outcome.reason}"
@@ -277,17 +277,11 @@ def _tell(outcome: Row | Broken, report: Report) -> None:
     nan = [metric for metric, value in outcome.figures.items() if value != value]
     if nan:
         report.failed(outcome.image, ValueError(f"{outcome.method}: NaN, which no mean counts: {', '.join(nan)}"))
-    record = {"input": outcome.image, "method": outcome.method, "figures": _plain(outcome.figures)}
+    record = {
+        "input": outcome.image,
+        "method": outcome.method,
+        "figures": {name: plain(value) for name, value in outcome.figures.items()},
+    }
     shown = "  ".join(f"{name} {value:.3f}" for name, value in outcome.figures.items())
     record |= {"cropped": outcome.cropped, "earlier": outcome.earlier}
     report.done(record, f"{outcome.image}  {outcome.method}  {shown}")
-
-
-def _plain(value: object) -> Any:
-    """For JSON, which has neither infinity nor NaN."""
-    from pixdec.evaluate.results import plain
-
-    if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    assert isinstance(value, float)
-    return plain(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -166,30 +166,23 @@ def parse_rating(text: str) -> float:
     return numbers[-1] if numbers and 1 <= numbers[-1] <= 5 else math.nan
 
 
-def _metric(name: str, heading: str, score: Callable[[Image.Image], float], source: str) -> Metric:
-    def of_image(shown: Shown) -> float:
-        try:
-            return score(shown.image)
-        except (RuntimeError, KeyError, IndexError, AttributeError, TypeError) as error:  # of code from the hub
-            raise ValueError(f"{name}: {first_line_of(error)}") from error
-
-    return Metric(name, heading, "↑", 2, of_image, source=source)
-
-
-def _unipercept(name: str, heading: str, word: str) -> Callable[[torch.device], Metric]:
-    def opened(device: torch.device) -> Metric:
-        scorer = UniPercept.from_pretrained(device)  # both share one
-        return _metric(name, heading, lambda image: scorer.score(image, word), f"{UNIPERCEPT}; its licence is its own")
-
-    return opened
-
-
-SCORERS: dict[str, Callable[[torch.device], Metric]] = {
-    "deqa": lambda device: _metric("deqa", "DeQA", DeQA.from_pretrained(device).score, f"{DEQA}, MIT"),
-    "unipercept-iaa": _unipercept("unipercept-iaa", "UniPercept IAA", "aesthetics"),
-    "unipercept-iqa": _unipercept("unipercept-iqa", "UniPercept IQA", "quality"),
-    "vq-r1": lambda device: _metric(
-        "vq-r1", "VisualQuality-R1", VisualQualityR1.from_pretrained(device).score, f"{VQ_R1}; its licence is its own"
+# Heading, source, and what loads it. Both of UniPercept share one model.
+SCORERS: dict[str, tuple[str, str, Callable[[torch.device], Callable[[Image.Image], float]]]] = {
+    "deqa": ("DeQA", f"{DEQA}, MIT", lambda device: DeQA.from_pretrained(device).score),
+    "unipercept-iaa": (
+        "UniPercept IAA",
+        f"{UNIPERCEPT}; its licence is its own",
+        lambda device: partial(UniPercept.from_pretrained(device).score, word="aesthetics"),
+    ),
+    "unipercept-iqa": (
+        "UniPercept IQA",
+        f"{UNIPERCEPT}; its licence is its own",
+        lambda device: partial(UniPercept.from_pretrained(device).score, word="quality"),
+    ),
+    "vq-r1": (
+        "VisualQuality-R1",
+        f"{VQ_R1}; its licence is its own",
+        lambda device: VisualQualityR1.from_pretrained(device).score,
     ),
 }
 
@@ -200,10 +193,19 @@ def open_scorer(name: str, device: torch.device) -> Metric:
     Raises:
         ValueError: transformers is missing, or the model cannot be loaded.
     """
+    heading, source, load = SCORERS[name]
     try:
-        return SCORERS[name](device)
+        score = load(device)
     except Exception as error:  # of transformers, of the hub, and of code that comes from there
         raise ValueError(f"metric {name}: cannot be loaded ({first_line_of(error)})") from error
+
+    def of_image(shown: Shown) -> float:
+        try:
+            return score(shown.image)
+        except (RuntimeError, KeyError, IndexError, AttributeError, TypeError) as error:  # of code from the hub
+            raise ValueError(f"{name}: {first_line_of(error)}") from error
+
+    return Metric(name, heading, "↑", 2, of_image, source=source)
 
 
 def _transformers() -> Any:
