@@ -528,7 +528,7 @@ def test_sharded_networks_have_the_same_gradients(step: int):
     [
         ({"ratio": 1}, "ratio=1: expected at least 2"),
         ({"rollout": "real"}, "rollout='real'"),
-        ({"gan": -1.0}, "gan=-1.0: expected 0 or more"),
+        ({"gan": -1.0}, "gan=-1.0: expected at least 0"),
         ({"r1_noise": -0.1}, "r1_noise"),
         ({"pixel": -1.0}, "pixel"),
     ],

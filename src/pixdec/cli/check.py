@@ -49,11 +49,11 @@ class Check:
         from pixdec.generation.decoding import open_decoder
         from pixdec.generation.settings import DecodingSettings
         from pixdec.inference.config import InferenceConfig
+        from pixdec.io.arguments import check_range
         from pixdec.io.files import files_below
         from pixdec.io.images import READABLE
 
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance={self.tolerance}: expected 0 or more")
+        check_range(self, ["tolerance"], 0)
         path, files = Path(self.reference), list[Path]()
         for given in map(Path, self.inputs):
             kinds = READABLE | {".safetensors"}

@@ -182,6 +182,7 @@ class Eval:
     def _check(self) -> None:
         """What can be refused before anything is loaded."""
         from pixdec.evaluate.methods import parse_method
+        from pixdec.io.arguments import check_range, seed_of
 
         names = self.inputs if self.pipeline else self.inputs[:-1]
         if self.output is None:
@@ -192,17 +193,10 @@ class Eval:
             raise ValueError("expected --pipeline and --prompts together, or neither")
         for name in names:
             parse_method(name)
-        if not 0 <= self.sigma <= 1:
-            raise ValueError(f"sigma={self.sigma}: expected a noise level from 0 to 1")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed}: expected an integer of 64 bits")
-        if not 0 <= self.max_failed <= 1:
-            raise ValueError(f"max_failed={self.max_failed}: expected a share from 0 to 1")
-        for option in ("sheets", "crop"):
-            if getattr(self, option) < 0:
-                raise ValueError(f"{option}={getattr(self, option)}: expected 0 or more")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit={self.limit}: expected at least 1")
+        seed_of(self.seed)
+        check_range(self, ("sigma", "max_failed"), 0, 1)
+        check_range(self, ("sheets", "crop"), 0)
+        check_range(self, [] if self.limit is None else ["limit"], 1)
 
     def _data(self, out: Path) -> Data:
         from pixdec.evaluate.photographs import Preparation, find_photographs, photograph_sources

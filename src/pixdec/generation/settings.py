@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pixdec.io.arguments import check_range
+
 Dtype = Literal["float32", "bfloat16"]
 ImageFormat = Literal["png", "webp", "jpg"]
 SEED_LIMIT = 2**62  # PyTorch takes 64 bits, and the seeds of later images are larger
@@ -156,9 +158,7 @@ class SynthesisSettings:
     """Images of one call of the source."""
 
     def __post_init__(self) -> None:
-        for name in ("shard", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        check_range(self, ("shard", "batch"), 1)
         check_seeds(self.seed, self.images_per_prompt)
 
 

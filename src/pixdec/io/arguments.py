@@ -31,6 +31,20 @@ def seed_of(value: object, name: str = "seed") -> int:
     return whole(name, value, SEEDS.start, SEEDS.stop - 1)
 
 
+def check_range(settings: object, names: Iterable[str], least: float, most: float | None = None) -> None:
+    """See that fields of settings are from least to most.
+
+    Raises:
+        ValueError: one is not, NaN too.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not (value >= least and (most is None or value <= most)):
+            raise ValueError(
+                f"{name}={value}: expected {f'at least {least}' if most is None else f'{least} to {most}'}"
+            )
+
+
 def _between(least: int, most: int | None) -> str:
     if (least, most) == (SEEDS.start, SEEDS.stop - 1):
         return " from -2^63 to 2^64 - 1"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixdec.io.arguments import check_range
 from pixdec.sampling.flow import resolution_shift
 
 EDGE = 1e-4  # a normal deviate is cut off at about 3.7 deviations
@@ -77,8 +78,7 @@ class LevelSettings:
             raise ValueError(f"shift={self.shift}: expected a positive number, 'v1' or 'v1.5'")
         if not 0 <= self.least < self.most <= 1:
             raise ValueError(f"least={self.least}, most={self.most}: expected rising levels within 0 to 1")
-        if not 0 <= self.high <= 1:
-            raise ValueError(f"high={self.high}: expected a share from 0 to 1")
+        check_range(self, ["high"], 0, 1)
 
 
 def noise_levels(settings: LevelSettings, draws: Draws, height: int, width: int) -> Tensor:

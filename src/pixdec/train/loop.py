@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
+from pixdec.io.arguments import check_range
 from pixdec.train.parallel import average_gradients, norm_of, synchronizing
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ class LoopSettings:
     nonfinite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "parts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        check_range(self, ("steps", "batch", "parts"), 1)
         if self.batch % self.parts:
             raise ValueError(f"batch={self.batch}, parts={self.parts}: expected a number of parts that divides it")
 

@@ -17,6 +17,7 @@ from pixdec.evaluate.judge.endpoint import Answer, Judge
 from pixdec.evaluate.judge.pairs import Failed, Pair, View, Views
 from pixdec.evaluate.judge.prompt import PROMPT
 from pixdec.evaluate.judge.rounds import Round, append_round, digest, read_rounds
+from pixdec.io.arguments import check_range
 from pixdec.io.files import reason_of, replacing
 
 ROUNDS = "judge.jsonl"  # in the output folder
@@ -53,8 +54,7 @@ class Asking:
     max_cost: float | None = None
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1:
-            raise ValueError(f"concurrency={self.concurrency}: expected 1 or more")
+        check_range(self, ["concurrency"], 1)
         if self.max_cost is not None and self.price is None:
             raise ValueError(f"max_cost={self.max_cost}: a limit needs the price of tokens")
 

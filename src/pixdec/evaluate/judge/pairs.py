@@ -12,6 +12,7 @@ from typing import Literal
 
 from PIL import Image, ImageFilter
 
+from pixdec.io.arguments import check_range
 from pixdec.io.files import digest_of, files_below
 from pixdec.io.images import READABLE, image_size, read_image
 
@@ -110,9 +111,8 @@ class Views:
     crop_side: int = 1024
 
     def __post_init__(self) -> None:
-        for name, least in (("max_side", 0), ("crops", 0), ("crop_side", 16)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name}={value}: expected {least} or more")
+        check_range(self, ("max_side", "crops"), 0)
+        check_range(self, ["crop_side"], 16)
         if not self.max_side and not self.crops:
             raise ValueError("crops=0: without a whole image (max_side=0) nothing would be shown")
 

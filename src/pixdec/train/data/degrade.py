@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixdec.io.arguments import check_range
+
 
 def degrade(images: Tensor, scale: int) -> Tensor:
     """Images (B,3,H,W) in [-1,1] -> (B,3,H/scale,W/scale), bicubic antialiased, rounded to 8 bits as a picture file
@@ -47,11 +49,8 @@ class DegradeSettings:
     jpeg_quality: tuple[int, int] = (30, 95)
 
     def __post_init__(self) -> None:
-        if self.scale < 1:
-            raise ValueError(f"scale={self.scale}: expected at least 1")
-        for name in ("blur", "noise", "jpeg"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a share from 0 to 1")
+        check_range(self, ["scale"], 1)
+        check_range(self, ("blur", "noise", "jpeg"), 0, 1)
         for name, low, high in (
             ("blur_sigma", 0.01, 100.0),
             ("read_noise", 0.0, 255.0),

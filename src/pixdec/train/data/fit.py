@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pixdec.io.arguments import check_range
 from pixdec.train.data.buckets import Bucket
 
 
@@ -26,9 +27,7 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.zoom is not None and not self.zoom >= 1:
             raise ValueError(f"zoom={self.zoom}: expected None or at least 1")
-        for name in ("unscaled", "flip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a share from 0 to 1")
+        check_range(self, ("unscaled", "flip"), 0, 1)
 
 
 CENTER = FitSettings(center=True, flip=0.0)  # nothing random: what precomputed latents are made from

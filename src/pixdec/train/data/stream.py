@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pixdec.io.arguments import check_range
 from pixdec.train.data.buckets import assign, buckets
 from pixdec.train.data.fit import CENTER
 from pixdec.train.data.folder import read_files
@@ -58,11 +59,9 @@ class StreamSettings(SampleSettings):
     streams: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("seed", 0), ("shuffle", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
-        if not 0 <= self.pages <= 1:
-            raise ValueError(f"pages={self.pages}: expected a share from 0 to 1")
+        check_range(self, ["batch"], 1)
+        check_range(self, ("seed", "shuffle"), 0)
+        check_range(self, ["pages"], 0, 1)
         if self.pages and (self.latents or self.embeddings):
             raise ValueError(f"pages={self.pages}: pages have no precomputed tensors; encode while training instead")
         if self.latents and self.fit != CENTER:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pixdec.io.arguments import check_range
 from pixdec.l2p.model import PixelModel, shallow_only
 from pixdec.sampling.flow import interpolate
 from pixdec.train.draws import Draws
@@ -42,8 +43,7 @@ class PixelObjective:
     def __post_init__(self) -> None:
         if self.shift <= 0 or self.grid < 1:
             raise ValueError(f"shift={self.shift}, grid={self.grid}: expected numbers above 0")
-        if not 0 <= self.drop_caption <= 1:
-            raise ValueError(f"drop_caption={self.drop_caption}: expected a share from 0 to 1")
+        check_range(self, ["drop_caption"], 0, 1)
 
 
 class PixelStage:

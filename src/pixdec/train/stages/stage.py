@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pixdec.io.arguments import check_range
 from pixdec.sampling.flow import expand, interpolate
 from pixdec.train.data.degrade import DegradeSettings, degraded
 from pixdec.train.data.sample import Examples
@@ -37,9 +38,7 @@ class ConditionSettings:
     drop_latent: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("clean", "sigma_max", "drop_caption", "drop_latent"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 1")
+        check_range(self, ("clean", "sigma_max", "drop_caption", "drop_latent"), 0, 1)
 
 
 @dataclass(frozen=True, eq=False)

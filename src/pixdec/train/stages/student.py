@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pixdec.io.arguments import check_range
 from pixdec.models.discriminator import Discriminator
 from pixdec.models.pid import PiD
 from pixdec.sampling.flow import clean, interpolate
@@ -79,17 +80,8 @@ class StudentSettings:
             raise ValueError(f"ratio={self.ratio}: expected at least 2; the critic learns in the steps between")
         if self.rollout not in ("self", "noised"):
             raise ValueError(f"rollout={self.rollout!r}: expected 'self' or 'noised'")
-        for name in (
-            "distribution_matching",
-            "score_matching",
-            "gan",
-            "gan_warmup",
-            "r1",
-            "r1_noise",
-            "pixel",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        weights = ("distribution_matching", "score_matching", "gan", "gan_warmup", "r1", "r1_noise", "pixel")
+        check_range(self, weights, 0)
 
 
 class StudentStage:
