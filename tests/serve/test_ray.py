@@ -128,7 +128,7 @@ def test_a_replica_that_is_killed_under_load_loses_nothing(url):
     """Each holds two of eight works, as many as it may, when the first is done."""
 
     def ask(seed):
-        file, fields = {"image": picture(150, 150)}, {"seed": seed, "steps": 4}
+        file, fields = {"image": picture(80, 80)}, {"seed": seed, "steps": 4}
         answer = httpx.post(f"{url}/v1/upscale", files=file, data=fields, timeout=LIMIT)
         assert answer.status_code == 200, answer.text
         done.append(seed)

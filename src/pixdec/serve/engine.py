@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from pixdec.serve.handle import WorkerHandle, best_device
+from pixdec.devices import best_device
+from pixdec.serve.handle import WorkerHandle
 from pixdec.serve.jobs import Job, Pixels, ServiceError, Work
 from pixdec.serve.settings import ServeSettings
 
@@ -38,7 +39,7 @@ class Engine:
     """
 
     def __init__(self, settings: ServeSettings | None = None):
-        self.settings = (settings or ServeSettings()).on(best_device())
+        self.settings = (settings or ServeSettings()).on(str(best_device()))
         self.models: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Job] = {}
         self.on_end: Callable[[Job], object] = lambda job: None
@@ -101,11 +102,7 @@ class Engine:
         device = self.device_of(work)
         with self.lock:
             before = [job for job in self.jobs.values() if not job.ended and self.device_of(job.work) == device]
-        return sum(self.cost(job.work) for job in before)
-
-    def cost(self, work: Work) -> float:
-        """Seconds that a work takes, as far as its model's speed is known."""
-        return work.pixels / (self.speed(work.model) or USUAL_SPEED)
+        return sum(job.work.pixels / (self.speed(job.work.model) or USUAL_SPEED) for job in before)
 
     def speed(self, model: str) -> float | None:
         """Pixels a second, as measured of late; before, of a small image at the start."""

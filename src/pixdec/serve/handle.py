@@ -13,8 +13,7 @@ from dataclasses import replace
 from multiprocessing import connection as pipes
 from typing import TYPE_CHECKING, Any
 
-from pixdec.serve.jobs import Job, Work
-from pixdec.serve.settings import ServeSettings
+from pixdec.serve.jobs import Job
 from pixdec.serve.worker import run_worker
 
 if TYPE_CHECKING:
@@ -114,13 +113,11 @@ class WorkerHandle:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         self._beat = context.Value("d", 0.0, lock=False)
-        settings = _settings_on(self.engine.settings, self.device)
-        self.process = context.Process(
-            target=run_worker,
-            args=(theirs, settings, self.device, self._beat),
-            name=f"pixdec-{self.device}",
-            daemon=True,
-        )
+        settings, mine = self.engine.settings, dict[str, Any]()
+        for kind in ("models", "pipelines"):
+            mine[kind] = {n: e for n, e in getattr(settings, kind).items() if e.device == self.device}
+        arguments = theirs, settings.model_copy(update=mine), self.device, self._beat
+        self.process = context.Process(target=run_worker, args=arguments, name=f"pixdec-{self.device}", daemon=True)
         self._started, self._pipe = time.monotonic(), ours
         self.process.start()
         theirs.close()
@@ -177,7 +174,7 @@ class WorkerHandle:
             data, shape, seconds = said
             job.seconds["generate"] = seconds
             self._running.pop(job.id)
-            self.engine.queue_again(job, _to_decode(job.work, data, shape))
+            self.engine.queue_again(job, replace(job.work, kind="decode", data=data, shape=shape, options={}))
         elif what == "done":
             job.result, seconds, job.peak = said
             job.seconds.update(seconds)
@@ -186,24 +183,3 @@ class WorkerHandle:
             self.engine.end(job, "done")
         elif what == "failed":
             self.engine.end(job, "failed", said[0])
-
-
-def _settings_on(settings: ServeSettings, device: str) -> ServeSettings:
-    """The settings of a device's worker; what names no device is of the default one."""
-    default, here = best_device(), dict[str, Any]()
-    for kind in ("models", "pipelines"):
-        each = getattr(settings, kind)
-        here[kind] = {name: entry for name, entry in each.items() if (entry.device or default) == device}
-    return settings.model_copy(update=here)
-
-
-def _to_decode(work: Work, data: bytes, shape: tuple[int, ...]) -> Work:
-    """What is to be decoded of what a pipeline has made."""
-    return replace(work, kind="decode", data=data, shape=shape, options={})
-
-
-def best_device() -> str:
-    """The fastest device of this machine."""
-    from pixdec import devices
-
-    return str(devices.best_device())

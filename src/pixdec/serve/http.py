@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ _CSP = (
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 TOLD = ("space", "spaces", "scale", "default_steps", "licence", "needs_text", "encodes")  # of a decoder
-Render = Callable[[Job], Awaitable[Response]]
 
 
 def app_for(engine: Engine) -> FastAPI:
@@ -62,8 +61,7 @@ def app_for(engine: Engine) -> FastAPI:
         expose_headers=["X-Request-Id", "Retry-After"],
     )
     app.add_middleware(Around, engine=engine)
-    if WEB.is_dir():
-        app.mount("/page", StaticFiles(directory=WEB), name="page")
+    app.mount("/page", StaticFiles(directory=WEB), name="page")
     return app
 
 
@@ -148,7 +146,7 @@ def submit(asked: schema.Asked, engine: Engine, *, previews: bool) -> Job:
 
 
 async def events_of(job: Job) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
-    """What happens to a job from now on, its present state first, until it has ended."""
+    """What happens to a job from now on, its present state first, and last done, failed or cancelled."""
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[str, dict[str, Any]]]()
 
     def heard(event: str, more: dict[str, Any]) -> None:
@@ -163,6 +161,7 @@ async def events_of(job: Job) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
                 yield await asyncio.wait_for(queue.get(), 15)
             except TimeoutError:
                 yield "", {}  # a sign of life
+        yield job.state if job.state in ("done", "cancelled") else "failed", {}
     finally:
         stop()
 
@@ -285,12 +284,8 @@ def _add_jobs(app: FastAPI, engine: Engine) -> None:
         job = found(id)
 
         async def lines() -> AsyncGenerator[str]:
-            told = False
             async for event, more in events_of(job):
-                told = told or event in ("done", "failed", "cancelled")
                 yield sse(event, more if event == "preview" else job.record()) if event else ": alive\n\n"
-            if not told:
-                yield sse(job.state if job.state in ("done", "cancelled") else "failed", job.record())
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
@@ -344,7 +339,4 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        index = WEB / "index.html"
-        if not index.is_file():
-            return JSONResponse({"service": "pixdec", "version": __version__, "openapi": "/openapi.json"})
-        return Response(index.read_bytes(), media_type="text/html")
+        return Response((WEB / "index.html").read_bytes(), media_type="text/html")

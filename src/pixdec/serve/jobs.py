@@ -106,6 +106,11 @@ class Pixels:
         return encode_image(image, form, settings=self.settings, metadata=self.metadata, quality=quality).getvalue()
 
 
+def given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 Listener = Callable[[str, dict[str, Any]], object]
 
 
@@ -153,7 +158,7 @@ class Job:
         self.failure, self.ended_at = failure, time.monotonic()
         self.state = state
         self._ended.set()
-        self.tell(state if state != "expired" else "failed")
+        self.tell("state")
 
     def wait(self, timeout: float | None = None) -> Pixels:
         """The result.
@@ -172,8 +177,7 @@ class Job:
         """What the service tells of it."""
         work, link = self.work, f"/v1/jobs/{self.id}"
         width, height = self.size or (None, None)
-        settings = {"prompt": work.prompt or None, "pipeline": work.pipeline, "seed": work.seed, **work.options}
-        settings["steps"] = self.steps
+        settings = given(prompt=work.prompt or None, pipeline=work.pipeline, seed=work.seed, steps=self.steps)
         return {
             "id": self.id,
             "object": "job",
@@ -187,7 +191,7 @@ class Job:
             "seed": work.seed,
             "width": width,
             "height": height,
-            "settings": {name: value for name, value in settings.items() if value is not None},
+            "settings": {**settings, **work.options},
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             "peak_bytes": self.peak,
             "error": None if self.failure is None else {"code": self.failure.code, "message": self.failure.message},

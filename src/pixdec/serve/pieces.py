@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pixdec.serve.jobs import Pixels, ServiceError, Work
+from pixdec.serve.jobs import Pixels, ServiceError, Work, given
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,17 +110,16 @@ def finished(piece: Piece, step: DecodeStep, row: int, decoder: PixelDecoder) ->
         picture = enlarged(piece.picture, x0, decoder.scale, piece.upscale)
     else:
         picture = Picture(x0)
-    record = {
-        "verb": work.kind if work.pipeline is None else "generate",
-        "model": work.model,
-        "prompt": work.prompt or None,
-        "seed": work.seed,
-        "steps": step.total,
+    settings = given(
+        verb=work.kind if work.pipeline is None else "generate",
+        model=work.model,
+        prompt=work.prompt or None,
+        seed=work.seed,
+        steps=step.total,
         **work.options,
-        "pipeline": work.pipeline,
+        pipeline=work.pipeline,
         **done_by(step.how, decoder.config),
-    }
-    settings = {name: value for name, value in record.items() if value is not None}
+    )
     metadata = NOTHING if piece.picture is None else piece.picture.metadata
     return Pixels.of(picture.pil(), settings, metadata)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, WithJsonSchema
 
 from pixdec.serve.engine import Engine
-from pixdec.serve.jobs import ServiceError, Work
+from pixdec.serve.jobs import ServiceError, Work, given
 from pixdec.serve.settings import Limits, Strict, first_fault
 
 SEEDS = -(2**63), 2**64 - 1
@@ -209,14 +209,12 @@ def _upscale(asked: Upscale, name: str, model: Mapping[str, Any], limits: Limits
         raise ServiceError("too_many_pixels" if large else "not_an_image", str(error), "image") from None
     if asked.scale is not None and asked.size is not None:
         raise ServiceError("invalid_field", "size: scale says it too; leave one out", "size")
+    wanted: tuple[int, int] | None = None
     if asked.size is not None:
         wide, high = (int(side) for side in asked.size.split("x"))
-        wanted: tuple[int, int] | None = (high, wide)
-        size = wanted
-    else:
-        wanted, size = None, UpscaleSettings(asked.scale).output_size((height, width), model["scale"])
-    options = {"strength": asked.strength or None, "scale": asked.scale, "size": wanted}
-    options = {key: value for key, value in options.items() if value is not None}
+        wanted = high, wide
+    size = wanted or UpscaleSettings(asked.scale).output_size((height, width), model["scale"])
+    options = given(strength=asked.strength or None, scale=asked.scale, size=wanted)
     _check_pixels(*size, limits, "image")
     _check_pixels(height * model["scale"], width * model["scale"], limits, "image")  # what is decoded is no less
     if max(size) > MAX_SIDE:
@@ -236,8 +234,7 @@ def _decode(asked: Decode, name: str, model: Mapping[str, Any], limits: Limits) 
         raise ServiceError("unprocessable", str(error), "space") from None
     height, width = (side * factor * model["scale"] for side in shape[-2:])
     _check_pixels(height, width, limits, "latent")
-    options = {"sigma": asked.sigma, "space": asked.space}
-    options = {key: value for key, value in options.items() if value is not None}
+    options = given(sigma=asked.sigma, space=asked.space)
     key = (*shape, space)
     return Work("decode", name, asked.latent, key, height * width, asked.prompt, asked.seed, asked.steps, options)
 
@@ -265,23 +262,21 @@ def _generate(asked: Generate, name: str, model: Mapping[str, Any], engine: Engi
     pipelines = engine.settings.pipelines
     pipeline = asked.pipeline or next(iter(pipelines), None)
     if pipeline is None or pipeline not in pipelines:
-        given = "no pipeline is configured here" if asked.pipeline is None else f"pipeline={pipeline!r}: there is none"
-        raise ServiceError("model_not_found", given, "pipeline")
+        why = "no pipeline is configured here" if asked.pipeline is None else f"pipeline={pipeline!r}: there is none"
+        raise ServiceError("model_not_found", why, "pipeline")
     width, height = asked.width or 1024, asked.height or 1024
     _check_pixels(height * model["scale"], width * model["scale"], engine.settings.limits, "width")
     steps = asked.generator_steps or pipelines[pipeline].steps
     if (steps or 0) > 1000 or (asked.stop_after or 0) > (steps or 1000):
         raise ServiceError("invalid_field", f"stop_after={asked.stop_after}: of {steps} steps", "stop_after")
-    options = {
-        "negative": asked.negative_prompt,
-        "width": asked.width,
-        "height": asked.height,
-        "generator_steps": asked.generator_steps,
-        "guidance": asked.guidance,
-        "stop_after": asked.stop_after,
-        "as_image": model["space"] == "rgb",
-    }
-    options = {key: value for key, value in options.items() if value is not None}
-    pixels = height * width * model["scale"] ** 2
-    shape = (height, width)
+    options = given(
+        negative=asked.negative_prompt,
+        width=asked.width,
+        height=asked.height,
+        generator_steps=asked.generator_steps,
+        guidance=asked.guidance,
+        stop_after=asked.stop_after,
+        as_image=model["space"] == "rgb",
+    )
+    shape, pixels = (height, width), height * width * model["scale"] ** 2
     return Work("generate", name, b"", shape, pixels, asked.prompt, asked.seed, asked.steps, options, pipeline)

@@ -48,17 +48,11 @@ def listen(host: str, port: int) -> socket.socket:
         OSError: the port is taken, or the address is none of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        made.bind((host, port))
-        made.listen(2048)
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        made.close()
-        raise OSError(
-            f"port {port} of {host} cannot be had ({error.strerror or error}); take another with --port"
-        ) from None
-    return made
+        reason = error.strerror or error
+        raise OSError(f"port {port} of {host} cannot be had ({reason}); take another with --port") from None
 
 
 def serve(

@@ -121,14 +121,11 @@ class ServeSettings(Strict):
 
     def on(self, device: str) -> ServeSettings:
         """With this device for the models and pipelines that name none."""
-
-        def placed(entries: dict[str, Any]) -> dict[str, Any]:
-            return {
-                name: entry if entry.device else entry.model_copy(update={"device": device})
-                for name, entry in entries.items()
-            }
-
-        return self.model_copy(update={"models": placed(self.models), "pipelines": placed(self.pipelines)})
+        placed = dict[str, Any]()
+        for kind in ("models", "pipelines"):
+            entries: dict[str, Any] = getattr(self, kind)
+            placed[kind] = {n: e if e.device else e.model_copy(update={"device": device}) for n, e in entries.items()}
+        return self.model_copy(update=placed)
 
     def batch_on(self, device: str) -> int:
         """How many images are decoded together at most on a device."""

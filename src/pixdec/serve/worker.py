@@ -8,7 +8,7 @@ pipe; messages are tuples whose first item says what they are:
     from it     ("ready", {model: description}) · ("unusable", why a model cannot be loaded) · ("models", names, bytes)
                 ("started", id, seconds, size, first) · ("step", id, index, total, preview or None)
                 ("latent", id, bytes, shape, seconds) · ("done", id, Pixels, seconds, peak bytes)
-                ("failed", id, ServiceError) · ("cancelled", id) · ("idle",)
+                ("failed", id, ServiceError) · ("idle",)
 """
 
 from __future__ import annotations
@@ -176,21 +176,18 @@ class Worker:
         for each in works:
             if self.wanted(each[0]):
                 self._guarded([each[0]], self._prepare, pieces, *each)
-            else:
-                self.send("cancelled", each[0])
         groups: dict[object, list[Piece]] = {}
         for piece in pieces:  # a header tells a size as it is stored, which may lie on its side
             groups.setdefault((piece.latent.tensor.shape, piece.latent.tensor.dtype), []).append(piece)
         for group in groups.values():
-            self._decode(group)
+            self._guarded([piece.id for piece in group], self._decode, group)
 
     def _guarded(self, ids: Sequence[str], do: Any, *arguments: Any) -> None:
-        """Whatever goes wrong is the failure of these works alone."""
+        """Whatever goes wrong is the failure of these works alone, of those that have not ended."""
         try:
             do(*arguments)
         except Cancelled:
-            for id in ids:
-                self.send("cancelled", id)
+            pass
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
         except Exception as error:
@@ -210,18 +207,12 @@ class Worker:
 
         try:
             self._decode_together(pieces)
-        except MemoryExhaustedError as error:
+        except MemoryExhaustedError:
             left = [piece for piece in pieces if piece.wanted]
-            if len(left) == 1:
-                self.send("failed", left[0].id, failure_of(error))
-            for half in (left[: len(left) // 2], left[len(left) // 2 :]) if len(left) > 1 else ():
-                self._decode(half)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise
-        except Exception as error:
-            for piece in pieces:
-                if piece.wanted:
-                    self.send("failed", piece.id, failure_of(error))
+            if len(left) < 2:
+                raise
+            for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+                self._guarded([piece.id for piece in half], self._decode, half)
 
     def _decode_together(self, pieces: Sequence[Piece]) -> None:
         import torch
@@ -245,7 +236,6 @@ class Worker:
             for piece, x0 in zip(pieces, step.x0, strict=True):
                 if piece.wanted and not self.wanted(piece.id):
                     piece.wanted, rows = False, []
-                    self.send("cancelled", piece.id)
                 if piece.wanted and not is_last:
                     self._tell_step(piece.id, step.index, step.total, x0 if piece.previews else None)
             if not any(piece.wanted for piece in pieces):
@@ -256,11 +246,12 @@ class Worker:
             rows = None if rows is None else [row for row, piece in enumerate(pieces) if piece.wanted]
             step, rows = steps.send(rows), None
         seconds = time.perf_counter() - started
+        peak = torch.cuda.max_memory_allocated(decoder.device) if decoder.device.type == "cuda" else None
         for row, piece in enumerate(pieces):
             if piece.wanted:
                 piece.seconds["decode"] = seconds
                 pixels = finished(piece, step, row, decoder)
-                self.send("done", piece.id, pixels, piece.seconds, _peak(decoder))
+                self.send("done", piece.id, pixels, piece.seconds, peak)
                 piece.wanted = False
 
     def _tell_step(self, id: str, index: int, total: int, x0: Tensor | None) -> None:
@@ -319,14 +310,6 @@ class Worker:
         self.send("latent", id, latent.to_bytes(), tuple(latent.tensor.shape), time.perf_counter() - started)
 
 
-def _peak(decoder: PixelDecoder) -> int | None:
-    if decoder.device.type != "cuda":
-        return None
-    import torch
-
-    return torch.cuda.max_memory_allocated(decoder.device)
-
-
 def _description(loaded: Loaded) -> dict[str, Any]:
     """What clients and the engine must know of a decoder."""
     from pixdec.decoder import TEACHER_STEPS
@@ -343,7 +326,6 @@ def _description(loaded: Loaded) -> dict[str, Any]:
         "licence": decoder.model.licence,
         "needs_text": decoder.model.needs_text,
         "encodes": loaded.encoder is not None or decoder.space.is_image,
-        "bytes": loaded.size,
         "speed": _first_speed(decoder) if decoder.space.is_image else None,
     }
 
