@@ -143,7 +143,7 @@ def test_nothing_but_bad_images(run: Run, names: Names, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("pixdec-nano",), ["at least one METHOD and then DATA"]),
-        (("pixdec-nano", "nowhere"), ["nowhere", "no such folder"]),
+        (("pixdec-nano", "nowhere"), ["nowhere", "no such file or folder"]),
         (("pixdec-mano", "."), ["pixdec-mano", "pixdec-nano"]),
         (("pixdec-nano:0", "."), ["pixdec-nano:0", "at least 1 step"]),
         (("bicubic", "bicubic", "."), ["'bicubic'", "named twice"]),

@@ -345,7 +345,7 @@ def test_find_photographs(tmp_path: Path) -> None:
     assert found == ["a.jpg", "b.png", "sub/d.png"]
     assert [each.name for each in find_photographs(tmp_path / "sub", tmp_path)] == ["d.png"]
     assert [each.name for each in find_photographs(tmp_path / "b.png", tmp_path)] == ["b.png"]
-    for data, message in ((tmp_path / "none", "no such folder"), (tmp_path, "would lie among the photographs")):
+    for data, message in ((tmp_path / "none", "no such file or folder"), (tmp_path, "would lie among the photographs")):
         with pytest.raises(ValueError, match=message):
             find_photographs(data, tmp_path)
     (tmp_path / "empty").mkdir()

@@ -10,8 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from pixdec.evaluate.methods import Lineup, Sample
-from pixdec.io.files import files_below
-from pixdec.io.images import READABLE, image_size, read_image, to_tensor
+from pixdec.io.images import image_size, images_below, read_image, to_tensor
 from pixdec.train.data.degrade import degrade
 
 
@@ -33,19 +32,9 @@ def find_photographs(data: str | Path, out: str | Path) -> list[Photograph]:
     data, out = Path(data), Path(out)
     if data.is_file():
         return [Photograph(data, data.name)]
-    if not data.is_dir():
-        raise ValueError(f"{data}: there is no such folder of photographs")
-    below = out.resolve() if data.resolve() in out.resolve().parents else None  # what earlier runs wrote
     if data.resolve() == out.resolve():
         raise ValueError(f"{out}: the results would lie among the photographs; choose another output folder")
-    photographs = [
-        Photograph(data / path, path.as_posix())
-        for path in files_below(data, READABLE)
-        if below not in (data / path).resolve().parents
-    ]
-    if not photographs:
-        raise ValueError(f"{data}: no photographs in this folder; looked for {', '.join(sorted(READABLE))}")
-    return photographs
+    return [Photograph(data / path, path.as_posix()) for path in images_below(data, "photographs", out)]
 
 
 @dataclass(frozen=True)

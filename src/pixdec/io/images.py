@@ -21,7 +21,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pixdec.io.files import reason_of
+from pixdec.io.files import files_below, reason_of
 from pixdec.io.metadata import exif_of, metadata_of, settings_in
 from pixdec.io.tensors import pad_to_multiple, resize, to_pil, to_tensor
 from pixdec.io.writing import MAX_SIDE, WRITABLE, Picture, output_format, save_image, save_picture
@@ -113,6 +113,21 @@ def upright_size(file: str | Path | BinaryIO) -> tuple[int, int]:
             return (image.height, image.width) if turned else image.size
     except Exception:  # Pillow's parsers raise many kinds on damaged headers
         return 0, 0
+
+
+def images_below(folder: Path, what: str = "images", output: Path | None = None) -> list[Path]:
+    """The images below a folder, as `files_below` has them, without what earlier runs wrote below `output`.
+
+    Raises:
+        ValueError: there is no such folder, or no image in it; `what` is what it was to hold.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such file or folder of {what}")
+    earlier = output.resolve() if output is not None and folder.resolve() in output.resolve().parents else None
+    found = [name for name in files_below(folder, READABLE) if earlier not in (folder / name).resolve().parents]
+    if not found:
+        raise ValueError(f"{folder}: no {what} in this folder; looked for {', '.join(sorted(READABLE))}")
+    return found
 
 
 def count_frames(file: str | Path | BinaryIO) -> int:

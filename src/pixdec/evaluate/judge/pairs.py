@@ -13,8 +13,8 @@ from typing import Literal
 from PIL import Image, ImageFilter
 
 from pixdec.io.arguments import check_range
-from pixdec.io.files import digest_of, files_below
-from pixdec.io.images import READABLE, image_size, read_image
+from pixdec.io.files import digest_of
+from pixdec.io.images import image_size, images_below, read_image
 
 SAME, BLURRED = "control: same image", "control: blurred"
 BLUR = 1 / 500  # of the longer side: the radius of the control, 4 pixels at 2048
@@ -168,11 +168,7 @@ def _one_size(ours: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
 
 def _images(folder: Path) -> dict[str, list[Path]]:
     """Name → files of it."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder of images")
     found = dict[str, list[Path]]()
-    for path in files_below(folder, READABLE):
+    for path in images_below(folder):
         found.setdefault(path.with_suffix("").as_posix(), []).append(folder / path)
-    if not found:
-        raise ValueError(f"{folder}: no images in this folder; looked for {', '.join(sorted(READABLE))}")
     return found

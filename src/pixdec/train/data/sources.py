@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pixdec.io.files import files_below, reason_of
-from pixdec.io.images import READABLE, count_frames, read_image
+from pixdec.io.files import reason_of
+from pixdec.io.images import count_frames, images_below, read_image
 from pixdec.train.data.captions import beside
 from pixdec.train.data.duplicates import Seen, look_hash, pixel_hash
 
@@ -82,11 +82,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[Source]:
         if given.is_file():
             found.append(Source(given, given.name))
             continue
-        if not given.is_dir():
-            raise ValueError(f"{given}: there is no such file or folder")
-        names = sorted(path.as_posix() for path in files_below(given, READABLE))
-        if not names:
-            raise ValueError(f"{given}: no images in this folder; looked for {', '.join(sorted(READABLE))}")
+        names = sorted(path.as_posix() for path in images_below(given))
         found += [Source(given / name, name) for name in names]
     return found
 
