@@ -11,7 +11,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,10 +134,11 @@ def _of_images(name: str, score: Score) -> Callable[[Shown], float]:
         try:
             with torch.no_grad(), _quiet():
                 value: Any = score(pair[0], pair[1])
+            several = value.values() if isinstance(value, Mapping) else value
+            parts = several if isinstance(several, Iterable) and not isinstance(several, Tensor) else [several]
+            numbers = [float(number) for part in parts for number in torch.as_tensor(part).flatten().tolist()]
         except Exception as error:  # other libraries raise many kinds
             raise ValueError(f"metric {name}: {_line(error)}") from error
-        values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
-        numbers = [float(number) for each in values for number in torch.as_tensor(each).flatten().tolist()]
         if len(numbers) != 1:
             raise ValueError(f"metric {name}: it gives {len(numbers)} numbers for an image, expected 1")
         return numbers[0]
