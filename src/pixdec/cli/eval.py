@@ -160,11 +160,9 @@ class Eval:
         }
         if self.sigma:
             facts["noise in the latents"] = f"sigma {self.sigma:g}"
-        summary = summarize(
-            f"{lineup.scale} times larger: {data.title}", outcomes, lineup, metrics, facts, self.max_failed
-        )
-        if features is not None:
-            summary = dataclasses.replace(summary, sets=sets_of(summary.rows, out, features))
+        summary = summarize(f"{lineup.scale} times larger: {data.title}", outcomes, lineup, metrics, facts)
+        sets = {} if features is None else sets_of(summary.rows, out, features)
+        summary = dataclasses.replace(summary, sets=sets, tolerated=self.max_failed)
         page = write_report(summary, out, self.sheets)
         for method, wrong in summary.withheld:
             report.failed(method, ValueError(f"{wrong}, more than {self.max_failed:.0%}, so there is no mean"))

@@ -191,9 +191,8 @@ def summarize(
     lineup: Lineup,
     metrics: Metrics,
     facts: Mapping[str, str] | None = None,
-    tolerated: float = TOLERATED,
 ) -> Summary:
-    """What a run found. `facts` come before those that are known here; `tolerated`: see `Summary`.
+    """What a run found. `facts` come before those that are known here.
 
     Raises:
         ValueError: no image has figures.
@@ -239,7 +238,6 @@ def summarize(
         metrics.absent,
         known,
         {label: dict(method.settings) for label, method in of_method.items()},
-        tolerated=tolerated,
     )
 
 
