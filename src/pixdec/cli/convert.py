@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from pixdec.cli.options import Flag
+from pixdec.cli.options import Json
 from pixdec.cli.report import Report
 from pixdec.io.files import prepare
 
@@ -26,8 +26,7 @@ class Convert:
     """The file to write."""
     space: str | None = None
     """The latent space, where neither file nor folder tells: FLUX.1, SD3 and Qwen-Image have the same shapes."""
-    json: Flag = False
-    """Print one JSON object."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.weights.load import convert

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, torch_dtype
+from pixdec.cli.options import Dtype, Flag, Inputs, Json, Output, check_device, torch_dtype
 from pixdec.cli.report import Report, progress, tell
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class Pack:
     """Where latents and embeddings are computed, such as cuda; without it the CPU."""
     dtype: Dtype | None = None
     """Precision of the autoencoder; without it float32."""
-    json: Flag = False
-    """Print one JSON object at the end."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.train.data.pack import PackSettings, pack
@@ -126,8 +125,7 @@ class IndexShards:
     """Shards."""
     output: Output
     """The index, a file index.jsonl; beside the shards it names them by name, elsewhere by URL."""
-    json: Flag = False
-    """Print one JSON object for each shard."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.io.files import prepare

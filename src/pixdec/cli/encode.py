@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pixdec.cli.options import Dtype, Flag, Inputs, Output, check_device, torch_dtype
+from pixdec.cli.options import Dtype, Flag, Inputs, Json, Output, check_device, torch_dtype
 from pixdec.cli.report import Report, progress
 from pixdec.cli.targets import Job, Kinds, plan
 
@@ -36,8 +36,7 @@ class Encode:
     """Precision of the autoencoder; without it float32."""
     again: Flag = False
     """Make latents anew that exist with the same settings; without it they are skipped."""
-    json: Flag = False
-    """Print one JSON object for each input."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.generation.records import is_made

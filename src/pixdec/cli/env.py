@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from pixdec.cli.options import Flag
+from pixdec.cli.options import Json
 
 
 @dataclass(frozen=True)
 class Env:
     """Print versions, processor and devices, ready to be pasted into an issue."""
 
-    json: Flag = False
-    """Print one JSON object."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.devices import environment

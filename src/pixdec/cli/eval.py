@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pixdec.cli.options import Dtype, Flag, check_device, torch_dtype
+from pixdec.cli.options import Dtype, Flag, Json, check_device, torch_dtype
 from pixdec.cli.report import Report, progress, tell
 from pixdec.io.files import prepare
 
@@ -106,8 +106,7 @@ class Eval:
     """Such as cpu, cuda, cuda:1 or mps; without it the fastest there is."""
     dtype: Dtype | None = None
     """Precision of the decoders; without it what suits the device."""
-    json: Flag = False
-    """Print one JSON object for each image and method, and one at the end."""
+    json: Json = False
 
     def run(self) -> int:
         report = Report(json_lines=self.json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pixdec.cli.options import AS_IT_IS, Flag, Output, Run, check_device
+from pixdec.cli.options import AS_IT_IS, Json, Output, Run, check_device
 from pixdec.cli.report import Report, progress
 from pixdec.generation.settings import GenerationSettings
 
@@ -58,8 +58,7 @@ class Generate:
     by: Annotated[GenerationSettings, tyro.conf.arg(name="")]
     what: Asked = NOTHING
     how: Run = AS_IT_IS
-    json: Flag = False
-    """Print one JSON object for each image."""
+    json: Json = False
 
     def run(self) -> int:
         prompts = self.what.given()

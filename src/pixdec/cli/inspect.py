@@ -10,7 +10,7 @@ from typing import Annotated, cast
 
 import tyro
 
-from pixdec.cli.options import Flag
+from pixdec.cli.options import Json
 from pixdec.cli.report import one_line, tell
 
 Facts = dict[str, object]
@@ -26,8 +26,7 @@ class Inspect:
 
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """A checkpoint or the folder that holds one, a LoRA, a latent, or an image."""
-    json: Flag = False
-    """Print one JSON object."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.io.images import READABLE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from pixdec.cli.options import Flag, Output
+from pixdec.cli.options import Flag, Json, Output
 from pixdec.cli.report import Report, progress, tell
 from pixdec.io.files import prepare, replacing
 
@@ -76,8 +76,7 @@ class Judge:
     """Of the order in which a person sees the pairs, of the fake judge, and of the intervals."""
     port: int = 0
     """Of the page; 0: any that is free."""
-    json: Flag = False
-    """Print one JSON object for each round, and one at the end."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.evaluate.judge.asking import ROUNDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from pixdec.cli.options import Flag
+from pixdec.cli.options import Json
 from pixdec.cli.report import print_table
 
 
@@ -13,8 +13,7 @@ from pixdec.cli.report import print_table
 class Models:
     """List the models that can be named: their latent space, scale, licence, and whether they are on this machine."""
 
-    json: Flag = False
-    """Print one JSON object for each model."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.weights.catalog import CARDS, located

@@ -28,6 +28,7 @@ Inputs = Annotated[
 ]
 Output = Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="OUT")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Json = Annotated[Flag, tyro.conf.arg(help="Print JSON, one object a line, for each result.")]
 # As in pixdec.inference.config, which would import torch.
 Attention = Literal["auto", "torch", "math", "flash", "efficient", "cudnn", "flash3", "sage"]
 Quantize = Literal["int8", "int8-weights", "fp8"]
@@ -99,8 +100,7 @@ class DecodeOptions(DecodingSettings):
     none."""
     again: Flag = False
     """Make images anew that exist with the same settings; without it they are skipped."""
-    json: Flag = False
-    """Print one JSON object for each image."""
+    json: Json = False
 
     def check(self) -> None:
         """See, before anything is loaded, that the device is there and can do what is asked.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pixdec.cli.options import Flag, Output, check_device
+from pixdec.cli.options import Flag, Json, Output, check_device
 from pixdec.cli.report import progress, tell
 from pixdec.io.files import first_line_of
 
@@ -50,8 +50,7 @@ class Options:
     """The folder of the run; one that is there goes on."""
     dry_run: Flag = False
     """Print parameters and memory by part and stop; with --data, take a step too, and print its time and memory."""
-    json: Flag = False
-    """Print one JSON object for each step."""
+    json: Json = False
 
 
 @dataclass(frozen=True)
