@@ -7,15 +7,17 @@ to the small PiD network of `pixdec train`, which is trained here.
 open whatever sigma is. All learn the same steps of the same images. The same command goes on where it was stopped.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from pixdec.evaluate.methods import open_lineup
 from pixdec.evaluate.metrics.table import open_metrics
 from pixdec.evaluate.photographs import Preparation, find_photographs, photograph_sources
 from pixdec.evaluate.report.summary import summarize
-from pixdec.evaluate.report.tables import Column, means_table
+from pixdec.evaluate.report.tables import Column, Table, means_table
 from pixdec.evaluate.run import evaluate
 from pixdec.evaluate.statistics import Mean
 from pixdec.io.files import replacing
@@ -25,6 +27,7 @@ from pixdec.train.recipes import DecoderRecipe, PriorRecipe, decoder_tiny, prior
 
 OPEN = 20.0  # of a gate's bias: the sigmoid is 1
 SIGMAS = (0.0, 0.2, 0.4)
+LAST = 50  # steps that a loss is the mean of
 
 
 def main(
@@ -50,6 +53,7 @@ def main(
     for title, methods in parts.items():
         means, columns = _measured(kodak, out, methods, images, metrics)
         lines += [f"## {title}", "", *means_table(means, columns).markdown(), ""]
+    lines += [f"## The loss of its last {LAST} steps", "", *_losses(trained).markdown(), ""]
     with replacing(out / "ablations.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
     print(out / "ablations.md")
@@ -93,6 +97,17 @@ def _open(network: PiD) -> None:
         gate.requires_grad_(requires_grad=False)
         for name, parameter in gate.named_parameters():
             parameter.fill_(0.0 if name.endswith("weight") else OPEN if name.endswith("bias") else -OPEN)
+
+
+def _losses(trained: Mapping[str, Path]) -> Table:
+    """Flow matching's loss as the runs logged it: of all images, of those with noise over 1/2, and of clean latents."""
+    names, rows = ("flow", "high", "clean"), list[list[str]]()
+    for run, path in trained.items():
+        steps = [
+            json.loads(line)["losses"] for line in (path.parent / "metrics.jsonl").read_text().splitlines()[-LAST:]
+        ]
+        rows.append([run, *(f"{fmean(each[name] for each in steps if name in each):.3f}" for name in names)])
+    return Table(["method", *names], rows)
 
 
 def _measured(
