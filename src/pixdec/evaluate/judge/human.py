@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import random
 import re
@@ -13,8 +12,11 @@ from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+from jinja2 import Environment
 
 from pixdec.evaluate.judge.asking import Asking, Known, Question, keep_settings, now, questions_of
 from pixdec.evaluate.judge.pairs import Failed, Pair, Views
@@ -25,31 +27,6 @@ VIEWS = Views(max_side=0, crops=1, crop_side=640)  # two of them fit a screen at
 QUESTION = (
     "Which of the two images looks better? Look at sharpness, texture, and faults such as noise, halos or blocks."
 )
-PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ background: #808080; color: #fff; font: 16px sans-serif; text-align: center; margin: 8px }}
-form {{ display: flex; justify-content: center; gap: 8px }}
-button {{ background: none; border: 0; padding: 0; color: inherit; font: inherit; cursor: pointer }}
-img {{ display: block }} a {{ color: #fff }}
-</style>
-{body}
-"""
-ASK = """<p>{question} Press 1 or 2, or click. <small>{done} of {total}{back}</small></p>
-<form method="post" action="."><input type="hidden" name="question" value="{index}">
-<button name="choice" value="A"><img src="{index}-A.png" alt="first"></button>
-<button name="choice" value="B"><img src="{index}-B.png" alt="second"></button></form>
-{ahead}
-<script>
-const images = [...document.images], buttons = [...document.querySelectorAll("button")];
-for (const image of images) {{  // one pixel of the image for one of the screen, as far as the browser tells
-  const fit = () => {{ image.style.width = image.naturalWidth / devicePixelRatio + "px"; }};
-  image.complete ? fit() : image.addEventListener("load", fit);
-}}
-addEventListener("keydown", event => {{
-  const button = {{1: buttons[0], 2: buttons[1]}}[event.key];
-  if (button && !event.repeat && images.every(image => image.complete)) button.click();
-}});
-</script>"""
 
 
 class Session:
@@ -185,19 +162,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _page(self, index: int | None) -> None:
-        session = self.session
+        questions, done = self.session.questions, self.session.done
+        later = next((each for each in range((index or 0) + 1, len(questions)) if each not in done), None)
+        template = resources.files("pixdec.evaluate.judge").joinpath("human.html").read_text(encoding="utf-8")
+        page = Environment(autoescape=True).from_string(template)
+        about = {"question": QUESTION, "done": len(done), "total": len(questions)}
+        text = page.render(**about, index=index, after=self._index("after"), later=later)
+        self._send(text.encode(), "text/html; charset=utf-8")
         if index is None:
-            body = f"<h1>Done</h1><p>All {len(session.questions)} are answered. You can close this page.</p>"
-            self._send(PAGE.format(title="Done", body=body).encode(), "text/html; charset=utf-8")
             self._end()
-            return
-        after = self._index("after")
-        back = "" if after is None else f' · <a href="?question={after}">back</a>'
-        later = [each for each in range(index + 1, len(session.questions)) if each not in session.done][:1]
-        ahead = "".join(f'<link rel="prefetch" href="{each}-{side}.png">' for each in later for side in "AB")
-        done, total = len(session.done), len(session.questions)
-        body = ASK.format(question=html.escape(QUESTION), done=done, total=total, back=back, index=index, ahead=ahead)
-        self._send(PAGE.format(title=f"{done} of {total}", body=body).encode(), "text/html; charset=utf-8")
 
     def _index(self, name: str) -> int | None:
         """The question that a field of the address names."""

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-PROMPT = """\
-You judge image quality. You get two images of the same scene: Image A, then Image B. Decide which one looks better.
-Judge quality and detail only, not the content: is it sharp, is its texture believable, and how much noise, blur,
-ringing, blocking, banding, halos or false pattern does it show? Detail that looks artificial is a fault, and so is
-detail that is missing.
-Compare the same places in both images:
-- fine texture, such as hair, leaves, cloth, skin and small letters;
-- outlines, which should be clean, without halos or steps;
-- even surfaces, which should be free of noise, blocks and color stains;
-- regular structures, such as bricks and grids, which should be regular.
-The order of the images means nothing. Before you answer, imagine them in the opposite order; your choice should stay.
-There are no ties. If you hesitate, choose the image that is better in more of these places.
-Write the verdict first, alone on the first line, in one of these two forms:
-VERDICT: A
-VERDICT: B
-Then give your reason in one to three sentences.
-"""
+PROMPT = resources.files("pixdec.evaluate.judge").joinpath("prompt.txt").read_text(encoding="utf-8")
 AS_JSON = "\nInstead of these lines, answer with a JSON object: verdict (A or B) and reason."
 RESPONSE_FORMAT: dict[str, Any] = {
     "type": "json_schema",
