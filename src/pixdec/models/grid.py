@@ -85,12 +85,10 @@ class Grids:
         return pixels
 
 
-def pixel_positions(
-    rows: range, columns: int, side: int, width: int, device: torch.device, dtype: torch.dtype
-) -> Sequence[Tensor]:
+def pixel_positions(rows: range, columns: int, side: int, width: int, device: torch.device) -> Sequence[Tensor]:
     """`Grids.positions` of these rows of patches: x has the first half of the channels, y the second."""
     down = pixel_rows(rows.start * side, len(rows) * side, width, device)  # (H,c/2)
     across = pixel_rows(0, columns * side, width, device)
-    down = torch.cat((down.new_zeros(down.shape), down), -1).to(dtype)
-    across = torch.cat((across, across.new_zeros(across.shape)), -1).to(dtype)
+    down = torch.cat((down.new_zeros(down.shape), down), -1)
+    across = torch.cat((across, across.new_zeros(across.shape)), -1)
     return across.view(1, 1, -1, 1, side, width), down.view(1, -1, 1, side, 1, width)

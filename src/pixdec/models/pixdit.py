@@ -343,10 +343,11 @@ def grids_of(
         return Grid(image, text_table(words, width, TEXT_THETA, device) if words else None, how, sizes)
 
     with torch.inference_mode(False):  # so that training can use them after a decode
+        positions = pixel_positions(band, columns, side, settings.pixel_width, device)
         return Grids(
             patches=grid(settings.hidden // settings.heads),
             squeezed=grid(settings.pixel_hidden // settings.pixel_heads),
             rows=len(band),
             columns=columns,
-            positions=pixel_positions(band, columns, side, settings.pixel_width, device, dtype),
+            positions=tuple(each.to(dtype) for each in positions),
         )
