@@ -18,7 +18,8 @@ import tyro
 
 from pixdec import __version__
 from pixdec.cli.options import GONE_OPTIONS, OLD_OPTIONS
-from pixdec.cli.report import explained, one_line, tell
+from pixdec.cli.report import explained, tell
+from pixdec.io.files import one_line
 
 
 class Verb(Protocol):

@@ -11,7 +11,8 @@ from typing import Annotated, cast
 import tyro
 
 from pixdec.cli.options import Json
-from pixdec.cli.report import one_line, tell
+from pixdec.cli.report import tell
+from pixdec.io.files import one_line
 
 Facts = dict[str, object]
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pixdec.io.files import first_line_of, reason_of
+from pixdec.io.files import first_line_of, one_line
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -148,13 +148,6 @@ def explained(error: Exception) -> str:
             raise error
         return f"unexpected {type(error).__name__}: {first_line_of(error)}; {TRACEBACK}=1 shows where it comes from"
     return _ARGUMENT.sub(_as_option, one_line(error))
-
-
-def one_line(message: object) -> str:
-    """An error, warning or text on one line. An OSError of the system reads "file: reason", without its number."""
-    if isinstance(message, OSError) and message.strerror and message.filename is not None:
-        return f"{message.filename}: {message.strerror}"
-    return reason_of(message)
 
 
 def _as_option(found: re.Match[str]) -> str:

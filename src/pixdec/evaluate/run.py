@@ -27,7 +27,7 @@ from pixdec.evaluate.photographs import Source
 from pixdec.evaluate.report.sheets import middle, most_detailed
 from pixdec.evaluate.results import Broken, Row, append_result, key_of, read_results
 from pixdec.evaluate.sets import Features, compare_sets
-from pixdec.io.files import reason_of
+from pixdec.io.files import one_line
 from pixdec.io.images import save_image, to_pil
 
 RESULTS, CROPS, FEATURES, IMAGES = "results.jsonl", "crops", "features", "images"  # in the output folder
@@ -64,7 +64,7 @@ def evaluate(
         try:
             about, cropped = source.identify()
         except FAILURES as error:
-            yield Broken(source.name, None, _line(error))
+            yield Broken(source.name, None, one_line(error))
             continue
         shared = {
             "pixdec": __version__,
@@ -100,7 +100,7 @@ def evaluate(
                     figures, failed = measure(shown, [metric for metric in wanted if metric.name not in known])
                     place.keep(image, sample.original, key, label, source.name)
                 except FAILURES as error:
-                    yield Broken(source.name, None if sample is None else label, _line(error))
+                    yield Broken(source.name, None if sample is None else label, one_line(error))
                     if sample is None:
                         break
                     continue
@@ -161,12 +161,6 @@ def sets_of(rows: Sequence[Row], out: str | Path, features: Features) -> dict[st
 def label_of(method: Method, source: Source) -> str:
     """A method's name in tables: with the step that the generator was stopped at."""
     return method.name if source.stop is None else f"{method.name} @{source.stop}"
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return reason_of(error)
 
 
 __all__ = ["CROPS", "FEATURES", "RESULTS", "evaluate", "label_of", "sets_of"]

@@ -124,6 +124,13 @@ def reason_of(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def one_line(message: object) -> str:
+    """An error, warning or text on one line. An OSError of the system reads "file: reason", without its number."""
+    if isinstance(message, OSError) and message.strerror and message.filename is not None:
+        return f"{message.filename}: {message.strerror}"
+    return reason_of(message)
+
+
 def first_line_of(error: BaseException) -> str:
     """The first line of an error of a library that explains itself at length; its class if it says nothing."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

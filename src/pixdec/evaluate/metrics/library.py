@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixdec.evaluate.metrics.table import Metric, Shown, meant_by
+from pixdec.io.files import reason_of
 from pixdec.io.images import to_tensor
 
 BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
@@ -63,7 +64,7 @@ def open_foreign(name: str, device: torch.device) -> Metric:
                 module = importlib.import_module("torchmetrics.image")
     except Exception as error:  # missing, or one of many packages that they import in turn is missing or broken
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        what = "is not installed" if missing == library else f"cannot be imported ({_line(error)})"
+        what = "is not installed" if missing == library else f"cannot be imported ({reason_of(error)[:300]})"
         raise ValueError(f"metric {name}: {library} {what}; pip install {library}") from error
     with _quiet():
         open_inner = _torchmetrics if library == "torchmetrics" else _pyiqa
@@ -99,7 +100,7 @@ def _torchmetrics(module: Any, name: str, inner: str, device: torch.device) -> t
     try:
         metric: Any = kind(**told).to(device)
     except Exception as error:  # whatever a class raises that wants more, or weights that cannot be had
-        raise ValueError(f"metric {name}: cannot be set up: {_line(error)}") from error
+        raise ValueError(f"metric {name}: cannot be set up: {reason_of(error)[:300]}") from error
     inputs = [p for p in inspect.signature(kind.update).parameters.values() if p.default is p.empty]
     alone = len(inputs) == 2  # self and the image
 
@@ -119,7 +120,7 @@ def _pyiqa(module: Any, name: str, inner: str, device: torch.device) -> tuple[Sc
     try:
         metric: Any = module.create_metric(inner, device=device)
     except Exception as error:  # missing packages of single metrics, weights that cannot be had
-        raise ValueError(f"metric {name}: cannot be set up: {_line(error)}") from error
+        raise ValueError(f"metric {name}: cannot be set up: {reason_of(error)[:300]}") from error
     alone = metric.metric_mode == "NR"
 
     def score(image: Tensor, reference: Tensor) -> Any:
@@ -138,7 +139,7 @@ def _of_images(name: str, score: Score) -> Callable[[Shown], float]:
             parts = several if isinstance(several, Iterable) and not isinstance(several, Tensor) else [several]
             numbers = [float(number) for part in parts for number in torch.as_tensor(part).flatten().tolist()]
         except Exception as error:  # other libraries raise many kinds
-            raise ValueError(f"metric {name}: {_line(error)}") from error
+            raise ValueError(f"metric {name}: {reason_of(error)[:300]}") from error
         if len(numbers) != 1:
             raise ValueError(f"metric {name}: it gives {len(numbers)} numbers for an image, expected 1")
         return numbers[0]
@@ -157,10 +158,6 @@ def _quiet() -> Generator[None]:
             yield
     finally:
         logging.disable(earlier)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
 __all__ = ["is_name", "open_foreign"]
