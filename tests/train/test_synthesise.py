@@ -110,9 +110,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_cannot_be_is_one_line(tmp_path: Path, capsys):
     list(synthesise(PROMPTS, tmp_path / "a", Drawn, FACTS, SETTINGS))
-    with pytest.raises(ValueError, match=r"holds images of something else .*steps"):
+    with pytest.raises(ValueError, match=r"holds shards of something else .*steps"):
         list(synthesise(PROMPTS, tmp_path / "a", Drawn, {**FACTS, "steps": 4}, SETTINGS))
-    with pytest.raises(ValueError, match=r"holds images of something else .*prompts"):
+    with pytest.raises(ValueError, match=r"holds shards of something else .*prompts"):
         list(synthesise(PROMPTS, tmp_path / "a", Drawn, FACTS, SynthesisSettings(1, 2, 4)))
     (tmp_path / "p.txt").write_text("a fox\na hen\na fox\n")
     given = ["l2p", "synthesise", str(tmp_path / "none"), "--prompts", str(tmp_path / "p.txt"), "-o"]

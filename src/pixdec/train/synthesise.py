@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 
@@ -22,7 +21,7 @@ from pixdec.generation.settings import SEEDS_EACH, SynthesisSettings
 from pixdec.io.files import replacing
 from pixdec.io.json_lines import json_digest
 from pixdec.l2p.images import ImageSource
-from pixdec.train.data.shards import INDEX, Index, index_shard, save_index
+from pixdec.train.data.shards import INDEX, Index, claim, index_shard, save_index
 
 Open = Callable[[], ImageSource]  # called once in every process that makes images
 _PARTS, _IDENTITY = ".parts", "synthesis.json"
@@ -85,7 +84,10 @@ def synthesise(
     """
     settings, folder = settings or SynthesisSettings(), Path(output)
     wanted = wanted_of(prompts, settings)
-    _prepare(folder, wanted, source, settings)
+    asked = json_digest({"wanted": [[each.prompt, each.seed] for each in wanted]})
+    mine = {"pixdec": "synthesis", "images": len(wanted), "prompts": asked, "shard": settings.shard, **source}
+    claim(folder / _IDENTITY, mine, f"{_PARTS}/*.tar")
+    (folder / _PARTS).mkdir(exist_ok=True)
     shards = [wanted[first : first + settings.shard] for first in range(0, len(wanted), settings.shard)]
     paths = [folder / f"shard-{i:06}.tar" for i in range(len(shards))]
     left = [{each.key for each in shard if not path.exists()} for shard, path in zip(shards, paths, strict=True)]
@@ -143,30 +145,6 @@ def _maker(open_source: Open, facts: Mapping[str, object]) -> Callable[[Sequence
     """What makes one batch, in whatever process."""
     source = open_source()
     return lambda wanted: list(members(source, wanted, facts))
-
-
-def _prepare(folder: Path, wanted: Sequence[Wanted], source: Mapping[str, object], settings: SynthesisSettings) -> None:
-    """Makes the folder, or sees that it holds these images."""
-    asked = json_digest({"wanted": [[each.prompt, each.seed] for each in wanted]})
-    mine = {"pixdec": "synthesis", "images": len(wanted), "prompts": asked, "shard": settings.shard, **source}
-    try:
-        (folder / _PARTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot create the folder {folder}: {error.strerror or error}") from error
-    path = folder / _IDENTITY
-    if not path.exists():
-        if any(folder.glob("shard-*.tar")) or (folder / INDEX).exists():
-            raise ValueError(f"{folder}: holds shards that were not made here; name another folder")
-        with replacing(path) as temporary:
-            temporary.write_text(f"{json.dumps(mine, indent=1)}\n", "utf-8")
-        return
-    try:
-        theirs: Any = json.loads(path.read_text("utf-8"))
-        changed = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: damaged; name another folder") from error
-    if changed:
-        raise ValueError(f"{folder}: holds images of something else ({', '.join(changed)} differ); name another folder")
 
 
 def _assemble(folder: Path, shard: Sequence[Wanted], path: Path) -> None:

@@ -391,7 +391,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path):
     packed(source, tmp_path / "out", SMALL)
     before = contents(tmp_path / "out")
     inode = (tmp_path / "out" / "pack.json").stat().st_ino
-    with pytest.raises(ValueError, match=r"out: holds a packing of something else \(min_side differ\)"):
+    with pytest.raises(ValueError, match=r"out: holds shards of something else \(min_side differ\)"):
         packed(source, tmp_path / "out", PackSettings(shard_mb=0.01, min_side=3))
     photograph(source / "new.png", seed=77)
     with pytest.raises(ValueError, match=r"something else \(files, inputs differ\)"):
@@ -400,7 +400,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path):
     assert (tmp_path / "out" / "pack.json").stat().st_ino == inode
     assert not list((tmp_path / "out").glob(".packing*"))
     (tmp_path / "out" / "pack.json").unlink()
-    with pytest.raises(ValueError, match="holds shards that were not packed here"):
+    with pytest.raises(ValueError, match="holds shards that were not made here"):
         packed(source, tmp_path / "out", SMALL)
 
 

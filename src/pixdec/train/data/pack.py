@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.io.files import prepare, reason_of, replacing
+from pixdec.io.files import reason_of, replacing
 from pixdec.io.images import to_tensor
 from pixdec.io.json_lines import append_line, read_lines
 from pixdec.train.data.buckets import assign, buckets
@@ -31,7 +31,7 @@ from pixdec.train.data.captions import PLAIN
 from pixdec.train.data.degrade import degrade
 from pixdec.train.data.duplicates import Seen
 from pixdec.train.data.fit import CENTER, fit
-from pixdec.train.data.shards import INDEX, Index, Shard, read_index, save_index
+from pixdec.train.data.shards import INDEX, Index, Shard, claim, read_index, save_index
 from pixdec.train.data.sources import Found, PackSettings, Skip, Source, checked, find_images
 
 REPORT = "report.jsonl"
@@ -132,7 +132,10 @@ def pack(
     """
     settings, extras = settings or PackSettings(), _Extras(latents, embeddings)
     sources, folder = find_images(inputs), Path(output)
-    _prepare(folder, _identity(sources, settings, extras))
+    claim(folder / _IDENTITY, _identity(sources, settings, extras))
+    for left in folder.iterdir():  # by a killed run, half-written
+        if re.fullmatch(r"\.[0-9a-f]{16}\.(tar|jsonl?)", left.name):  # as `replacing` names them
+            left.unlink()
     state = folder / _STATE
     if (folder / INDEX).exists():
         state.unlink(missing_ok=True)  # of a run that ended between its last file and this
@@ -255,36 +258,6 @@ def _identity(sources: Sequence[Source], settings: PackSettings, extras: _Extras
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
-
-
-def _prepare(folder: Path, identity: Mapping[str, object]) -> None:
-    """Make the folder, see that it is this packing's, and clear away what a killed run left half-written."""
-    named = folder / _IDENTITY
-    prepare([named])
-    earlier = _read_identity(named)
-    if earlier != identity:
-        if any(folder.glob("shard-*.tar")) or (folder / INDEX).exists():
-            if earlier is None:
-                raise ValueError(f"{folder}: holds shards that were not packed here; name another folder")
-            changed = [name for name, value in identity.items() if earlier.get(name) != value]
-            raise ValueError(
-                f"{folder}: holds a packing of something else ({', '.join(changed)} differ); name another folder, or "
-                "remove this one"
-            )
-        with replacing(named) as temporary:
-            temporary.write_text(f"{json.dumps(identity, indent=1)}\n", "utf-8")
-    for left in folder.iterdir():
-        if re.fullmatch(r"\.[0-9a-f]{16}\.(tar|jsonl?)", left.name):  # as `replacing` names them
-            left.unlink()
-
-
-def _read_identity(path: Path) -> dict[str, Any] | None:
-    """What was packed; None if there is nothing that says so."""
-    try:
-        value: object = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
 def _finish(folder: Path, records: Sequence[_Record], extras: _Extras) -> None:

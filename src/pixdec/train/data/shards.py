@@ -26,7 +26,7 @@ from urllib.parse import urlparse
 import numpy as np
 from numpy.typing import NDArray
 
-from pixdec.io.files import reason_of, replacing
+from pixdec.io.files import prepare, reason_of, replacing
 from pixdec.io.images import READABLE, upright_size
 from pixdec.train.data.captions import inside
 from pixdec.train.data.urls import PIPE, name_in, named_in, open_url
@@ -165,6 +165,31 @@ def read_index(source: str | Path) -> Index:
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"{url}: not a whole index of shards ({reason_of(error)})") from error
     return Index(shards, whole.get("latents"), whole.get("embeddings"))
+
+
+def claim(file: Path, identity: Mapping[str, object], parts: str = "shard-*.tar") -> None:
+    """Write what decides a folder's shards into a file beside them, or see that it says the same; `parts` are those of
+    an unfinished run.
+
+    Raises:
+        ValueError: the folder holds shards of something else.
+        OSError: it cannot be written to.
+    """
+    prepare([file])
+    folder, earlier = file.parent, cast("Any", None)
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        earlier = json.loads(file.read_bytes())
+    if earlier == identity:
+        return
+    if any(next(folder.glob(name), None) for name in ("shard-*.tar", INDEX, parts)):
+        if not isinstance(earlier, dict):
+            raise ValueError(f"{folder}: holds shards that were not made here; name another folder")
+        changed = ", ".join(name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name))
+        raise ValueError(
+            f"{folder}: holds shards of something else ({changed} differ); name another folder, or remove this one"
+        )
+    with replacing(file) as temporary:
+        temporary.write_text(f"{json.dumps(identity, indent=1)}\n", "utf-8")
 
 
 @dataclass(frozen=True, eq=False)
