@@ -3,14 +3,14 @@
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from pixdec.devices import device_named
 from pixdec.io.hub import HUB_ID, loading_reason
-from pixdec.io.quiet import quiet
+from pixdec.io.quiet import library, quiet
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 from pixdec.models.tiny_vae import TinyVAE
 from pixdec.weights.load import load_autoencoder
@@ -160,10 +160,7 @@ def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype |
             f"{space.name} latents come from a vision encoder, not from a VAE; make them with "
             "pixdec.integrations.vision.VisionEncoder"
         )
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ValueError(f"encoding into {space.name} needs diffusers: pip install 'pixdec[pipelines]'") from error
+    diffusers = library("diffusers", f"encoding into {space.name}", "pipelines")
     folder = Path(name_or_path).expanduser()
     if not folder.exists() and not HUB_ID.fullmatch(str(name_or_path)):
         raise ValueError(f"{name_or_path}: there is no such folder, and a hub id has the form owner/name")
@@ -171,7 +168,7 @@ def _load_vae(space: LatentSpace, name_or_path: str | Path, dtype: torch.dtype |
     try:
         with quiet("diffusers"):
             load: Any = getattr(diffusers, space.vae_class)
-            tiny = cast("Any", diffusers).AutoencoderTiny
+            tiny = diffusers.AutoencoderTiny
             if tiny.load_config(str(name_or_path), subfolder=subfolder).get("_class_name") == tiny.__name__:
                 load = tiny
             vae: nn.Module = load.from_pretrained(

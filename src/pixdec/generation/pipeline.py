@@ -17,6 +17,7 @@ from pixdec.generation.prompts import Prompt
 from pixdec.generation.settings import GenerationSettings
 from pixdec.io.files import first_line_of
 from pixdec.io.hub import HUB_ID, fetch_file, hub_reason
+from pixdec.io.quiet import library
 from pixdec.weights.checkpoint import SUFFIXES
 
 if TYPE_CHECKING:
@@ -192,16 +193,8 @@ def _index(name: str) -> dict[str, Any]:
 
 
 def diffusers() -> Any:  # Any: it exports its classes lazily, where type checkers do not see them
-    """The library.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ValueError("pixdec generate needs diffusers: pip install 'pixdec[pipelines]'") from error
-    return diffusers
+    """The library; ValueError if it is not there."""
+    return library("diffusers", "pixdec generate", "pipelines")
 
 
 def _hollow(kind: Any, name: str, component: str) -> Any:

@@ -1,4 +1,5 @@
-"""Libraries that say less: what they tell of themselves is not for whoever decodes an image."""
+"""Libraries of others: imported where they are wanted, and told to say less: what they tell of themselves is not for
+whoever decodes an image."""
 
 from __future__ import annotations
 
@@ -36,3 +37,15 @@ def quiet(*libraries: str) -> Generator[None]:
             )
             (switch.enable_progress_bar if sys.stderr.isatty() else switch.disable_progress_bar)()
         yield
+
+
+def library(name: str, what: str, extra: str) -> Any:
+    """A library of one of our extras, imported.
+
+    Raises:
+        ValueError: it is not there; says what needs it, and what to install.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{what} needs {name}: pip install 'pixdec[{extra}]'") from error

@@ -3,16 +3,15 @@
 Only training needs peft. What it leaves is a small file (`pixdec.weights.lora`), which a decoder takes at any strength.
 """
 
-import importlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pixdec.io.quiet import library
 from pixdec.l2p.model import PixelModel
 from pixdec.models.adapter import SigmaGate
 from pixdec.models.pid import PiD
@@ -64,10 +63,7 @@ def add_lora(network: PiD | PixelModel, settings: LoraSettings, seed: int = 0) -
     pixels = isinstance(network, PixelModel)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad and pixels]
     chosen = _frozen_layers(network, settings) if isinstance(network, PixelModel) else chosen_layers(network, settings)
-    try:
-        peft: Any = importlib.import_module("peft")
-    except ImportError as error:
-        raise ValueError("training a LoRA needs peft: pip install 'pixdec[train]'") from error
+    peft = library("peft", "training a LoRA", "train")
     network.requires_grad_(False)
     config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.factor, target_modules=list(chosen), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, wherever the network is

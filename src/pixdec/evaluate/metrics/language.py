@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pixdec.evaluate.metrics.table import Metric, Shown
 from pixdec.io.files import first_line_of
+from pixdec.io.quiet import library
 
 DEQA, UNIPERCEPT, VQ_R1 = "zhiyuanyou/DeQA-Score-Mix3", "Thunderbolt215215/UniPercept", "TianheWu/VisualQuality-R1-7B"
 DEQA_PROMPT = "USER: How would you rate the quality of this image?\n<|image|>\nASSISTANT: The quality of the image is"
@@ -72,7 +73,7 @@ class DeQA:
 
     @classmethod
     def from_pretrained(cls, device: torch.device) -> DeQA:
-        transformers = _transformers()
+        transformers = library("transformers", "it", "pipelines")
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
             DEQA, trust_remote_code=True, torch_dtype=torch.float16, attn_implementation="eager"
         )
@@ -102,7 +103,7 @@ class UniPercept:
     @classmethod
     @cache
     def from_pretrained(cls, device: torch.device) -> UniPercept:
-        transformers = _transformers()
+        transformers = library("transformers", "it", "pipelines")
         loaded = transformers.AutoModel.from_pretrained(UNIPERCEPT, trust_remote_code=True, torch_dtype=torch.bfloat16)
         tokenizer = transformers.AutoTokenizer.from_pretrained(UNIPERCEPT, trust_remote_code=True, use_fast=False)
         return cls(loaded.to(device).eval(), tokenizer)
@@ -133,7 +134,7 @@ class VisualQualityR1:
 
     @classmethod
     def from_pretrained(cls, device: torch.device) -> VisualQualityR1:
-        transformers = _transformers()
+        transformers = library("transformers", "it", "pipelines")
         loaded = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(VQ_R1, torch_dtype=torch.bfloat16)
         return cls(loaded.to(device).eval(), transformers.AutoProcessor.from_pretrained(VQ_R1, padding_side="left"))
 
@@ -206,14 +207,6 @@ def open_scorer(name: str, device: torch.device) -> Metric:
             raise ValueError(f"{name}: {first_line_of(error)}") from error
 
     return Metric(name, heading, "↑", 2, of_image, source=source)
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError("it needs transformers: pip install 'pixdec[pipelines]'") from error
-    return transformers
 
 
 __all__ = ["SCORERS", "DeQA", "UniPercept", "VisualQualityR1", "open_scorer", "parse_rating"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pixdec.integrations.vision.preprocessing import PATCH, Recipe, nominal_side, recipe_of
 from pixdec.io.hub import loading_reason
 from pixdec.io.images import resize, to_tensor
+from pixdec.io.quiet import library
 from pixdec.latents import Latent, LatentSpace, Statistics, get_space
 
 if TYPE_CHECKING:
@@ -164,10 +165,7 @@ def _check_statistics(statistics: Statistics | None, space: LatentSpace, recipe:
 
 
 def _load(space: LatentSpace, recipe: Recipe, name: str | Path, dtype: torch.dtype | None) -> nn.Module:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(f"encoding into {space.name} needs transformers: pip install 'pixdec[pipelines]'") from error
+    transformers = library("transformers", f"encoding into {space.name}", "pipelines")
     model_class: Any = getattr(transformers, recipe.model_class)
     try:
         # First, for a class that is given another one's weights only warns about those it lacks.
