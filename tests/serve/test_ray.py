@@ -14,7 +14,6 @@ import torch
 
 from pixdec.cli import main
 from pixdec.latents import Latent
-from pixdec.serve.settings import ServeSettings
 from tests.serve.service import picture, until
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'pixdec[ray]'")
@@ -24,7 +23,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from pixdec.generation.ray import on_ray
-from pixdec.serve.ray_app import application
+from pixdec.serve.ray_app import app
 
 LIMIT = 300  # seconds for what takes 30 on an idle machine
 
@@ -105,13 +104,14 @@ def test_no_cluster_is_one_line(tmp_path, capsys):
 
 
 @pytest.fixture
-def url(cluster):
+def url(cluster, tmp_path):
     ray.init(cluster.address, log_to_driver=False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    serve.run(application(ServeSettings(batch=1), replicas=2), name="pixdec")
+    (tmp_path / "c.toml").write_text("batch = 1")
+    serve.run(app({"config": str(tmp_path / "c.toml"), "replicas": "2"}), name="mine")  # as `serve run` does
     address = f"http://127.0.0.1:{port}"
     until(lambda: httpx.get(f"{address}/readyz", timeout=LIMIT).status_code == 200, LIMIT)
     yield address
@@ -121,7 +121,7 @@ def url(cluster):
 
 def replicas():
     named = {each.pid: " ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)}
-    return [pid for pid, name in named.items() if name.startswith("ray::ServeReplica:pixdec:Replica")]
+    return [pid for pid, name in named.items() if name.startswith("ray::ServeReplica:mine:Replica")]
 
 
 def test_a_replica_that_is_killed_under_load_loses_nothing(url):

@@ -140,7 +140,7 @@ def application(settings: ServeSettings, replicas: int = 1, gpus: float = 0, cpu
     )(Replica)
 
     def build() -> Any:
-        return app_for(FrontEngine(settings, serve.get_deployment_handle("Replica", "pixdec")))
+        return app_for(FrontEngine(settings, serve.get_deployment_handle("Replica")))
 
     front = serve.deployment(name="Front", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(
         serve.ingress(build)(_Front)

@@ -51,7 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = error.strerror or error
+        reason = str(error.strerror or error).partition(" (")[0]
         raise OSError(f"port {port} of {host} cannot be had ({reason}); take another with --port") from None
 
 
