@@ -110,7 +110,7 @@ def url(cluster, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    (tmp_path / "c.toml").write_text("batch = 1")
+    (tmp_path / "c.toml").write_text("batch = 1\nmodel_memory = '1GB'")
     serve.run(app({"config": str(tmp_path / "c.toml"), "replicas": "2"}), name="mine")  # as `serve run` does
     address = f"http://127.0.0.1:{port}"
     until(lambda: httpx.get(f"{address}/readyz", timeout=LIMIT).status_code == 200, LIMIT)

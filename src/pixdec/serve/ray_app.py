@@ -3,8 +3,8 @@ replicas of the engine as the load asks for, each with a device of its own.
 
     serve run pixdec.serve.ray_app:app config=pixdec.toml replicas=8 gpus=1
 
-What a replica held when it died is run once more by another. Jobs and their images stay in the front; there are no
-previews of steps.
+What a replica held when it died is run once more by another. Where not all models fit into a replica (`model_memory`),
+a request goes to one that has its model. Jobs and their images stay in the front; there are no previews of steps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pydantic import BaseModel, Field
 from ray import exceptions, serve
 from ray.serve.handle import DeploymentHandle
 
@@ -26,12 +27,28 @@ from pixdec.serve.settings import ServeSettings, read_settings
 _TOLD = ("result", "first", "size", "steps", "peak")
 
 
-class Replica:
-    """An engine, with its worker processes."""
+class Arguments(BaseModel, extra="forbid"):
+    """What `serve run` takes: a file of settings, at most how many replicas, and of each its GPUs, its cores, and how
+    many models it has room for, if not for all."""
 
-    def __init__(self, settings: ServeSettings):
+    config: str | None = None
+    replicas: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0, ge=0)
+    cpus: float = Field(default=1, gt=0)
+    models: int = Field(default=3, ge=1)
+
+
+async def _held(model: str) -> str:
+    return model
+
+
+class Replica:
+    """An engine, with its worker processes. It tells Ray which models it used last."""
+
+    def __init__(self, settings: ServeSettings, models: int):
         self.engine = Engine(settings).start()
         self.engine.wait_ready(settings.start)
+        self.held: Any = serve.multiplexed(max_num_models_per_replica=models)(_held)
 
     async def describe(self) -> dict[str, dict[str, Any]]:
         """What is known of its models."""
@@ -42,6 +59,8 @@ class Replica:
         if (left := until - time.time()) <= 0:
             return ServiceError("deadline_exceeded", "not started within its deadline")
         try:
+            if self.engine.settings.model_memory is not None:
+                await self.held(work.model)
             job = self.engine.submit(work, deadline=left)
             try:
                 await asyncio.to_thread(job.wait)
@@ -105,7 +124,10 @@ class FrontEngine(Engine):
             try:
                 job.state, job.attempts = "running", job.attempts + 1
                 until = time.time() + job.deadline - time.monotonic()
-                self._calls[job.id] = call = self._replicas.run.remote(job.work, until)
+                one = self._replicas
+                if self.settings.model_memory is not None:
+                    one = one.options(multiplexed_model_id=job.work.model)
+                self._calls[job.id] = call = one.run.remote(job.work, until)
                 found = call.result()
                 break
             except exceptions.RayActorError:  # it died: another one
@@ -125,15 +147,24 @@ class FrontEngine(Engine):
         self.end(job, "done")
 
 
-def application(settings: ServeSettings, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> serve.Application:
-    """The application: up to so many replicas, with so many GPUs and cores each."""
-    batch = settings.batch_on("cuda" if gpus else "cpu")
+class _Front:
+    """One for all: it knows the jobs."""
+
+    def __init__(self, replicas: Any):
+        self.replicas = replicas
+
+
+def app(arguments: dict[str, str]) -> serve.Application:
+    """What `serve run` builds of `Arguments`."""
+    asked = Arguments.model_validate(arguments)
+    settings = read_settings(asked.config)
+    batch = settings.batch_on("cuda" if asked.gpus else "cpu")
     decoders = serve.deployment(
-        ray_actor_options={"num_gpus": gpus, "num_cpus": cpus},
+        ray_actor_options={"num_gpus": asked.gpus, "num_cpus": asked.cpus},
         max_ongoing_requests=2 * batch,
         autoscaling_config={
-            "min_replicas": min(2, replicas),
-            "max_replicas": replicas,
+            "min_replicas": min(2, asked.replicas),
+            "max_replicas": asked.replicas,
             "target_ongoing_requests": batch,
         },
         health_check_period_s=5,
@@ -145,18 +176,4 @@ def application(settings: ServeSettings, replicas: int = 1, gpus: float = 0, cpu
     front = serve.deployment(name="Front", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(
         serve.ingress(build)(_Front)
     )
-    return front.bind(decoders.bind(settings))
-
-
-class _Front:
-    """One for all: it knows the jobs."""
-
-    def __init__(self, replicas: Any):
-        self.replicas = replicas
-
-
-def app(arguments: dict[str, str]) -> serve.Application:
-    """What `serve run` builds: `config`, `replicas`, `gpus` and `cpus` of a replica."""
-    settings = read_settings(arguments.get("config"))
-    numbers = int(arguments.get("replicas", 1)), float(arguments.get("gpus", 0)), float(arguments.get("cpus", 1))
-    return application(settings, *numbers)
+    return front.bind(decoders.bind(settings, asked.models))
