@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.methods import check_name
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 
 SIDE_MULTIPLE = 64  # output pixels: whole latent cells for every method, whether enlarged or not
 SHARED = ("model", "dtype", "steps", "runs", "warmup")  # settings that every row of a file has in common
@@ -132,8 +132,7 @@ def measure_all(settings: Settings, output: str | Path, *, command: str = "", re
             rows.append(Row(method, side, **run_child(settings, method, side)))
             record = {"facts": facts, "rows": [asdict(row) for row in rows]}
             for file, text in ((path, json.dumps(record, indent=1)), (f"{output}.md", page(facts, rows, command))):
-                with replacing(file) as temporary:
-                    temporary.write_text(text + "\n", encoding="utf-8")
+                write_whole(file, text + "\n")
             yield rows[-1]
 
 

@@ -20,7 +20,7 @@ from pixdec.evaluate.report.summary import summarize
 from pixdec.evaluate.report.tables import Column, Table, means_table
 from pixdec.evaluate.run import evaluate
 from pixdec.evaluate.statistics import Mean
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 from pixdec.models.pid import PiD
 from pixdec.train.build import RunOptions, build
 from pixdec.train.recipes import DecoderRecipe, PriorRecipe, decoder_tiny, prior_tiny
@@ -54,8 +54,7 @@ def main(
         means, columns = _measured(kodak, out, methods, images, metrics)
         lines += [f"## {title}", "", *means_table(means, columns).markdown(), ""]
     lines += [f"## The loss of its last {LAST} steps", "", *_losses(trained).markdown(), ""]
-    with replacing(out / "ablations.md") as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(out / "ablations.md", "\n".join(lines))
     print(out / "ablations.md")
 
 

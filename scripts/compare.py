@@ -29,7 +29,7 @@ from pixdec.evaluate.report.tables import Table
 from pixdec.evaluate.results import Broken, Row
 from pixdec.evaluate.run import evaluate
 from pixdec.evaluate.small_text import render_pages
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 
 SHOWN = ("kodim01", "kodim05", "kodim07", "kodim08")
 LARGER = (24, 32, 48)  # pixels high
@@ -107,8 +107,7 @@ def main(
         lines += ["", *Table(["method", "output", "seconds", "peak GB"], cells).markdown()]
         documents["time and memory"] = times
     for suffix, text in ((".md", "\n".join(lines)), (".json", json.dumps(documents, indent=1, ensure_ascii=False))):
-        with replacing(out.with_name(out.name + suffix)) as temporary:
-            temporary.write_text(text.replace(str(taef2), "TAEF2") + "\n", encoding="utf-8")
+        write_whole(out.with_name(out.name + suffix), text.replace(str(taef2), "TAEF2") + "\n")
     print(f"{out}.md  {time.perf_counter() - started:.0f} s")
 
 

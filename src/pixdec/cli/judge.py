@@ -12,7 +12,7 @@ import tyro
 
 from pixdec.cli.options import Flag, Json, Output
 from pixdec.cli.report import Report, progress, tell
-from pixdec.io.files import prepare, replacing
+from pixdec.io.files import prepare, write_whole
 
 if TYPE_CHECKING:
     from pixdec.evaluate.judge.asking import Asking
@@ -176,8 +176,7 @@ class Judge:
         summary = summarize(rounds, seed=self.seed)
         lines = table(summary)
         for name, text in (("json", json.dumps(summary, indent=1)), ("md", "\n".join(lines))):
-            with replacing(rounds.with_suffix(f".{name}")) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
+            write_whole(rounds.with_suffix(f".{name}"), text + "\n")
         if self.json:
             print(json.dumps(summary))
         else:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from pixdec.generation.settings import SEEDS_EACH
-from pixdec.io.files import prepare, replacing
+from pixdec.io.files import prepare, replacing, write_whole
 from pixdec.l2p.images import ImageSource
 
 Benchmark = Literal["dpg", "geneval"]
@@ -97,8 +97,7 @@ def make_images(
                 with replacing(target) as temporary:
                     image.save(temporary)
             if benchmark == "geneval":
-                with replacing(folder / item.name / "metadata.jsonl") as temporary:
-                    temporary.write_text(item.line, "utf-8")
+                write_whole(folder / item.name / "metadata.jsonl", item.line)
         yield item
 
 

@@ -14,7 +14,7 @@ from pixdec.evaluate.metrics.table import OWN, Metrics, Shown, measure
 from pixdec.evaluate.photographs import crop_middle
 from pixdec.evaluate.statistics import bootstrap
 from pixdec.generation.enlarge import UpscaleSettings, encoder_for, latent_of
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 from pixdec.io.images import read_image, to_pil, to_tensor
 from pixdec.latents import Latent
 from pixdec.train.data.degrade import degrade
@@ -116,8 +116,7 @@ def compare(before: Scores, after: Scores, tolerance: float = TOLERANCE) -> list
 
 def write_reference(path: Path, scores: Scores, made: Mapping[str, object]) -> None:
     """Save figures, and how the images were made."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"pixdec": "check", "made": made, "scores": scores}, indent=1) + "\n")
+    write_whole(path, json.dumps({"pixdec": "check", "made": made, "scores": scores}, indent=1) + "\n")
 
 
 def read_reference(path: Path) -> Scores:

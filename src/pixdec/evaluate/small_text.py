@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pixdec.evaluate.photographs import Photograph
-from pixdec.io.files import files_below, replacing
+from pixdec.io.files import files_below, replacing, write_whole
 
 SIZES = (8, 10, 12, 14, 16, 18, 20, 24)  # pixels high
 PAGE = (1024, 512)
@@ -91,8 +91,7 @@ def render_pages(folder: Path, pages: int, sizes: Sequence[int] = SIZES, seed: i
         image, text = draw_page(script, size, seed * 100_000 + index, ink=INK[turn % len(INK)])
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if script.language == "latin":
-            with replacing((folder / name).with_suffix(".txt")) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_whole((folder / name).with_suffix(".txt"), text)
         with replacing(folder / name) as temporary:
             image.save(temporary)
         made.append(Photograph(folder / name, name))

@@ -50,6 +50,16 @@ def replacing(path: str | Path) -> Generator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
+    """Write a file whole or not at all (`replacing`); a text in UTF-8.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def cache_folder() -> Path:
     """Where what can be made again is kept: `$PIXDEC_CACHE`, else `pixdec` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
     if chosen := os.environ.get("PIXDEC_CACHE"):

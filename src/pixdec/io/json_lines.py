@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 
 T = TypeVar("T")
 
@@ -30,8 +30,7 @@ def read_lines(path: Path, read: Callable[[dict[str, Any]], T], otherwise: str) 
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
-        with replacing(path) as temporary:
-            temporary.write_bytes(whole)
+        write_whole(path, whole)
     found = list[T]()
     for number, line in enumerate(whole.splitlines(), 1):
         try:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 from pixdec.io.metadata import NOTHING, Metadata, save_options
 from pixdec.io.tensors import over_white, to_pil
 
@@ -167,8 +167,7 @@ def _options(
 
 
 def _put(encoded: io.BytesIO, path: str | Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+    write_whole(path, encoded.getbuffer())
 
 
 def _deep_png(picture: Picture, options: Mapping[str, Any]) -> Generator[bytes]:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pixdec.io.arguments import seed_of
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 from pixdec.io.tensor_files import TensorFile, open_tensors, tensors_in
 from pixdec.latents.space import SPACES, LatentSpace, get_space, noise_levels
 from pixdec.latents.validation import check_form, check_statistics
@@ -88,8 +88,7 @@ class Latent:
         Raises:
             OSError: `path` cannot be written.
         """
-        with replacing(path) as temporary:
-            temporary.write_bytes(self.to_bytes(settings))
+        write_whole(path, self.to_bytes(settings))
 
     def to_bytes(self, settings: Mapping[str, object] | None = None) -> bytes:
         """What `save` writes."""

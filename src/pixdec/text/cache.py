@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.io.files import cache_folder, replacing
+from pixdec.io.files import cache_folder, write_whole
 from pixdec.io.tensor_files import open_tensors
 
 _KIND: Final = "caption embedding"
@@ -56,8 +56,7 @@ class EmbeddingCache:
         metadata = {"pixdec": _KIND, "key": key, "sha256": _digest(embedding)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path(key)) as temporary:
-                temporary.write_bytes(save({"embedding": embedding}, metadata))
+            write_whole(self.path(key), save({"embedding": embedding}, metadata))
         except OSError as error:
             warnings.warn(f"the caption embedding is not cached: {error}; set PIXDEC_CACHE to a folder", stacklevel=2)
 

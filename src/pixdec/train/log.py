@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 from pixdec.io.json_lines import read_lines
 from pixdec.train.loop import Progress
 
@@ -25,8 +25,7 @@ class Log:
             return
         if self.path.exists():
             lines = read_lines(self.path, dict[str, Any], "is damaged; remove it")
-            with replacing(self.path) as temporary:
-                temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines if line["step"] <= step))
+            write_whole(self.path, "".join(f"{json.dumps(line)}\n" for line in lines if line["step"] <= step))
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:

@@ -17,7 +17,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from pixdec.io.files import first_line_of, replacing
+from pixdec.io.files import first_line_of, write_whole
 from pixdec.models.pid import PiD
 from pixdec.train.checkpoints import State, checkpoints
 from pixdec.train.draws import Draws
@@ -177,7 +177,10 @@ class Run:
         path = self.folder / "settings.json"
         mine = {"recipe": json.loads(settings_to_json(self.recipe)), **self.began, "shards": self.source.digest}
         if path.exists():
-            theirs = _json_of(path)
+            try:
+                theirs = json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path}: damaged ({first_line_of(error)}); take another folder") from error
             for where, now, then in differences(mine, theirs):
                 if where.startswith(FREE) or (where == "shards" and not then):  # which earlier versions do not say
                     continue
@@ -188,12 +191,4 @@ class Run:
                     "take another folder, or the settings it began with"
                 )
         if self.world.is_first:
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(mine, indent=1) + "\n")
-
-
-def _json_of(path: Path) -> object:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({first_line_of(error)}); take another folder") from error
+            write_whole(path, json.dumps(mine, indent=1) + "\n")

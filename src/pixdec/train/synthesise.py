@@ -18,7 +18,7 @@ from safetensors.torch import save
 from pixdec.generation.prompts import Prompt
 from pixdec.generation.ray import on_ray, one_by_one
 from pixdec.generation.settings import SEEDS_EACH, SynthesisSettings
-from pixdec.io.files import replacing
+from pixdec.io.files import replacing, write_whole
 from pixdec.io.json_lines import json_digest
 from pixdec.l2p.images import ImageSource
 from pixdec.train.data.shards import INDEX, Index, claim, index_shard, save_index
@@ -103,8 +103,7 @@ def synthesise(
         if isinstance(made, Exception):
             raise made
         for key, content in made:
-            with replacing(folder / _PARTS / f"{key}.tar") as temporary:
-                temporary.write_bytes(content)
+            write_whole(folder / _PARTS / f"{key}.tar", content)
             there += 1
             number = int(key) // settings.shard
             left[number].discard(key)

@@ -18,7 +18,7 @@ from pixdec.evaluate.judge.pairs import Failed, Pair, View, Views
 from pixdec.evaluate.judge.prompt import PROMPT
 from pixdec.evaluate.judge.rounds import Round, append_round, digest, read_rounds
 from pixdec.io.arguments import check_range
-from pixdec.io.files import reason_of, replacing
+from pixdec.io.files import reason_of, write_whole
 
 ROUNDS = "judge.jsonl"  # in the output folder
 GIVE_UP = 5  # questions in a row, with all their tries, that no answer came to: asking on would take hours
@@ -97,8 +97,7 @@ def keep_settings(parameters: Mapping[str, object], asking: Asking, path: Path) 
     name = digest(settings)[:8]
     file = path.with_name(f"{path.stem}-{name}.json")
     if not file.exists():
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        write_whole(file, json.dumps(settings, indent=1))
     return name
 
 

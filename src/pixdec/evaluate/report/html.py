@@ -24,7 +24,7 @@ from pixdec.evaluate.report.summary import SUMMARY, TABLE, Summary
 from pixdec.evaluate.report.tables import Column, Table, figures_table, mean_text
 from pixdec.evaluate.results import Row
 from pixdec.evaluate.run import CROPS
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 from pixdec.io.images import read_image
 
 PAGE, SHEETS, BENCH, JUDGE = "report.html", "sheets", "bench.json", "judge.jsonl"  # in the output folder
@@ -65,8 +65,7 @@ def write_report(summary: Summary, out: str | Path, sheets: int = 8) -> Path:
         order = "The original first, then the methods in the order of the table."
         text += f"\n## Sheets\n\nThe most detailed piece of a photograph, at 100 %. {order}\n\n{found}\n"
     for name, content in ((SUMMARY, summary.to_json()), (TABLE, text), (PAGE, _page(summary, out, sheets))):
-        with replacing(out / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_whole(out / name, content)
     return out / PAGE
 
 

@@ -26,7 +26,7 @@ from urllib.parse import urlparse
 import numpy as np
 from numpy.typing import NDArray
 
-from pixdec.io.files import prepare, reason_of, replacing
+from pixdec.io.files import prepare, reason_of, write_whole
 from pixdec.io.images import READABLE, upright_size
 from pixdec.train.data.captions import inside
 from pixdec.train.data.urls import PIPE, name_in, named_in, open_url
@@ -132,8 +132,7 @@ def save_index(index: Index, path: str | Path) -> None:
     }
     lines = [whole]
     lines += [{"shard": name_in(Path(path), shard.url), "sizes": shard.sizes.tolist()} for shard in index.shards]
-    with replacing(path) as temporary:
-        temporary.write_text("".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in lines), "utf-8")
+    write_whole(path, "".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in lines))
 
 
 def read_index(source: str | Path) -> Index:
@@ -188,8 +187,7 @@ def claim(file: Path, identity: Mapping[str, object], parts: str = "shard-*.tar"
         raise ValueError(
             f"{folder}: holds shards of something else ({changed} differ); name another folder, or remove this one"
         )
-    with replacing(file) as temporary:
-        temporary.write_text(f"{json.dumps(identity, indent=1)}\n", "utf-8")
+    write_whole(file, f"{json.dumps(identity, indent=1)}\n")
 
 
 @dataclass(frozen=True, eq=False)
