@@ -56,6 +56,7 @@ TITLES = {
     "sizes": "Random sizes, one after the other",
     "fuzz": "Damaged and hostile bodies",
     "storm": "Clients that hang up, and then a clean request",
+    "health": "Seconds of /healthz during a decode",
 }
 
 
@@ -224,6 +225,20 @@ def _damaged(draw: random.Random, data: bytes) -> bytes:
         if found:
             found[draw.randrange(len(found))] = draw.randrange(256)
     return bytes(found[: draw.randint(0, len(found))] if draw.random() < 0.4 else found)
+
+
+def health(url: str, engine: Engine) -> dict[str, float]:
+    """Seconds of /healthz during the decode of a large image: the median, and the slowest."""
+    import httpx2
+
+    job, times = engine.submit(work(0, 512, 512)), list[float]()
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        while not job.ended:
+            started = time.perf_counter()
+            client.get("/healthz").raise_for_status()
+            times.append(time.perf_counter() - started)
+            time.sleep(0.01)
+    return {"requests": len(times), "median": round(statistics.median(times), 4), "slowest": round(max(times), 4)}
 
 
 def overhead(url: str, engine: Engine, settings: Settings, repeats: int = 5) -> dict[str, float]:
@@ -415,6 +430,7 @@ def main(settings: Settings) -> None:
                             keep("sizes", sizes(engine, settings.sizes))
                             keep("fuzz", fuzz(url, settings.fuzz))
                             keep("storm", storm(url, engine, 100))
+                            keep("health", health(url, engine))
                         keep("overhead", overhead(url, engine, settings))
                 for side in settings.load_sides if settings.seconds else ():
                     rows += throughput(engine, side, (1, 2, 4, 8), settings.seconds)

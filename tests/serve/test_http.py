@@ -28,6 +28,7 @@ def test_form_and_json_give_the_same_bytes(client):
     assert form.headers["x-content-type-options"] == "nosniff"
     assert form.headers["x-request-id"]
     assert form.content == client.post("/v1/upscale", json=json_).content
+    assert sent(client, output_format="webp").content.startswith(b"RIFF")
 
 
 def test_two_identical_uploads_at_once_give_identical_bytes(client):
@@ -67,7 +68,8 @@ def test_a_latent_is_decoded(client, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("steps", "x"), ("steps", "0"), ("steps", "5"), ("steps", "1e9"), ("seed", "NaN"), ("strength", "-1"),
-     ("scale", "1e99"), ("strange", "1"), ("format", "gif"), ("prompt", "a cat"), ("profile", "x"), ("deadline", "0")],
+     ("scale", "1e99"), ("strange", "1"), ("output_format", "gif"), ("prompt", "a cat"), ("profile", "x"),
+     ("deadline", "0")],
 )  # fmt: skip
 def test_a_wrong_field_is_named(client, field, value):
     answer = sent(client, **{field: value})

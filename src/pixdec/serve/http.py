@@ -219,14 +219,14 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
             note(request, job)
             return JSONResponse(job.record(), 202, {"Location": f"/v1/jobs/{job.id}"})
         try:
-            data = await encoded(job, await ended(job, request, engine), asked.format)
+            data = await encoded(job, await ended(job, request, engine), asked.output_format)
         finally:
             note(request, job)
         headers = {
             "X-Job-Id": job.id,
             "Server-Timing": ", ".join(f"{k};dur={v * 1e3:.1f}" for k, v in job.seconds.items()),
         }
-        return Response(data, media_type=f"image/{asked.format}", headers=headers)
+        return Response(data, media_type=f"image/{asked.output_format}", headers=headers)
 
     for kind, example in (
         (schema.Upscale, {"image": "@photo.png", "profile": "balanced", "seed": 1}),

@@ -36,7 +36,7 @@ class Asked(Strict):
     profile: str | None = Field(
         default=None, description="faithful, balanced or creative: stands for strength and steps"
     )
-    format: Literal["png", "webp", "jpeg"] = "png"
+    output_format: Literal["png", "webp", "jpeg"] = "png"
     respond: Literal["image", "job"] = Field(default="image", description="the image, or at once the record of a job")
     deadline: float | None = Field(
         default=None, gt=0, le=86400, description="seconds that it may wait before it starts"
