@@ -9,13 +9,13 @@ import io
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from pixdec.io.arguments import check_range
+from pixdec.io.tensors import to_pil, to_tensor
 
 
 def degrade(images: Tensor, scale: int) -> Tensor:
@@ -121,12 +121,10 @@ def add_noise(images: Tensor, photons: Tensor, read_noise: Tensor, generator: to
 
 def jpeg(image: Tensor, quality: int) -> Tensor:
     """(3,H,W) in [-1,1] -> the same after saving it as JPEG of this quality."""
-    pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     encoded = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(encoded, "JPEG", quality=quality, subsampling=2)
+    to_pil(image.detach()[None])[0].save(encoded, "JPEG", quality=quality, subsampling=2)
     with Image.open(encoded) as decoded:
-        values = torch.from_numpy(np.array(decoded.convert("RGB")))
-    return (values.permute(2, 0, 1).float() / 127.5 - 1).to(image)
+        return to_tensor(decoded.convert("RGB"))[0].to(image)
 
 
 def _between(span: tuple[float, float], u: Tensor) -> Tensor:
