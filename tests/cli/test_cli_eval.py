@@ -74,6 +74,16 @@ def test_what_is_not_installed_is_a_line_and_the_rest_goes_on(
     assert summary["methods"]["bicubic"]["means"]["psnr"]["n"] == 2
 
 
+def test_without_the_extra_the_first_line_says_so(run: Run, photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    command = ("eval", "pixdec-nano:1", photos, "-o", tmp_path / "out", "--metrics", "psnr,color_drift")
+    monkeypatch.setitem(sys.modules, "skimage", None)  # one metric is told of, the others are measured
+    outcome = run(*command, "--json")
+    assert (outcome.code, "color drift needs skimage: pip install 'pixdec[evaluate]'" in outcome.err) == (2, True)
+    assert '"psnr"' in outcome.out
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    run(*command).refused("pixdec eval needs scipy: pip install 'pixdec[evaluate]'")
+
+
 def test_lines_for_machines_and_the_second_run(run: Run, photos: Path, tmp_path: Path) -> None:
     arguments = ("eval", "pixdec-nano:1", "bicubic", photos, "-o", tmp_path / "out", *QUICK, "--json")
     first = run(*arguments)

@@ -15,6 +15,7 @@ import tyro
 from pixdec.cli.options import Dtype, Flag, Json, check_device, torch_dtype
 from pixdec.cli.report import Report, progress, tell
 from pixdec.io.files import prepare
+from pixdec.io.quiet import library
 
 if TYPE_CHECKING:
     from pixdec.evaluate.methods import Lineup
@@ -114,6 +115,8 @@ class Eval:
             return self._compare(report)
         self._check()
         assert self.output is not None, "checked"
+        for name in ("scipy", "jinja2"):  # of intervals and of the page: told before an hour of measuring
+            library(name, "pixdec eval", "evaluate")
         import torch
 
         from pixdec.devices import best_device

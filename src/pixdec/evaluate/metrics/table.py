@@ -21,6 +21,7 @@ from pixdec.evaluate.metrics.niqe import niqe, published
 from pixdec.evaluate.metrics.packages import find_tesseract, legibility, load_ssimulacra2, ssimulacra2
 from pixdec.evaluate.metrics.st_lpips import shared_alex, shared_vgg, st_lpips
 from pixdec.io.files import reason_of
+from pixdec.io.quiet import library
 
 Need = Literal["original", "low", "text"]
 ALL, PAPER, ON_CROPS = "all", "paper", "@crops"
@@ -160,7 +161,8 @@ NEEDS: dict[str, Callable[[], object]] = {
     "st_lpips": shared_vgg,
     "st_lpips_alex": shared_alex,
     "ssimulacra2": load_ssimulacra2,
-    "niqe": published,
+    "niqe": lambda: (library("scipy", "NIQE", "evaluate"), published()),
+    "color_drift": lambda: library("skimage", "color drift", "evaluate"),
     "legibility": find_tesseract,
 }
 
