@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from pixdec.evaluate.judge.endpoint import Answer, Judge
 from pixdec.evaluate.judge.pairs import Failed, Pair, View, Views
 from pixdec.evaluate.judge.prompt import PROMPT
-from pixdec.evaluate.judge.rounds import Round, append_round, digest, read_rounds
+from pixdec.evaluate.judge.rounds import Journal, Round, digest
 from pixdec.io.arguments import check_range
-from pixdec.io.files import reason_of, write_whole
+from pixdec.io.files import reason_of
 
 ROUNDS = "judge.jsonl"  # in the output folder
 GIVE_UP = 5  # questions in a row, with all their tries, that no answer came to: asking on would take hours
@@ -58,6 +55,10 @@ class Asking:
         if self.max_cost is not None and self.price is None:
             raise ValueError(f"max_cost={self.max_cost}: a limit needs the price of tokens")
 
+    def settings(self, parameters: Mapping[str, object]) -> dict[str, object]:
+        """What answers depend on besides judge and images."""
+        return {"prompt": self.prompt, "parameters": dict(parameters)}
+
     def tokens(self, parameters: Mapping[str, object], size: tuple[int, int], view: View) -> tuple[int, int]:
         """Of one question, about, and of its answer, at most: 4 characters of text or 750 pixels a token."""
         width, height = view.shown_size(size)
@@ -90,21 +91,9 @@ class Plan:
     cost: float | None
 
 
-def keep_settings(parameters: Mapping[str, object], asking: Asking, path: Path) -> str:
-    """Write what the answers depend on besides judge and images beside the rounds of `path`, in a file that is called
-    by the digest that stands in the rounds, and return that."""
-    settings = {"prompt": asking.prompt, "parameters": dict(parameters)}
-    name = digest(settings)[:8]
-    file = path.with_name(f"{path.stem}-{name}.json")
-    if not file.exists():
-        write_whole(file, json.dumps(settings, indent=1))
-    return name
-
-
 def questions_of(pair: Pair, judge: str, parameters: Mapping[str, object], asking: Asking) -> list[Question]:
     """All rounds of a pair: each view, ours first and ours second. ValueError, OSError: a file cannot be read."""
-    settings = {"prompt": asking.prompt, "parameters": dict(parameters)}
-    found = list[Question]()
+    settings, found = asking.settings(parameters), list[Question]()
     for view in asking.views.of(pair):
         for ours_first in (True, False):
             images = pair.digests if ours_first else pair.digests[::-1]
@@ -114,45 +103,26 @@ def questions_of(pair: Pair, judge: str, parameters: Mapping[str, object], askin
     return found
 
 
-class Known:
-    """The rounds of a file that have a valid verdict; failures are asked again. `any_slot`: equal questions have equal
-    answers, so that one serves for all: only where nothing is drawn."""
-
-    def __init__(self, rounds: Sequence[Round], *, any_slot: bool = False) -> None:
-        valid = [each for each in rounds if each.won is not None]
-        self.any_slot = any_slot
-        self.slots = {(*each.slot, each.key): each for each in valid}
-        self.keys = {each.key: each for each in valid} if any_slot else dict[str, Round]()
-
-    def add(self, made: Round) -> None:
-        if self.any_slot and made.won is not None:
-            self.keys[made.key] = made
-
-    def here(self, question: Question) -> Round | None:
-        """The question's own answer."""
-        return self.slots.get((*question.round.slot, question.round.key))
-
-
 def plan(pairs: Sequence[Pair | Failed], judge: Judge, path: str | Path, asking: Asking) -> Plan:
     """What `judge_pairs` would do. Pairs that cannot be read count nothing."""
-    known, calls, earlier, tokens = _known(judge, read_rounds(Path(path))), 0, 0, (0, 0)
+    journal, calls, earlier, tokens = _journal(judge, path), 0, 0, (0, 0)
     for pair in (pair for pair in pairs if isinstance(pair, Pair)):
         try:
             questions, size = questions_of(pair, judge.name, judge.parameters, asking), pair.size()
         except (ValueError, OSError):
             continue
         for question in questions:
-            if known.here(question):
+            if journal.own(question.round):
                 earlier += 1
-            elif question.round.key not in known.keys:
-                known.add(replace(question.round, answer="VERDICT: A"))
+            elif not journal.equal(question.round):
+                journal.expect(replace(question.round, answer="VERDICT: A"))
                 calls, new = calls + 1, asking.tokens(judge.parameters, size, question.view)
                 tokens = tokens[0] + new[0], tokens[1] + new[1]
     return Plan(calls, earlier, tokens, None if asking.price is None else asking.price.of(tokens))
 
 
-def _known(judge: Judge, rounds: Sequence[Round]) -> Known:
-    return Known(rounds, any_slot=judge.parameters.get("temperature") == 0)
+def _journal(judge: Judge, path: str | Path) -> Journal:
+    return Journal(Path(path), shared=judge.parameters.get("temperature") == 0)
 
 
 def judge_pairs(
@@ -167,9 +137,8 @@ def judge_pairs(
     Raises:
         ValueError, OSError: the file holds other things, or cannot be written.
     """
-    asking, path = asking or Asking(), Path(path)
-    work = _Work(judge, path, asking)
-    keep_settings(judge.parameters, asking, path)
+    work = _Work(judge, _journal(judge, path), asking := asking or Asking())
+    work.journal.keep(asking.settings(judge.parameters))
     yield from ([pair] for pair in pairs if isinstance(pair, Failed))
     pool = ThreadPoolExecutor(asking.concurrency)
     try:
@@ -185,14 +154,12 @@ def judge_pairs(
 class _Work:
     """What the threads of a run share."""
 
-    def __init__(self, judge: Judge, path: Path, asking: Asking) -> None:
-        self.judge, self.path, self.asking = judge, path, asking
+    def __init__(self, judge: Judge, journal: Journal, asking: Asking) -> None:
+        self.judge, self.journal, self.asking = judge, journal, asking
         self.stop, self.lock = threading.Event(), threading.Lock()
         self.reason: str | None = None
         self.left = self.failures = self.under_way = 0  # of these, calls
-        rounds = read_rounds(path)
-        self.known = _known(judge, rounds)
-        costs = [each.cost for each in rounds if each.judge == judge.name]
+        costs = [each.cost for each in journal.rounds if each.judge == judge.name]
         self.spent, self.dearest = sum(costs), max(costs, default=0.0)  # USD, and USD a call
 
     def pair(self, pair: Pair) -> list[Round | Failed]:
@@ -200,12 +167,11 @@ class _Work:
         made, images = list[Round | Failed](), None
         try:
             for question in questions_of(pair, self.judge.name, self.judge.parameters, self.asking):
-                equal = self.known.keys.get(question.round.key)
-                if earlier := self.known.here(question):
+                if earlier := self.journal.own(question.round):
                     made.append(earlier)
-                elif equal is not None:
+                elif equal := self.journal.equal(question.round):
                     found = {"answer": equal.answer, "model": equal.model, "time": equal.time, "tries": 0}
-                    made.append(self._kept(question, found))
+                    made.append(self.journal.add(question.round, **found))
                 elif self.stop.is_set():
                     with self.lock:
                         self.left += 1
@@ -240,21 +206,8 @@ class _Work:
                 if answer.hopeless or self.failures >= GIVE_UP:
                     self._end(f"{answer.error}")
         about = {"answer": answer.text, "error": answer.error, "model": answer.model, "tries": answer.tries}
-        return [self._kept(question, {**about, "tokens": answer.tokens or (0, 0), "cost": cost})]
+        return [self.journal.add(question.round, **about, tokens=answer.tokens or (0, 0), cost=cost)]
 
     def _end(self, reason: str) -> None:
         self.reason = self.reason or reason
         self.stop.set()
-
-    def _kept(self, question: Question, found: dict[str, Any]) -> Round:
-        """The round with its answer, on the disk."""
-        made = replace(question.round, **{"time": now(), **found})
-        with self.lock:
-            append_round(self.path, made)
-            self.known.add(made)
-        return made
-
-
-def now() -> str:
-    """UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -8,7 +8,6 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,9 +17,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from jinja2 import Environment
 
-from pixdec.evaluate.judge.asking import Asking, Known, Question, keep_settings, now, questions_of
+from pixdec.evaluate.judge.asking import Asking, Question, questions_of
 from pixdec.evaluate.judge.pairs import Failed, Pair, Views
-from pixdec.evaluate.judge.rounds import append_round, read_rounds
+from pixdec.evaluate.judge.rounds import Journal
 from pixdec.io.files import reason_of
 
 VIEWS = Views(max_side=0, crops=1, crop_side=640)  # two of them fit a screen at 100 %
@@ -44,8 +43,7 @@ class Session:
     ) -> None:
         if not person.strip():
             raise ValueError(f"human={person!r}: expected a name, which tells several people apart")
-        self.path, self.lock = Path(path), threading.Lock()
-        asking, known = Asking(QUESTION, views), Known(read_rounds(self.path))
+        self.journal, asking = Journal(Path(path)), Asking(QUESTION, views)
         self.failed = [pair for pair in pairs if isinstance(pair, Failed)]
         orders = list[tuple[Question, Question]]()  # of each view: ours first, ours second
         for pair in pairs:
@@ -60,12 +58,12 @@ class Session:
         draw.shuffle(orders)
         sides = [index < len(orders) // 2 for index in range(len(orders))]
         draw.shuffle(sides)
-        earlier = [next(filter(known.here, both), None) for both in orders]
+        earlier = [next((each for each in both if self.journal.own(each.round)), None) for both in orders]
         self.questions = [
             each or both[0 if first else 1] for each, both, first in zip(earlier, orders, sides, strict=True)
         ]
         self.done = {index for index, each in enumerate(earlier) if each is not None}
-        keep_settings({}, asking, self.path)
+        self.journal.keep(asking.settings({}))
         self.images = lru_cache(8)(self._images)
         self.secret = secrets.token_hex(8)  # no other page can send answers, nor its cache show another's images
 
@@ -84,9 +82,8 @@ class Session:
         """Keep an answer, "A" or "B"; a later one to the same question replaces it."""
         if choice not in ("A", "B") or index not in range(len(self.questions)):
             raise ValueError(f"question {index}, choice {choice!r}: expected A or B, and one of {len(self.questions)}")
-        with self.lock:
-            append_round(self.path, replace(self.questions[index].round, answer=f"VERDICT: {choice}", time=now()))
-            self.done.add(index)
+        self.journal.add(self.questions[index].round, answer=f"VERDICT: {choice}")
+        self.done.add(index)
 
     def _images(self, index: int) -> list[bytes]:
         """Image A and image B of a question, as PNG."""

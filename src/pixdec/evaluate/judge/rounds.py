@@ -7,12 +7,15 @@ calls. Of several lines for one round the last counts.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pixdec.evaluate.judge.prompt import verdict_of
+from pixdec.io.files import write_whole
 from pixdec.io.json_lines import append_line, json_digest, read_lines
 
 
@@ -101,3 +104,41 @@ def read_rounds(path: Path) -> list[Round]:
 def append_round(path: Path, made: Round) -> None:
     """Add a line, and see that it is on the disk; OSError in one line if it cannot be written."""
     append_line(path, json.dumps(asdict(made)))
+
+
+class Journal:
+    """The rounds of a file, and those that are added: one that failed is asked again. `shared`: equal questions have
+    equal answers, so that one serves for all: only where nothing is drawn. Threads may share it."""
+
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
+        self.path, self.shared, self.lock, self.rounds = path, shared, threading.Lock(), read_rounds(path)
+        valid = [each for each in self.rounds if each.won is not None]
+        self._own = {(*each.slot, each.key): each for each in valid}
+        self._equal = {each.key: each for each in valid}
+
+    def own(self, asked: Round) -> Round | None:
+        """The verdict of this very question."""
+        return self._own.get((*asked.slot, asked.key))
+
+    def equal(self, asked: Round) -> Round | None:
+        """That of an equal one."""
+        return self._equal.get(asked.key) if self.shared else None
+
+    def expect(self, made: Round) -> Round:
+        """Know a round without writing it."""
+        if made.won is not None:
+            self._equal[made.key] = made
+        return made
+
+    def add(self, made: Round, **found: Any) -> Round:
+        """A round with what was found: on the disk before it counts. OSError if it cannot be written."""
+        made = replace(made, **{"time": datetime.now(UTC).isoformat(timespec="seconds"), **found})
+        with self.lock:
+            append_round(self.path, made)
+            return self.expect(made)
+
+    def keep(self, settings: Mapping[str, object]) -> None:
+        """Write the prompt and parameters that rounds depend on beside them, under the digest that stands in them."""
+        file = self.path.with_name(f"{self.path.stem}-{digest(settings)[:8]}.json")
+        if not file.exists():
+            write_whole(file, json.dumps(settings, indent=1))
