@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixdec.io.json_lines import append_line, json_digest, read_lines
+from pixdec.io.json_lines import append_line, read_lines
 
 Figures = Mapping[str, float]  # metric -> value, of one image
 
@@ -48,11 +48,6 @@ class Broken:
     image: str
     method: str | None
     reason: str
-
-
-def key_of(settings: Mapping[str, object]) -> str:
-    """A digest of settings (JSON); the order of their names does not matter."""
-    return json_digest(settings)[:32]
 
 
 def plain(value: float) -> float | str | None:
@@ -95,4 +90,4 @@ def append_result(path: Path, row: Row, made_with: Mapping[str, object]) -> None
     )
 
 
-__all__ = ["Broken", "Row", "append_result", "from_plain", "key_of", "plain", "read_results"]
+__all__ = ["Broken", "Row", "append_result", "from_plain", "plain", "read_results"]

@@ -25,10 +25,11 @@ from pixdec.evaluate.methods import ORIGINAL, Lineup, Method
 from pixdec.evaluate.metrics.table import Metrics, Shown, measure
 from pixdec.evaluate.photographs import Source
 from pixdec.evaluate.report.sheets import middle, most_detailed
-from pixdec.evaluate.results import Broken, Row, append_result, key_of, read_results
+from pixdec.evaluate.results import Broken, Row, append_result, read_results
 from pixdec.evaluate.sets import Features, compare_sets
 from pixdec.io.files import one_line
 from pixdec.io.images import save_image, to_pil
+from pixdec.io.json_lines import key_of
 
 RESULTS, CROPS, FEATURES, IMAGES = "results.jsonl", "crops", "features", "images"  # in the output folder
 # Of one image, and no reason not to go on with the next.

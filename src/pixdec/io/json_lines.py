@@ -17,6 +17,11 @@ def json_digest(value: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def key_of(value: Mapping[str, object]) -> str:
+    """A short digest of JSON, to find a line by."""
+    return json_digest(value)[:32]
+
+
 def read_lines(path: Path, read: Callable[[dict[str, Any]], T], otherwise: str) -> list[T]:
     """What `read` makes of each line, in order. A missing file holds none; a last line that an interrupted run left
     unfinished is removed from it.

@@ -13,9 +13,10 @@ from PIL import Image
 from pixdec.evaluate.judge.endpoint import Answer, Judge
 from pixdec.evaluate.judge.pairs import Failed, Pair, View, Views
 from pixdec.evaluate.judge.prompt import PROMPT
-from pixdec.evaluate.judge.rounds import Journal, Round, digest
+from pixdec.evaluate.judge.rounds import Journal, Round
 from pixdec.io.arguments import check_range
 from pixdec.io.files import reason_of
+from pixdec.io.json_lines import key_of
 
 ROUNDS = "judge.jsonl"  # in the output folder
 GIVE_UP = 5  # questions in a row, with all their tries, that no answer came to: asking on would take hours
@@ -97,9 +98,9 @@ def questions_of(pair: Pair, judge: str, parameters: Mapping[str, object], askin
     for view in asking.views.of(pair):
         for ours_first in (True, False):
             images = pair.digests if ours_first else pair.digests[::-1]
-            key = digest({**settings, "judge": judge, "images": images, "view": [view.name, view.number]})
+            key = key_of({**settings, "judge": judge, "images": images, "view": [view.name, view.number]})
             where = (pair.name, *pair.methods, view.name, view.number, ours_first, pair.digests)
-            found.append(Question(pair, view, Round(key, judge, digest(settings)[:8], *where)))
+            found.append(Question(pair, view, Round(key, judge, key_of(settings)[:8], *where)))
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pixdec.evaluate.judge.prompt import verdict_of
 from pixdec.io.files import write_whole
-from pixdec.io.json_lines import append_line, json_digest, read_lines
+from pixdec.io.json_lines import append_line, key_of, read_lines
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,6 @@ class Round:
         return (*where, self.view, self.number, self.ours_first)
 
 
-def digest(value: Mapping[str, object]) -> str:
-    """Of JSON; the order of names does not matter."""
-    return json_digest(value)[:32]
-
-
 def read_rounds(path: Path) -> list[Round]:
     """The rounds of a file, in order; ValueError, OSError: see `read_lines`."""
     names = {field.name for field in fields(Round)}
@@ -139,6 +134,6 @@ class Journal:
 
     def keep(self, settings: Mapping[str, object]) -> None:
         """Write the prompt and parameters that rounds depend on beside them, under the digest that stands in them."""
-        file = self.path.with_name(f"{self.path.stem}-{digest(settings)[:8]}.json")
+        file = self.path.with_name(f"{self.path.stem}-{key_of(settings)[:8]}.json")
         if not file.exists():
             write_whole(file, json.dumps(settings, indent=1))
