@@ -2,6 +2,4 @@
 
     settings → jobs → pieces → worker (a process for each device) → handle → engine (queue, batches) → schema → bodies
     → http → ray_app
-
-Nothing here imports torch at the top but `worker` and what reads headers of images.
 """

@@ -8,19 +8,21 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixdec.decoder import PixelDecoder
+from pixdec.devices import is_out_of_memory
+from pixdec.encoder import TINY, ImageEncoder, first_decode
+from pixdec.generation.enlarge import UpscaleSettings, enlarged, image_for, latent_of
+from pixdec.generation.records import done_by
+from pixdec.inference.engine import DecodeStep, MemoryExhaustedError
+from pixdec.io.files import first_line_of
+from pixdec.io.images import Picture, read_picture, to_pil
+from pixdec.io.metadata import NOTHING
+from pixdec.latents import Latent
 from pixdec.serve.jobs import Pixels, ServiceError, Work, given
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pixdec.decoder import PixelDecoder
-    from pixdec.encoder import ImageEncoder
-    from pixdec.generation.enlarge import UpscaleSettings
-    from pixdec.inference.engine import DecodeStep
-    from pixdec.io.images import Picture
-    from pixdec.latents import Latent
 
 logger = logging.getLogger("pixdec.serve")
 
@@ -63,11 +65,6 @@ def prepared(
     Raises:
         ValueError: what was sent cannot be used.
     """
-    from pixdec.encoder import TINY, first_decode
-    from pixdec.generation.enlarge import UpscaleSettings, image_for, latent_of
-    from pixdec.io.images import read_picture, to_pil
-    from pixdec.latents import Latent
-
     started = time.perf_counter()
     decoder, (id, work, previews) = loaded.decoder, asked
     if work.kind == "upscale":
@@ -86,8 +83,8 @@ def prepared(
             raise ValueError(f"the latent holds {latent.tensor.shape[0]}; expected one for each request")
         latent = latent if sigma is None else latent.with_sigma(sigma)
         if decoder.space.is_image and not latent.space.is_image:
-            if vae is None and latent.encoder not in (None, TINY):  # a client's file decides not what is loaded
-                raise ValueError(f"a latent of {latent.encoder}; this service has no VAE for its latents")
+            if vae is None and latent.encoder != TINY:  # a client's file decides not what is loaded
+                raise ValueError(f"a latent of {latent.encoder or latent.space.name}; this service has no VAE for it")
             latent = first_decode(latent) if vae is None else first_decode(latent, vae)
         first = latent.tensor if decoder.space.is_image else None
         factor = latent.space.factor * decoder.scale
@@ -100,11 +97,6 @@ def prepared(
 
 def finished(piece: Piece, step: DecodeStep, row: int, decoder: PixelDecoder) -> Pixels:
     """The image of a piece, in that row of the last step."""
-    from pixdec.generation.enlarge import enlarged
-    from pixdec.generation.records import done_by
-    from pixdec.io.images import Picture
-    from pixdec.io.metadata import NOTHING
-
     x0, work = step.x0[row : row + 1], piece.work
     if piece.picture is not None and piece.upscale is not None:
         picture = enlarged(piece.picture, x0, decoder.scale, piece.upscale)
@@ -126,10 +118,6 @@ def finished(piece: Piece, step: DecodeStep, row: int, decoder: PixelDecoder) ->
 
 def failure_of(error: BaseException) -> ServiceError:
     """What a client is told of an error: of ours what they say, of others no more than their kind."""
-    from pixdec.devices import is_out_of_memory
-    from pixdec.inference.engine import MemoryExhaustedError
-    from pixdec.io.files import first_line_of
-
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, MemoryExhaustedError) or is_out_of_memory(error):
@@ -146,10 +134,6 @@ def failure_of(error: BaseException) -> ServiceError:
 
 def preview_of(x0: Tensor) -> str:
     """An estimate (3,H,W) as a small WebP, in a data URL."""
-    import torch.nn.functional as F
-
-    from pixdec.io.images import to_pil
-
     shrink = -(-max(x0.shape[1:]) // PREVIEW)
     image = to_pil(F.avg_pool2d(x0[None], shrink) if min(x0.shape[1:]) >= shrink > 1 else x0[None])[0]
     encoded = io.BytesIO()

@@ -12,6 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, WithJsonSchema
 
+from pixdec.generation.enlarge import UpscaleSettings
+from pixdec.io.images import image_size
+from pixdec.io.writing import MAX_SIDE
+from pixdec.latents import get_space
 from pixdec.serve.engine import Engine
 from pixdec.serve.jobs import ServiceError, Work, given
 from pixdec.serve.settings import Limits, Strict, first_fault
@@ -194,10 +198,6 @@ def _check_pixels(height: int, width: int, limits: Limits, field: str) -> None:
 
 
 def _upscale(asked: Upscale, name: str, model: Mapping[str, Any], limits: Limits) -> Work:
-    from pixdec.generation.enlarge import UpscaleSettings
-    from pixdec.io.images import image_size
-    from pixdec.io.writing import MAX_SIDE
-
     if not model["encodes"]:
         raise ServiceError("unprocessable", f"{name} decodes latents of {model['space']} only: /v1/decode", "model")
     if asked.strength is not None and asked.strength > limits.strength:
@@ -224,8 +224,6 @@ def _upscale(asked: Upscale, name: str, model: Mapping[str, Any], limits: Limits
 
 
 def _decode(asked: Decode, name: str, model: Mapping[str, Any], limits: Limits) -> Work:
-    from pixdec.latents import get_space
-
     shape, space = _latent_header(asked.latent)
     space = space or asked.space
     try:

@@ -13,9 +13,11 @@ from types import FrameType
 import uvicorn
 from fastapi.responses import FileResponse, Response
 
+from pixdec.devices import device_named
 from pixdec.serve.engine import Engine
 from pixdec.serve.http import app_for
 from pixdec.serve.settings import ServeSettings
+from pixdec.weights.load import find_weights
 
 
 class Server(uvicorn.Server):
@@ -121,9 +123,6 @@ def check(settings: ServeSettings) -> None:
     Raises:
         ValueError, OSError: one line.
     """
-    from pixdec.devices import device_named
-    from pixdec.weights.load import find_weights
-
     for model in settings.models.values():
         if not find_weights(model.source).exists():
             raise ValueError(f"{model.source}: there is no such file; see `pixdec models`")

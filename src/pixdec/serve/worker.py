@@ -21,18 +21,36 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from pixdec.decoder import TEACHER_STEPS, PixelDecoder
+from pixdec.devices import release_memory
+from pixdec.generation.decoding import open_decoder
+from pixdec.generation.enlarge import encoder_for
+from pixdec.generation.pipeline import (
+    Blueprint,
+    call_arguments,
+    check_call,
+    find_pipeline,
+    load_pipeline,
+    pipeline_errors,
+)
+from pixdec.generation.prompts import Prompt
+from pixdec.generation.settings import DecodingSettings, GenerationSettings
+from pixdec.inference.config import parse_memory
+from pixdec.inference.engine import MemoryExhaustedError
+from pixdec.inference.quantize import stored
+from pixdec.integrations.diffusers import capture
+from pixdec.integrations.diffusers.spaces import space_of
 from pixdec.io.files import first_line_of
+from pixdec.latents import Latent
 from pixdec.serve.jobs import Work
 from pixdec.serve.pieces import Loaded, Piece, failure_of, finished, prepared, preview_of
 from pixdec.serve.settings import ModelSettings, ServeSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pixdec.decoder import PixelDecoder
-    from pixdec.generation.pipeline import Blueprint
+from pixdec.weights.load import find_weights
 
 BEAT = 0.25  # seconds between signs of life
 
@@ -71,8 +89,6 @@ class Worker:
 
     def run(self) -> None:
         """Until the pipe is closed."""
-        import torch
-
         torch.set_grad_enabled(False)
         descriptions = dict[str, dict[str, Any]]()
         try:
@@ -122,8 +138,6 @@ class Worker:
 
     def pipeline(self, name: str) -> tuple[Blueprint, Any]:
         """A pipeline, which stays."""
-        from pixdec.generation.pipeline import find_pipeline, load_pipeline
-
         if name not in self.pipelines:
             settings = self.settings.pipelines[name]
             blueprint = find_pipeline(settings.source)
@@ -131,13 +145,6 @@ class Worker:
         return self.pipelines[name]
 
     def _load(self, name: str, settings: ModelSettings) -> Loaded:
-        from pixdec.generation.decoding import open_decoder
-        from pixdec.generation.enlarge import encoder_for
-        from pixdec.generation.settings import DecodingSettings
-        from pixdec.inference.config import parse_memory
-        from pixdec.inference.quantize import stored
-        from pixdec.weights.load import find_weights
-
         if self.settings.model_memory is not None:
             path = find_weights(settings.source)
             coming = (
@@ -155,8 +162,6 @@ class Worker:
         return Loaded(decoder, encoder, sum(tensor.nbytes for tensor in stored(decoder.network)))
 
     def _evict(self, budget: int) -> None:
-        from pixdec.devices import release_memory
-
         while self.models and sum(each.size for each in self.models.values()) > budget:
             self.models.popitem(last=False)
         release_memory()
@@ -203,8 +208,6 @@ class Worker:
 
     def _decode(self, pieces: Sequence[Piece]) -> None:
         """Pieces of one shape, all at once, or in halves where they do not fit."""
-        from pixdec.inference.engine import MemoryExhaustedError
-
         try:
             self._decode_together(pieces)
         except MemoryExhaustedError:
@@ -215,10 +218,6 @@ class Worker:
                 self._guarded([piece.id for piece in half], self._decode, half)
 
     def _decode_together(self, pieces: Sequence[Piece]) -> None:
-        import torch
-
-        from pixdec.latents import Latent
-
         work, decoder = pieces[0].work, self.model(pieces[0].work.model).decoder
         latents = [piece.latent for piece in pieces]
         tensor, sigma = (torch.cat([getattr(each, name) for each in latents]) for name in ("tensor", "sigma"))
@@ -259,14 +258,6 @@ class Worker:
 
     def _generate(self, id: str, work: Work, previews: bool) -> None:
         """A pipeline as far as it is to run; its latent goes back, to be decoded where its decoder is."""
-        import torch
-
-        from pixdec.generation.pipeline import call_arguments, check_call, pipeline_errors
-        from pixdec.generation.prompts import Prompt
-        from pixdec.generation.settings import GenerationSettings
-        from pixdec.integrations.diffusers import capture
-        from pixdec.integrations.diffusers.spaces import space_of
-
         assert work.pipeline is not None
         settings, asked = self.settings.pipelines[work.pipeline], work.options
         blueprint, pipe = self.pipeline(work.pipeline)
@@ -312,8 +303,6 @@ class Worker:
 
 def _description(loaded: Loaded) -> dict[str, Any]:
     """What clients and the engine must know of a decoder."""
-    from pixdec.decoder import TEACHER_STEPS
-
     decoder = loaded.decoder
     trained = len(decoder.model.times) - 1 if decoder.model.kind == "student" else None
     return {
@@ -333,10 +322,6 @@ def _description(loaded: Loaded) -> dict[str, Any]:
 def _first_speed(decoder: PixelDecoder, side: int = 128) -> float:
     """Pixels a second of a small image, so that the first client too is told how long it takes. Decoders of latents are
     too slow to be asked."""
-    import torch
-
-    from pixdec.latents import Latent
-
     latent = Latent(torch.zeros(1, 3, side, side), decoder.space)
     decoder.decode(latent)  # the first call of all is slower than any other
     begun = time.perf_counter()
