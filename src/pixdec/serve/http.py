@@ -158,9 +158,11 @@ async def events_of(job: Job) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
         yield "state", {}
         while not job.ended or not queue.empty():
             try:
-                yield await asyncio.wait_for(queue.get(), 15)
+                event, more = await asyncio.wait_for(queue.get(), 15)
             except TimeoutError:
-                yield "", {}  # a sign of life
+                event, more = "", {}  # a sign of life
+            if event == "preview" or not job.ended:
+                yield event, more
         yield job.state if job.state in ("done", "cancelled") else "failed", {}
     finally:
         stop()
