@@ -79,7 +79,6 @@ class Decode:
     by: Decoding = USUAL
 
     def run(self) -> int:
-        from pixdec.generation.records import is_made
         from pixdec.io.files import prepare
         from pixdec.io.images import WRITABLE
         from pixdec.latents import SUFFIXES, Latent
@@ -106,8 +105,7 @@ class Decode:
                     report.tell_plan(decoder, image.rows, image.columns, image.job)
             return report.exit_code
         asked = {image: self._asked(image, decoder) for image in images}
-        todo = [image for image in images if self.by.again or not is_made(image.job.target, "decode", asked[image])]
-        report.skip([image.job for image in images if image not in todo], len(images))
+        todo = report.left("decode", asked, lambda image: image.job, again=self.by.again)
         with progress(len(todo), "step") as bar:
             make = partial(self._maker, [image.prompt for image in todo])
             for (image, _), made in self.by.results(make, [(each, asked[each]) for each in todo], decoder, bar):

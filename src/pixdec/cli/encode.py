@@ -39,7 +39,6 @@ class Encode:
     json: Json = False
 
     def run(self) -> int:
-        from pixdec.generation.records import is_made
         from pixdec.io.files import prepare
         from pixdec.io.images import READABLE, image_size
         from pixdec.latents import get_space
@@ -57,9 +56,7 @@ class Encode:
                         "crop it, or use `pixdec upscale`, which takes any size"
                     )
                 asked[job] = self._asked(job)
-        todo = [job for job in asked if self.again or not is_made(job.target, "encode", asked[job])]
-        report.skip([job for job in asked if job not in todo], len(asked))
-        if not todo:
+        if not (todo := report.left("encode", asked, lambda job: job, again=self.again)):
             return report.exit_code
         prepare(job.target for job in todo)
 

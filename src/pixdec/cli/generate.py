@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from pixdec.cli.options import AS_IT_IS, Json, Output, Run, check_device
 from pixdec.cli.report import Report, progress
+from pixdec.cli.targets import Job
 from pixdec.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -72,22 +74,14 @@ class Generate:
 def make_all(run: Generation | PixelGeneration, *, json_lines: bool) -> int:
     """Make what is missing and tell what became of each; the exit code."""
     report = Report(json_lines=json_lines)
-    _tell_skipped(run, report)
+    left = {each.item for each in run.todo}
+    there = [Job(Path(item.name), run.want.files(item)[0]) for item in run.items if item not in left]
+    report.skip(there, len(run.items))
     with progress(len(run.todo), "image") as bar:
         for result in run:
             _tell(result, report)
             bar.update()
     return report.exit_code
-
-
-def _tell_skipped(run: Generation | PixelGeneration, report: Report) -> None:
-    """What an earlier run has made."""
-    left = {each.item for each in run.todo}
-    there = [item for item in run.items if item not in left]
-    for item in there if report.json_lines else ():
-        report.done({"input": item.name, "output": str(run.want.files(item)[0]), "skipped": True}, "")
-    if there and not report.json_lines:
-        report.done({}, f"{len(there)} of {len(run.items)} already exist, skipped")
 
 
 def _tell(result: Result, report: Report) -> None:

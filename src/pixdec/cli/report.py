@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pixdec.io.files import first_line_of, one_line
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pixdec.cli.targets import Job
     from pixdec.decoder import PixelDecoder
 
+T = TypeVar("T")
 Made = tuple[dict[str, object], float]
 """What was saved with an image, and the seconds that it took."""
 _ARGUMENT = re.compile(r"^([a-z_]+)=('[^']*'|\"[^\"]*\"|[^\s:;,]+)(?=[:;,\s])")
@@ -73,6 +74,17 @@ class Report:
                 {"input": str(job.source), "output": str(job.target), **facts},
                 f"{job.target}  {width}x{height}  {seconds:.1f} s",
             )
+
+    def left(
+        self, verb: str, asked: Mapping[T, Mapping[str, object]], job: Callable[[T], Job], *, again: bool
+    ) -> list[T]:
+        """Those whose outputs are not there, made by this verb with what was asked; the others are told as skipped."""
+        from pixdec.generation.records import is_made
+
+        there = [] if again else [each for each in asked if is_made(job(each).target, verb, asked[each])]
+        self.skip([job(each) for each in there], len(asked))
+        made = set(there)
+        return [each for each in asked if each not in made]
 
     def skip(self, jobs: Sequence[Job], of: int) -> None:
         """Those of so many jobs whose outputs exist already."""

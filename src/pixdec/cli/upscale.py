@@ -59,7 +59,6 @@ class Upscale:
 
     def run(self) -> int:
         from pixdec.generation.enlarge import UpscaleSettings
-        from pixdec.generation.records import is_made
         from pixdec.io.files import prepare
         from pixdec.io.images import READABLE, WRITABLE, image_size
         from pixdec.io.writing import check_bits
@@ -93,8 +92,7 @@ class Upscale:
                     _tell_plan(decoder, settings.encoded_size(size, decoder.scale), job, report)
             return report.exit_code
         asked = {job: self._asked(job, decoder, settings) for job in sizes}
-        todo = [job for job in sizes if self.by.again or not is_made(job.target, "upscale", asked[job])]
-        report.skip([job for job in sizes if job not in todo], len(sizes))
+        todo = report.left("upscale", asked, lambda job: job, again=self.by.again)
         with progress(len(todo), "step") as bar:
             items = [(job, asked[job]) for job in todo]
             for (job, _), made in self.by.results(partial(self._maker, settings), items, decoder, bar):
