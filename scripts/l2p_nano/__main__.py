@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--source-steps", type=int, default=4400)
     parser.add_argument("--captions", type=int, default=600, help="of which the source makes two images each")
     parser.add_argument("--steps", type=int, default=2000, help="of the pixel model, with fixed noise")
-    parser.add_argument("--more", type=int, default=1500, help="of the pixel model then, with fresh noise")
+    parser.add_argument("--more", type=int, default=2500, help="of the pixel model then, with fresh noise")
     parser.add_argument("--count", type=int, default=100, help="of held-out captions that are measured")
     parser.add_argument("--ablate", type=int, default=0, help="steps of each variation; 0: none")
     parser.add_argument("--threads", type=int, default=1)
