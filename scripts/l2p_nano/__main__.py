@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4000, help="drawn scenes that the source learns from")
     parser.add_argument("--source-steps", type=int, default=4400)
     parser.add_argument("--captions", type=int, default=600, help="of which the source makes two images each")
-    parser.add_argument("--steps", type=int, default=2000, help="of the pixel model, with fixed noise")
-    parser.add_argument("--more", type=int, default=2500, help="of the pixel model then, with fresh noise")
+    parser.add_argument("--steps", type=int, default=2000, help="of the pixel model")
+    parser.add_argument("--more", type=int, default=0, help="steps of it then, with fresh noise, into RUN/more")
     parser.add_argument("--count", type=int, default=100, help="of held-out captions that are measured")
     parser.add_argument("--ablate", type=int, default=0, help="steps of each variation; 0: none")
     parser.add_argument("--threads", type=int, default=1)
@@ -45,14 +45,14 @@ def main() -> None:
     record(folder, "drawn", Drawn(source), given.count)
     record(folder, "source", source, given.count)
     make_shards(folder / "shards", opened_source(folder), given.captions, 3)
-    fixed = pixels_of(transfer(folder, "pixels", VARIATIONS["shallow 1"], given.steps))
-    record(folder, "pixels", fixed, given.count)
-    start = folder / "pixels" / FILE
-    pixels = pixels_of(transfer(folder, "more", VARIATIONS["fresh noise"], given.more, start))
-    record(folder, "more", pixels, given.count)
+    pixels = pixels_of(transfer(folder, "pixels", VARIATIONS["shallow 1"], given.steps))
+    record(folder, "pixels", pixels, given.count)
     for name, made in (("source", source), ("pixels", pixels)):
         sheet(made, 6).save(folder / f"{name}.png")
     picture(source, pixels, folder / "pair.webp")
+    if given.more:
+        pipe = transfer(folder, "more", VARIATIONS["fresh noise"], given.more, folder / "pixels" / FILE)
+        record(folder, "more", pixels_of(pipe), given.count)
     if given.ablate:
         drawn: partial[ImageSource] = partial(Drawn, source)
         make_shards(folder / "real", drawn, given.captions, 3)

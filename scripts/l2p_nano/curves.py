@@ -147,17 +147,23 @@ def draw(folder: Path, found: Mapping[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, ((a, b), (c, d)) = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    ends = {"source": 0}
+    ends, colors = {"source": 0}, {"source": "gray", **{name: f"C{i}" for i, name in enumerate(RUNS)}}
     a.plot(*losses(folder / "source"), label="source (latents)", color="gray")
     for (name, label), first in zip(RUNS.items(), (0, found["steps"]), strict=True):
         if (folder / name / FILE).exists():
             steps, means = losses(folder / name)
-            a.plot([first + step for step in steps], means, label=f"pixel model, {label}")
+            a.plot([first + step for step in steps], means, label=f"pixel model, {label}", color=colors[name])
             ends[name] = first
     a.set(title="Loss while training", xlabel="step", yscale="log")
     for name, first in ends.items():
         steps, shares = found["accuracy"][name]
-        b.plot([first + step for step in steps], [100 * share for share in shares], "o-", label=RUNS.get(name, name))
+        b.plot(
+            [first + step for step in steps],
+            [100 * share for share in shares],
+            "o-",
+            label=RUNS.get(name, name),
+            color=colors[name],
+        )
     b.set(title=f"Content right, of {ROWS * COLUMNS} held-out captions", xlabel="step", ylabel="%")
     for run in runs_of(folder):
         if run.name.endswith("-short"):
@@ -167,7 +173,7 @@ def draw(folder: Path, found: Mapping[str, Any], path: Path) -> None:
         for what, line in zip(("own", "other"), ("--", "-"), strict=True):
             if name in found["errors"]:
                 mine = found["errors"][name][f"trained on, {what} noise"]
-                d.plot(LEVELS, mine, f"o{line}", label=f"{label}: {what} noise", color=f"C{list(RUNS).index(name)}")
+                d.plot(LEVELS, mine, f"o{line}", label=f"{label}: {what} noise", color=colors[name])
     d.set(title="Error on images that were trained on", xlabel="noise level", yscale="log")
     for panel in (a, b, c, d):
         panel.legend(fontsize=8)
