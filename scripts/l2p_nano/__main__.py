@@ -1,8 +1,8 @@
 """Train the nano pair: `python -m scripts.l2p_nano RUN`. The same command again goes on; with --ablate it trains and
 measures the variations too. What was measured stands in RUN/results.json; `scripts.l2p_nano.curves` draws it.
 
-The whole recipe in a few minutes, to see that it runs: --scenes 100 --source-steps 20 --captions 20 --steps 20
---more 20 --count 8 --ablate 10.
+The whole recipe in two minutes, to see that it runs: --scenes 100 --source-steps 20 --captions 20 --steps 20
+--more 20 --count 3 --ablate 2.
 """
 
 import argparse

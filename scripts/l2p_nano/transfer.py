@@ -164,8 +164,8 @@ def measure(source: ImageSource, count: int, batch: int = 20) -> dict[str, float
     real = features([render(scene, 10_000 + i) for i, scene in enumerate(scenes)])
     mine = features(made)
     few = [scene.caption for scene in scenes[:5] for _ in range(4)]
-    again = [np.asarray(each, dtype=np.float64) for each in source.images(few, list(range(500, 520)))]
-    pairs = [(again[4 * i + a], again[4 * i + b]) for i in range(5) for a, b in combinations(range(4), 2)]
+    again = [np.asarray(each, dtype=np.float64) for each in source.images(few, list(range(500, 500 + len(few))))]
+    pairs = [(again[4 * i + a], again[4 * i + b]) for i in range(len(few) // 4) for a, b in combinations(range(4), 2)]
     spread = float(np.mean([np.sqrt(np.square(a - b).mean()) for a, b in pairs]))
     return {**found, "frechet": frechet(mine, real), "kid": kid(mine, real), "diversity": spread}
 
