@@ -6,8 +6,8 @@ A step learns x0 at one of the student's four noise levels for each image of a b
 noise; at the others the network sees its own first estimate, noised (self-rollout), or the truth, noised. Stages:
 
     shape    pixels, their differences and the means of 8 x 8, with some of Real-ESRGAN's images as the truth
-    look     also ST-LPIPS's later levels on a jittered crop and an adversary that sees the low-resolution image too
-             (and no pages)
+    look     hardly anything else as the truth; also ST-LPIPS's later levels on a jittered crop and an adversary that
+             sees the low-resolution image too (and no pages)
     texture  the same, with photographs and pages alone
 
 The same command goes on where it stopped; another stage goes on from there.
@@ -66,7 +66,7 @@ class Recipe:
 # Pixel losses first: perceptual ones and adversaries make dots of edges that the network cannot place yet.
 STAGES = {
     "shape": Recipe(first=8, rate=6e-4, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.75, noisy=0.15),
-    "look": Recipe(first=4, teacher=0.6, perceptual=0.15, adversary=0.15),
+    "look": Recipe(first=6, teacher=0.9, perceptual=0.25, adversary=0.08),
     "texture": Recipe(),
 }
 
