@@ -371,7 +371,8 @@ class PixelDecoder:
             vae: the pipeline's own VAE, for a decoder of `rgb`, which enlarges what that decodes, and for pipelines
                 that encode images too.
             prompt: for decoders that read text; the pipeline's own does not reach its VAE. `attach` knows it.
-            steps, seed: see `decode`.
+            steps: see `decode`.
+            seed: see `decode`.
 
         Raises:
             ValueError: there is no VAE where one is needed, or one of another space.
