@@ -5,6 +5,7 @@ from pathlib import Path
 import tyro
 
 from pixdec.cli import main as pixdec
+from pixdec.io.files import write_whole
 from pixdec.serve.settings import ServeSettings
 
 METRICS = "psnr", "ssim", "st_lpips"
@@ -33,7 +34,7 @@ def main(kodak: Path = Path("../shared/kodak"), runs: Path = Path("runs/profiles
         figures = measured.split(" | ")[2 : 2 + len(METRICS)]
         (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` | "))
         text = text.replace(row, f"| `{name}` | {profile.strength:g} | {' | '.join(figures)} |")
-    doc.write_text(text)
+    write_whole(doc, text)
 
 
 if __name__ == "__main__":

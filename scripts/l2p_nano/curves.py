@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from pixdec.io.files import write_whole
 from pixdec.io.tensors import to_tensor
 from pixdec.l2p import PixelPipeline
 from pixdec.l2p.images import ImageSource
@@ -197,7 +198,7 @@ def main() -> None:
         "levels": LEVELS,
         "errors": all_errors(folder),
     }
-    (folder / "curves.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_whole(folder / "curves.json", json.dumps(found, indent=1) + "\n")
     given.output.mkdir(parents=True, exist_ok=True)
     draw(folder, found, given.output / "l2p-curves.webp")
     samples(folder, given.output / "l2p-samples.webp")

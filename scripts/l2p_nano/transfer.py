@@ -21,7 +21,7 @@ from pixdec.encoder import ImageEncoder
 from pixdec.evaluate.sets import frechet, kid
 from pixdec.generation.prompts import Prompt
 from pixdec.generation.settings import SynthesisSettings
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 from pixdec.io.tensors import to_tensor
 from pixdec.l2p import PixelPipeline, merge, open_weights, save_weights, transplant
 from pixdec.l2p.images import ImageSource, PixelImages
@@ -206,8 +206,7 @@ def record(folder: Path, name: str, source: ImageSource, count: int) -> None:
     known: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
     if name not in known:
         known[name] = measure(source, count)
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(known, indent=1) + "\n")
+        write_whole(path, json.dumps(known, indent=1) + "\n")
     print(name, json.dumps(known[name]), flush=True)
 
 

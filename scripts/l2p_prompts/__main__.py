@@ -6,7 +6,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from pixdec.io.files import replacing
+from pixdec.io.files import write_whole
 from pixdec.l2p.prompts import TOPICS, Alike, Written
 from scripts.l2p_prompts import chinese, english
 
@@ -55,8 +55,7 @@ def main() -> None:
                 found.append(Written(f"{language}-{len(found):06}", topic, prompt))
             else:
                 print(f"left out: {prompt}\n    like: {other}")
-    with replacing(OUTPUT) as temporary:
-        temporary.write_text("".join(f"{each.line()}\n" for each in found), "utf-8")
+    write_whole(OUTPUT, "".join(f"{each.line()}\n" for each in found))
     print(f"{OUTPUT}: {len(found)} prompts")
 
 

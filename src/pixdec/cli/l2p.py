@@ -16,7 +16,7 @@ from pixdec.cli.generate import NOTHING, Asked, make_all
 from pixdec.cli.options import Dtype, Flag, Output, check_device, torch_dtype
 from pixdec.cli.report import Report, progress
 from pixdec.generation.settings import PixelGenerationSettings, SynthesisSettings
-from pixdec.io.files import prepare, replacing
+from pixdec.io.files import prepare, write_whole
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,7 @@ class Prompts:
         if self.endpoint is None:
             found = [each for each in shipped() if each.name.startswith(languages)][: self.count]
             prepare([Path(self.output)])
-            with replacing(self.output) as temporary:
-                temporary.write_text("".join(f"{each.line()}\n" for each in found), "utf-8")
+            write_whole(self.output, "".join(f"{each.line()}\n" for each in found))
             last = Progress(len(found), len(found))
         else:
             from pixdec.evaluate.judge.endpoint import Endpoint

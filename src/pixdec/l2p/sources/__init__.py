@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pixdec.io.quiet import library
+
 SOURCES = {"z-image": "z_image.ZImage", "flux2-klein": "flux2.Flux2Klein", "qwen-image": "qwen_image.QwenImage"}
 
 
@@ -85,10 +87,7 @@ def source_of(transformer: str) -> str:
 
 def diffusers_class(name: str) -> Any:
     """A class of diffusers; ValueError without diffusers, or if it has none of that name."""
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ValueError("pixel generators need diffusers: pip install 'pixdec[pipelines]'") from error
+    diffusers = library("diffusers", "a pixel generator", "pipelines")
     found = getattr(diffusers, name, None)
     if found is None:
         raise ValueError(f"diffusers {diffusers.__version__} has no {name}; a newer one may")

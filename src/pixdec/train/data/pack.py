@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from pixdec.io.files import reason_of, replacing
+from pixdec.io.files import reason_of, replacing, write_whole
 from pixdec.io.images import to_tensor
 from pixdec.io.json_lines import append_line, read_lines
 from pixdec.train.data.buckets import assign, buckets
@@ -261,9 +261,8 @@ def _size(path: Path) -> int:
 
 
 def _finish(folder: Path, records: Sequence[_Record], extras: _Extras) -> None:
-    with replacing(folder / REPORT) as temporary:
-        lines = (json.dumps(each, ensure_ascii=False) for record in records for each in record.skipped)
-        temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    lines = (json.dumps(each, ensure_ascii=False) for record in records for each in record.skipped)
+    write_whole(folder / REPORT, "".join(f"{line}\n" for line in lines))
     shards = tuple(
         Shard(str(folder / f"shard-{i:06}.tar"), np.array(record.sizes, dtype=np.int32))
         for i, record in enumerate(records)
