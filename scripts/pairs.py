@@ -5,14 +5,15 @@
     python -m scripts.pairs merge --out OUT --judge NAME --verdicts OUT/answers.txt
 
 `make` writes 40 pieces, 256 x 256 of the output at 100 %, of ours in four steps and of both rivals, for `pixdec judge`.
-For judges without a browser it also writes sheets of numbered pairs at 100 %, A left and B right, OUT/lanczos-1.png
-and so on, and OUT/answers.txt, a line for each pair, `lanczos-07`, behind which they write A or B; `merge` reads it
-into the same records, and prints the table. Which is ours is in no file: the same seed draws the order again.
+For judges without a browser it also writes sheets of numbered pairs at 100 %, A left and B right, both rivals' mixed,
+OUT/sheet-1.png and so on, and OUT/answers.txt, a line for each pair, `07`, behind which they write A or B; `merge`
+reads it into the same records, and prints the table. Which is ours, and which rival's, is in no file: the same seed
+draws the order again.
 """
 
 import io
+import random
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -105,31 +106,37 @@ def make(kodak: Path, photos: Path, taef2: Path, out: Path, model: str = "pixdec
                 file = out / folder / category / f"{index}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 to_pil(method.enlarge(sample, 0))[0].crop(inner).save(file)
-    questions = list[str]()
-    for rival in RIVALS:
-        session = _session(out, rival, "sheets")
-        numbers = list(range(len(session.questions)))
-        questions += [f"{rival}-{number:02}" for number in numbers]
-        for sheet, first in enumerate(range(0, len(numbers), ROWS * COLUMNS), 1):
-            _sheet(session, rival, numbers[first : first + ROWS * COLUMNS]).save(out / f"{rival}-{sheet}.png")
-    (out / "answers.txt").write_text("\n".join(questions) + "\n")
+    questions = _questions(_sessions(out, "sheets"))
+    for number, first in enumerate(range(0, len(questions), ROWS * COLUMNS), 1):
+        _sheet(questions, first).save(out / f"sheet-{number}.png")
+    (out / "answers.txt").write_text("\n".join(f"{number:02}" for number in range(len(questions))) + "\n")
 
 
-def _sheet(session: Session, rival: str, numbers: Sequence[int]) -> Image.Image:
+def _sheet(questions: list[tuple[Session, int]], first: int) -> Image.Image:
     wide, high = 2 * SIDE + 3 * GAP, LABEL + SIDE + GAP
-    sheet = Image.new("RGB", (COLUMNS * wide, -(-len(numbers) // COLUMNS) * high), "white")
+    shown = questions[first : first + ROWS * COLUMNS]
+    sheet = Image.new("RGB", (COLUMNS * wide, -(-len(shown) // COLUMNS) * high), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for place, number in enumerate(numbers):
+    for place, (session, index) in enumerate(shown):
         left, top = place % COLUMNS * wide, place // COLUMNS * high
-        draw.text((left, top + 2), f"{rival}-{number:02}", "black", font)
-        for side, data in enumerate(session.images(number)):
+        draw.text((left, top + 2), f"{first + place:02}", "black", font)
+        for side, data in enumerate(session.images(index)):
             sheet.paste(Image.open(io.BytesIO(data)), (left + side * (SIDE + GAP), top + LABEL))
     return sheet
 
 
-def _session(out: Path, rival: str, judge: str) -> Session:
-    """The same order for every judge who has not begun."""
-    return Session(find_pairs(out / "ours", [out / rival]), judge, out / ROUNDS, Views(0, 1, SIDE))
+def _sessions(out: Path, judge: str) -> list[Session]:
+    """One for each rival; the same order for every judge who has not begun."""
+    return [
+        Session(find_pairs(out / "ours", [out / rival]), judge, out / ROUNDS, Views(0, 1, SIDE)) for rival in RIVALS
+    ]
+
+
+def _questions(sessions: list[Session]) -> list[tuple[Session, int]]:
+    """All sessions' questions, mixed."""
+    questions = [(session, index) for session in sessions for index in range(len(session.questions))]
+    random.Random(0).shuffle(questions)
+    return questions
 
 
 def piece(path: Path, left: int, top: int, lineup: Lineup) -> tuple[Sample, tuple[int, int, int, int]]:
@@ -144,13 +151,14 @@ def piece(path: Path, left: int, top: int, lineup: Lineup) -> tuple[Sample, tupl
 
 def merge(out: Path, judge: str, verdicts: Path) -> None:
     """Keeps the answers of one judge, those that are there, and prints the table of all."""
-    sessions = {rival: _session(out, rival, judge) for rival in RIVALS}
+    questions = _questions(_sessions(out, judge))
     for line in verdicts.read_text().splitlines():
-        found = re.fullmatch(rf"\s*({'|'.join(RIVALS)})-(\d+)\W*([ABab])\s*", line)
-        if found and int(found[2]) < len(sessions[found[1]].questions):
-            sessions[found[1]].choose(int(found[2]), found[3].upper())
-        elif line.strip() and not re.fullmatch(rf"\s*({'|'.join(RIVALS)})-\d+\s*", line):
-            raise ValueError(f"{verdicts}: {line!r}; expected a pair such as lanczos-07, and A or B")
+        found = re.fullmatch(r"\s*(\d+)\W*([ABab])\s*", line)
+        if found and int(found[1]) < len(questions):
+            session, index = questions[int(found[1])]
+            session.choose(index, found[2].upper())
+        elif not re.fullmatch(r"\s*\d*\s*", line):
+            raise ValueError(f"{verdicts}: {line!r}; expected the number of a pair such as 07, and A or B")
     print(*table(summarize(out)), sep="\n")
 
 
