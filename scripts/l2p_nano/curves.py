@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pixdec.io.files import write_whole
 from pixdec.io.tensors import to_tensor
-from pixdec.l2p import PixelPipeline
 from pixdec.l2p.images import ImageSource
 from pixdec.l2p.model import PixelModel
 from pixdec.sampling.flow import interpolate
@@ -30,7 +29,7 @@ from pixdec.train.checkpoints import checkpoints, read_average
 from pixdec.train.stages.l2p import noise_of
 from scripts.l2p_nano.scenes import SIDE, judge
 from scripts.l2p_nano.source import NanoSource, sheet, sheet_scenes
-from scripts.l2p_nano.transfer import FILE, VARIATIONS, blind, opened_pixels, pixels_of
+from scripts.l2p_nano.transfer import FILE, VARIATIONS, opened_pixels, pixels_of
 
 mpl.use("agg")
 ROWS, COLUMNS = 6, 8  # of a sheet
@@ -103,7 +102,7 @@ def all_errors(folder: Path, count: int = 64) -> Mapping[str, Mapping[str, list[
     images, known, seeds = trained_on(next((folder / "shards").glob("shard-*.tar")), count)
     found = dict[str, Mapping[str, list[float]]]()
     for run in runs_of(folder):
-        pipe = opened(run)
+        pipe = opened_pixels(run)
         mine, theirs = source.embed(known), source.embed(captions)
         found[run.name] = {
             "trained on, own noise": errors(pipe.model, mine, images, seeds),
@@ -113,21 +112,13 @@ def all_errors(folder: Path, count: int = 64) -> Mapping[str, Mapping[str, list[
     return found
 
 
-def opened(run: Path) -> PixelPipeline:
-    """What a finished run left, as it was trained."""
-    pipe = opened_pixels(run)
-    if run.name.startswith("no-input-skip"):
-        blind(pipe.model)
-    return pipe
-
-
 def samples(folder: Path, path: Path, count: int = 10) -> None:
     """A row for every run, below that of the source."""
     rows: dict[str, ImageSource] = {"source": NanoSource.from_pretrained(folder / "source")}
     for run in runs_of(folder):
         name = run.name.removesuffix("-short")
         shift = VARIATIONS[name.replace("-", " ")].changes.get("shift", 3.0) if name != run.name else 3.0
-        rows[RUNS.get(run.name, name.replace("-", " "))] = pixels_of(opened(run), shift)
+        rows[RUNS.get(run.name, name.replace("-", " "))] = pixels_of(opened_pixels(run), shift)
     whole = Image.new("RGB", (130 + count * (SIDE + 2), len(rows) * (SIDE + 2)), "white")
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
     for i, (name, source) in enumerate(rows.items()):

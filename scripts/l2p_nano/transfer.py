@@ -126,15 +126,15 @@ def transfer(folder: Path, name: str, variation: Variation, steps: int, start: P
                 pass
     made = merge(open_weights(start), open_weights(run / "trained.safetensors"))
     save_weights(replace(made, name=NAME), run / FILE, torch.bfloat16)
-    pipe = opened_pixels(run)
-    if not variation.skip:
-        blind(pipe.model)
-    return pipe
+    return opened_pixels(run)
 
 
 def opened_pixels(run: Path) -> PixelPipeline:
-    """What a finished run left."""
-    return PixelPipeline.from_pretrained(run / FILE, device="cpu", torch_dtype=torch.float32)
+    """What a finished run left, as it was trained."""
+    pipe = PixelPipeline.from_pretrained(run / FILE, device="cpu", torch_dtype=torch.float32)
+    if run.name.startswith("no-input-skip"):
+        blind(pipe.model)
+    return pipe
 
 
 def blind(model: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pixdec.cli.generate import NOTHING, Asked, make_all
-from pixdec.cli.options import Dtype, Flag, Output, check_device, torch_dtype
+from pixdec.cli.options import Dtype, Json, Output, check_device, torch_dtype
 from pixdec.cli.report import Report, progress
 from pixdec.generation.settings import PixelGenerationSettings, SynthesisSettings
 from pixdec.io.files import prepare, write_whole
@@ -38,8 +38,7 @@ class Init:
     """Of what is new."""
     dtype: Dtype | None = None
     """Precision of the file; without it each tensor keeps its own."""
-    json: Flag = False
-    """Print one JSON object, with the name of every tensor."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.l2p.files import open_weights, save_weights
@@ -74,8 +73,7 @@ class Merge:
     """The file to write, .safetensors."""
     dtype: Dtype | None = None
     """Precision of the file; without it each tensor keeps its own."""
-    json: Flag = False
-    """Print one JSON object."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.l2p.files import open_weights, save_weights
@@ -106,8 +104,7 @@ class Generate:
     """A folder: it is created. For one --prompt also an image file (.png, .webp, .jpg)."""
     by: Annotated[PixelGenerationSettings, tyro.conf.arg(name="")]
     what: Asked = NOTHING
-    json: Flag = False
-    """Print one JSON object for each image."""
+    json: Json = False
 
     def run(self) -> int:
         prompts = self.what.given()
@@ -139,8 +136,7 @@ class Prompts:
     """The environment variable that holds the endpoint's key."""
     timeout: float = 120
     """Seconds for an answer."""
-    json: Flag = False
-    """Print one JSON object."""
+    json: Json = False
 
     def run(self) -> int:
         from pixdec.l2p.prompts import LANGUAGES, Progress, shipped, write_prompts
@@ -198,8 +194,7 @@ class Synthesise:
     ray: str | None = None
     """Address of a Ray cluster that makes the images, one of each GPU's at a time: host:port, ray://host:port, auto for
     the one that this machine is in, or local."""
-    json: Flag = False
-    """Print one JSON object."""
+    json: Json = False
 
     def run(self) -> int:
         check_device(self.device)

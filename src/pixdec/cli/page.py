@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from pixdec.cli.options import Flag
 from pixdec.cli.report import explained, tell
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pixdec.io.quiet import library
 
 Images = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]", help_behavior_hint="")]
 
@@ -33,20 +32,16 @@ class Page:
     """Print the address, and open no browser."""
 
     def run(self) -> int:
-        try:
-            from pixdec.serve.server import serve
-            from pixdec.serve.settings import ModelSettings, ServeSettings
-        except ImportError as error:
-            raise ValueError(f"pixdec page needs {error.name}: pip install 'pixdec[serve]'") from error
+        library("pixdec.serve.server", "pixdec page", "serve")
         import webbrowser
-        from pathlib import Path
         from urllib.parse import urlencode
+
+        from pixdec.serve.server import serve
+        from pixdec.serve.settings import ServeSettings, models_named
 
         given = self._given()
         if self.images and not given:
             return 2
-        name = Path(self.model).stem if Path(self.model).exists() else self.model
-        settings = ServeSettings(models={name: ModelSettings(source=self.model)})
         asked = f"#{urlencode({'given': '/'.join(path.name for path in given)})}" if given else ""
 
         def opened(url: str) -> None:
@@ -54,12 +49,10 @@ class Page:
             if not self.no_browser:
                 webbrowser.open(f"{url}/{asked}")
 
-        return serve(settings, port=self.port, given=given, listening_at=opened)
+        return serve(ServeSettings(models=models_named([self.model])), port=self.port, given=given, listening_at=opened)
 
     def _given(self) -> list[Path]:
         """The files that can be shown; what is wrong with the others is told."""
-        from pathlib import Path
-
         from pixdec.io.images import image_size
         from pixdec.latents.latent import SUFFIXES
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pixdec.io.quiet import library
+
 
 @dataclass(frozen=True)
 class Serve:
@@ -21,19 +23,13 @@ class Serve:
     """Of the models and pipelines that name none, such as cuda:1; without it the fastest there is."""
 
     def run(self) -> int:
-        try:
-            from pixdec.serve.server import serve
-            from pixdec.serve.settings import ModelSettings, read_settings
-        except ImportError as error:
-            raise ValueError(f"pixdec serve needs {error.name}: pip install 'pixdec[serve]'") from error
-        from pathlib import Path
+        library("pixdec.serve.server", "pixdec serve", "serve")
+        from pixdec.serve.server import serve
+        from pixdec.serve.settings import models_named, read_settings
 
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port={self.port}: expected 0 to 65535")
         settings = read_settings(self.config)
         if self.model:
-            models = {
-                Path(name).stem if Path(name).exists() else name: ModelSettings(source=name) for name in self.model
-            }
-            settings = settings.model_copy(update={"models": models})
+            settings = settings.model_copy(update={"models": models_named(self.model)})
         return serve(settings if self.device is None else settings.on(self.device), self.host, self.port)

@@ -33,14 +33,15 @@ READABLE = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# EXIF's orientation → whether rows and columns change places, then which of them are reversed: rows, columns.
+_TURNS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
 }
 # Several frames in these are not an animation: a preview or depth map beside the photograph, layers beside the whole.
 NEVER_ANIMATED = frozenset({"MPO", "PSD"})
@@ -65,7 +66,9 @@ def read_image(file: str | Path | BinaryIO, *, name: str | None = None) -> Image
         if alpha is not None and cast("tuple[int, int]", alpha.getextrema())[0] < 255:
             warnings.warn(f"{name}: its transparency is composited on white", UserWarning, stacklevel=2)
             colors = Image.composite(colors, Image.new("RGB", colors.size, "white"), alpha)
-        return _upright(colors, image)
+        if _orientation(image) in _TURNS:
+            return Image.fromarray(_upright(np.asarray(colors), image))
+        return colors
 
 
 def read_picture(file: str | Path | BinaryIO, *, name: str | None = None) -> Picture:
@@ -87,9 +90,8 @@ def read_picture(file: str | Path | BinaryIO, *, name: str | None = None) -> Pic
             colors, opacity = _to_srgb(image)
             merged = colors if opacity is None else Image.merge("RGBA", (*colors.split(), opacity))
             values = np.asarray(merged)
-        turn = _ORIENTATIONS.get(_orientation(image))
         most = 65535 if values.dtype == np.uint16 else 255
-        tensor = torch.from_numpy(_turned(values, turn).astype(np.float32)).permute(2, 0, 1)[None]
+        tensor = torch.from_numpy(_upright(values, image).astype(np.float32)).permute(2, 0, 1)[None]
         color, alpha = tensor[:, :3] / (most / 2) - 1, tensor[:, 3:] / most
         is_opaque = alpha.numel() == 0 or bool((alpha == 1).all())
         return Picture(color, None if is_opaque else alpha, 16 if deep else 8, metadata)
@@ -185,26 +187,11 @@ def _frames(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, stored: Image.Image) -> Image.Image:
-    turn = _ORIENTATIONS.get(_orientation(stored))
-    return image if turn is None else image.transpose(turn)
-
-
-def _turned(values: np.ndarray[Any, Any], turn: Image.Transpose | None) -> np.ndarray[Any, Any]:
-    """(H,W,C) transposed as Pillow does."""
-    if turn is None:
-        return values
-    across, down = values[:, ::-1], values[::-1]
-    swapped = values.swapaxes(0, 1)
-    return {
-        Image.Transpose.FLIP_LEFT_RIGHT: across,
-        Image.Transpose.ROTATE_180: across[::-1],
-        Image.Transpose.FLIP_TOP_BOTTOM: down,
-        Image.Transpose.TRANSPOSE: swapped,
-        Image.Transpose.ROTATE_270: down.swapaxes(0, 1),
-        Image.Transpose.TRANSVERSE: across[::-1].swapaxes(0, 1),
-        Image.Transpose.ROTATE_90: across.swapaxes(0, 1),
-    }[turn]
+def _upright(values: np.ndarray[Any, Any], stored: Image.Image) -> np.ndarray[Any, Any]:
+    """Values (H,W,C) of an image as it is stored, turned as its EXIF says."""
+    swapped, down, across = _TURNS.get(_orientation(stored), (False, False, False))
+    values = values.swapaxes(0, 1) if swapped else values
+    return values[:: -1 if down else 1, :: -1 if across else 1]
 
 
 def _open(file: str | Path | BinaryIO, name: str, *, pixels: int = MAX_PIXELS) -> Image.Image:

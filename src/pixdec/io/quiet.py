@@ -40,7 +40,7 @@ def quiet(*libraries: str) -> Generator[None]:
 
 
 def library(name: str, what: str, extra: str) -> Any:
-    """A library of one of our extras, imported.
+    """A library of one of our extras, or a module of ours that imports one, imported.
 
     Raises:
         ValueError: it is not there; says what needs it, and what to install.
@@ -48,4 +48,4 @@ def library(name: str, what: str, extra: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ValueError(f"{what} needs {name}: pip install 'pixdec[{extra}]'") from error
+        raise ValueError(f"{what} needs {error.name or name}: pip install 'pixdec[{extra}]'") from error

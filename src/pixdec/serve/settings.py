@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,11 @@ class ServeSettings(Strict):
                 parse_memory(each)
         if not self.models:
             raise ValueError("models={}: expected at least one decoder")
+
+
+def models_named(sources: Iterable[str]) -> dict[str, ModelSettings]:
+    """Decoders by the name of their file, or by that of `pixdec models`."""
+    return {Path(each).stem if Path(each).exists() else each: ModelSettings(source=each) for each in sources}
 
 
 def read_settings(path: str | Path | None) -> ServeSettings:
