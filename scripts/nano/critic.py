@@ -30,8 +30,17 @@ class Critic(nn.Module):
         )
 
     def forward(self, images: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        grain, body, _ = self.with_features(images, low)
+        return grain, body
+
+    def with_features(self, images: Tensor, low: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The logits, and what the layers on the way to them made."""
         half = F.leaky_relu(self.enter(F.pad(images, (0, 1, 0, 1), mode="replicate")), 0.2)
         quarter = F.leaky_relu(self.deeper(F.pad(half, (0, 1, 0, 1), mode="replicate")), 0.2)
         low = F.interpolate(low, quarter.shape[-2:], mode="nearest")
-        body = self.body(torch.cat((quarter, low.to(quarter.dtype)), 1))
-        return self.grain(half).flatten(1).float(), body.flatten(1).float()
+        features, body = [half, quarter], torch.cat((quarter, low.to(quarter.dtype)), 1)
+        for layer in self.body:
+            body = layer(body)
+            if isinstance(layer, nn.LeakyReLU):
+                features.append(body)
+        return self.grain(half).flatten(1).float(), body.flatten(1).float(), features

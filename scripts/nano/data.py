@@ -13,7 +13,7 @@ sent to; `scripts.nano.train` reads either folder.
 import argparse
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -154,29 +154,44 @@ def teach(folder: Path, count: int, weights: Path | None) -> None:
 
 
 def pack(folder: Path, out: Path, mebibytes: float) -> None:
-    """Busy crops of 96 x 96 with what belongs to them, as WebP, and the teacher's as they are: `crops.safetensors` of
-    uint8 vectors "high-N" and "low-N-VARIANT"."""
+    """Busy crops of 96 x 96 of the pictures, `crops.safetensors`, and as many bytes of the teacher's, where there are
+    some, `taught.safetensors`: WebP files as uint8 vectors "high-N" and "low-N-VARIANT"."""
     out.mkdir(parents=True, exist_ok=True)
-    rng, side, left, crops = random.Random(0), 96, mebibytes * 2**20, dict[str, Tensor]()
-    if (folder / "teacher.safetensors").exists():
-        made = load_file(folder / "teacher.safetensors")
-        save_file(made, out / "teacher.safetensors")
-        left -= (out / "teacher.safetensors").stat().st_size
-    files = [p for p in folder.glob("*.safetensors") if p.stem != "teacher"]
-    while left > 0:
+    room, teacher = mebibytes * 2**20, folder / "teacher.safetensors"
+    if teacher.exists():
+        made = load_file(teacher)
+        taught = _packed(zip(made["high"], made["low"][:, None], strict=True), room / 2)
+        save_file(taught, out / "taught.safetensors")
+        room -= sum(map(len, taught.values()))
+    save_file(
+        _packed(_busy_crops([p for p in folder.glob("*.safetensors") if p != teacher]), room), out / "crops.safetensors"
+    )
+
+
+def _busy_crops(files: list[Path], side: int = 96) -> Iterator[tuple[Tensor, Tensor]]:
+    """(4·side,4·side,3) and its (variants,side,side,3), the busier of two, without end."""
+    rng = random.Random(0)
+    while True:
         picture = load_file(rng.choice(files))
-        variants, height, width, _ = picture["low"].shape
+        _, height, width, _ = picture["low"].shape
         if min(height, width) < side:
             continue
         places = [(rng.randrange(height - side + 1), rng.randrange(width - side + 1)) for _ in range(2)]
         y, x = max(places, key=lambda at: float(picture["low"][0, at[0] :, at[1] :][:side, :side].float().std()))
         high = picture["high"][SCALE * y : SCALE * (y + side), SCALE * x : SCALE * (x + side)]
-        lows = picture["low"][:, y : y + side, x : x + side]
-        number = len(crops) // (variants + 1)
-        crops[f"high-{number}"] = _webp(high, quality=92)
-        crops |= {f"low-{number}-{i}": _webp(lows[i], lossless=True) for i in range(variants)}
-        left -= sum(len(crops[key]) for key in list(crops)[-variants - 1 :])
-    save_file(crops, out / "crops.safetensors")
+        yield high, picture["low"][:, y : y + side, x : x + side]
+
+
+def _packed(pairs: Iterable[tuple[Tensor, Tensor]], room: float) -> dict[str, Tensor]:
+    """As many as there is room for, in bytes."""
+    packed = dict[str, Tensor]()
+    for number, (high, lows) in enumerate(pairs):
+        each = {f"high-{number}": _webp(high, quality=92)}
+        each |= {f"low-{number}-{i}": _webp(low, lossless=True) for i, low in enumerate(lows)}
+        packed, room = packed | each, room - sum(map(len, each.values()))
+        if room <= 0:
+            break
+    return packed
 
 
 def _webp(image: Tensor, **options: object) -> Tensor:

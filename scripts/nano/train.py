@@ -6,8 +6,8 @@ A step learns x0 at one of the student's four noise levels for each image of a b
 noise; at the others the network sees its own first estimate, noised (self-rollout), or the truth, noised. Stages:
 
     shape    pixels, their differences and the means of 8 x 8, with some of Real-ESRGAN's images as the truth
-    look     hardly anything else as the truth; also ST-LPIPS's later levels on a jittered crop and an adversary that
-             sees the low-resolution image too (and no pages)
+    look     hardly anything else as the truth; also ST-LPIPS's later levels on a jittered crop, and an adversary that
+             sees the low-resolution image too (and no pages), with its features
     texture  the same, with photographs and pages alone
 
 The same command goes on where it stopped; another stage goes on from there.
@@ -49,12 +49,13 @@ class Recipe:
     rate: float = 3e-4
     critic_rate: float = 5e-4
     warm_up: int = 100
-    pixels: float = 1.0
+    pixels: float = 0.5
     means: float = 1.0
-    edges: float = 0.5
+    edges: float = 0.25
     phases: float = 2.0
-    perceptual: float = 0.05
-    adversary: float = 0.1
+    perceptual: float = 0.3
+    adversary: float = 0.08
+    matched: float = 0.5  # features that the critic makes of both (Wang et al. 2018): straighter lines, fewer cells
     levels: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # of ST-LPIPS
     teacher: float = 0.0  # share of images whose truth is Real-ESRGAN's
     pages: float = 0.5  # share of pages in the others
@@ -65,8 +66,8 @@ class Recipe:
 
 # Pixel losses first: perceptual ones and adversaries make dots of edges that the network cannot place yet.
 STAGES = {
-    "shape": Recipe(first=8, rate=6e-4, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.75, noisy=0.15),
-    "look": Recipe(first=6, teacher=0.9, perceptual=0.25, adversary=0.08),
+    "shape": Recipe(first=8, rate=6e-4, pixels=1.0, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.75, noisy=0.15),
+    "look": Recipe(first=6, teacher=0.9),
     "texture": Recipe(),
 }
 
@@ -80,11 +81,16 @@ class Data:
         for path in sorted(folder.glob("*.safetensors")):
             if path.stem == "teacher":
                 self.teacher = load_file(path)
-                self.teacher["high"] = _corrected(self.teacher["low"], self.teacher["high"])
+            elif path.stem == "taught":
+                taught = _unpacked(load_file(path))
+                low, high = torch.cat([each["low"] for each in taught]), torch.stack([each["high"] for each in taught])
+                self.teacher = {"low": low, "high": high}
             elif path.stem == "crops":
                 self.photos += _unpacked(load_file(path))
             else:
                 (self.pages if path.stem.startswith("page-") else self.photos).append(load_file(path))
+        if self.teacher is not None:
+            self.teacher["high"] = _corrected(self.teacher["low"], self.teacher["high"])
         self.areas = [each["low"].shape[1] * each["low"].shape[2] for each in self.photos]
 
     def draw(self, rng: random.Random, *, teacher: float, pages: float) -> tuple[Tensor, Tensor, bool]:
@@ -279,8 +285,13 @@ class Trainer:
         if recipe.adversary:
             self.critic.requires_grad_(False)
             with self.cast():
-                grain, body = self.critic(x0[judged], low[judged])
+                grain, body, made = self.critic.with_features(x0[judged], low[judged])
+                with torch.no_grad():
+                    real = self.critic.with_features(truth[judged], low[judged])[2]
             loss = loss - recipe.adversary * (grain.mean() + body.mean())
+            apart = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(made, real, strict=True)]
+            losses["matched"] = torch.stack(apart).mean()
+            loss = loss + recipe.matched * losses["matched"]
             self.critic.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

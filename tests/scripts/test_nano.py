@@ -57,10 +57,18 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(folder: Path, tmp_path:
 
 
 def test_a_pack_holds_the_same_pictures(folder: Path, tmp_path: Path) -> None:
+    gradient = torch.linspace(0, 255, 256).round().to(torch.uint8)
+    high = gradient.view(1, 1, 256, 1).expand(3, 256, 256, 3).contiguous()
+    save_file({"high": high, "low": high[:, 1::4, 1::4].contiguous()}, folder / "teacher.safetensors")
     pack(folder, tmp_path / "pack", mebibytes=0.2)
     packed = Data(tmp_path / "pack", 16)
     assert packed.photos
-    high, low, is_page = packed.draw(random.Random(0), teacher=0, pages=0)
-    assert (high.shape, low.shape) == ((3, 64, 64), (3, 16, 16))
-    assert not is_page
-    assert -1 <= float(high.min()) <= float(high.max()) <= 1
+    assert packed.teacher is not None
+    assert torch.equal(packed.teacher["low"], high[:, 1::4, 1::4])
+    assert int((packed.teacher["high"].int() - high).abs().max()) < 8
+    for teacher in (0, 1):
+        high, low, is_page = packed.draw(random.Random(0), teacher=teacher, pages=0)
+        assert (high.shape, low.shape) == ((3, 64, 64), (3, 16, 16))
+        assert not is_page
+        assert -1 <= float(high.min()) <= float(high.max()) <= 1
+    (folder / "teacher.safetensors").unlink()
