@@ -26,12 +26,12 @@ from pixdec.io.tensors import to_tensor
 from pixdec.l2p import PixelPipeline, merge, open_weights, save_weights, transplant
 from pixdec.l2p.images import ImageSource, PixelImages
 from pixdec.text.words import SCHEME
+from pixdec.train.build_pixels import build_pixels
 from pixdec.train.data.shards import INDEX
 from pixdec.train.recipes import PixelRecipe, l2p_nano
 from pixdec.train.runs import RunOptions
 from pixdec.train.stages.l2p import PixelStage
 from pixdec.train.synthesise import synthesise
-from pixdec.train.transfer import build_pixels
 from scripts.l2p_nano.scenes import SIDE, WORDS, Scene, all_scenes, drawn_scenes, judge, render
 from scripts.l2p_nano.source import NanoSource
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixdec.io.files import write_whole
-from pixdec.l2p.prompts import TOPICS, Alike, Written
+from pixdec.l2p.prompt_lists import TOPICS, Alike, Written
 from scripts.l2p_prompts import chinese, english
 
 COUNT = 1000

@@ -13,10 +13,10 @@ from safetensors.torch import save
 from small import TEXT, saved
 
 from pixdec.l2p import open_weights, save_weights, transplant
+from pixdec.train.build_pixels import build_pixels
 from pixdec.train.data.shards import INDEX, Index, index_shard, save_index
 from pixdec.train.recipes import PixelRecipe, l2p_nano
 from pixdec.train.runs import RunOptions
-from pixdec.train.transfer import build_pixels
 
 
 def recipe(**loop) -> PixelRecipe:

@@ -12,9 +12,9 @@ from small import saved
 from pixdec.cli import main
 from pixdec.io.tensor_files import TensorFile
 from pixdec.l2p import PixelModel, PixelSettings, load_model, open_weights, save_weights, transplant
-from pixdec.l2p.files import Weights, digest
 from pixdec.l2p.model import shallow_only, shapes_of
 from pixdec.l2p.transfer import compare
+from pixdec.l2p.weight_files import Weights, digest
 from pixdec.weights.describe import describe
 from pixdec.weights.pixels import PIXEL_CARDS, Z_IMAGE, card_of_tensors, inventory, pixel_tensors
 

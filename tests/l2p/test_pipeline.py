@@ -13,7 +13,7 @@ from small import TEXT, diffusers, saved
 from pixdec.cli import main
 from pixdec.io.tensors import to_pil, to_tensor
 from pixdec.l2p import PixelModel, PixelPipeline, load_model, open_weights, save_weights, transplant
-from pixdec.l2p.pipeline import large_linears
+from pixdec.l2p.pixel_pipeline import large_linears
 from pixdec.sampling.flow import shifted_times
 from pixdec.text.words import SCHEME
 
@@ -98,7 +98,7 @@ def test_a_prompt_is_the_same_alone_and_in_a_batch(pipe: PixelPipeline):
 def test_bands_and_offloading_change_nothing(pipe: PixelPipeline, monkeypatch):
     settings = {"prompt": "a fox", "num_inference_steps": 1, "height": 256, "width": 32, "output_type": "pt"}
     whole = pipe(**settings, generator=torch.Generator().manual_seed(0)).images
-    monkeypatch.setattr("pixdec.l2p.pipeline.BAND_PIXELS", 32 * 32)
+    monkeypatch.setattr("pixdec.l2p.pixel_pipeline.BAND_PIXELS", 32 * 32)
     pipe.enable_model_cpu_offload("cpu")
     assert float((pipe(**settings, generator=torch.Generator().manual_seed(0)).images - whole).abs().max()) < 1e-5
 

@@ -15,7 +15,7 @@ import pytest
 from pixdec.cli import main
 from pixdec.evaluate.judge.endpoint import Endpoint
 from pixdec.generation.prompts import read_prompts
-from pixdec.l2p.prompts import TOPICS, Alike, shipped, write_prompts
+from pixdec.l2p.prompt_lists import TOPICS, Alike, shipped, write_prompts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluate" / "judge"))
 

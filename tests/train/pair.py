@@ -84,7 +84,7 @@ def new_stage(kind: str, machine: MachineSettings, world: World) -> DecoderStage
             LevelSettings(least=0.1, most=0.9), conditions, ratio=2, gan_warmup=0, r1=1.0, block=1, pixel=0.1
         )
         teacher = new_network(kind)
-        stage = StudentStage(network, teacher, settings, conditioner, (0.999, 0.5, 0.0), embed(["not this"]))
+        stage = StudentStage(network, teacher, settings, conditioner, (0.999, 0.5, 0.0))
         prepare(stage.networks, [teacher], machine, world)
     else:
         stage = DecoderStage(network, DecoderSettings(conditions=conditions), conditioner)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pixdec.models.pid import PiD, PiDSettings
 from pixdec.sampling.flow import clean, expand, interpolate
+from pixdec.text import NEGATIVE_PROMPT
 from pixdec.train.checkpoints import State
 from pixdec.train.draws import Draws, noise_levels
 from pixdec.train.features import watching
@@ -28,7 +29,7 @@ PLAIN = ConditionSettings(clean=0.5, drop_caption=0.0, drop_latent=0.0)
 BARE = StudentSettings(conditions=PLAIN, ratio=2, guidance=1.0, gan=0.0, block=1)
 WHOLE = replace(BARE, gan=0.05, gan_warmup=4, pixel=0.1)
 LOOP = LoopSettings(steps=20, batch=4, learning_rate=2e-3, warmup=2, seed=3)
-NULL = embed(["a bad picture"])
+NULL = embed([NEGATIVE_PROMPT])
 
 
 def draws(step: int, places: Sequence[int] = range(4)) -> Draws:
@@ -40,8 +41,7 @@ def stage(
 ) -> StudentStage:
     reads = shape.backbone.text_width is not None
     conditioner = Conditioner(settings.conditions, [tiny_encoder()], embed if reads else None)
-    null = NULL if reads else None
-    return StudentStage(student or network(shape), teacher or network(shape), settings, conditioner, TIMES, null)
+    return StudentStage(student or network(shape), teacher or network(shape), settings, conditioner, TIMES)
 
 
 def flat(shape: PiDSettings, *colour: float) -> PiD:
@@ -552,8 +552,8 @@ def test_networks_that_do_not_fit_are_refused():
     one = network(SILENT)
     with pytest.raises(ValueError, match="one network"):
         stage(SILENT, BARE, one, one)
-    conditioner = Conditioner(PLAIN, [tiny_encoder()], embed)
-    with pytest.raises(ValueError, match="negative prompt is missing"):
+    conditioner = Conditioner(PLAIN, [tiny_encoder()])
+    with pytest.raises(ValueError, match="nothing embeds the negative prompt"):
         StudentStage(network(WORDY), network(WORDY), replace(BARE, guidance=3.0), conditioner, TIMES)
     for times in ((0.9, 0.1), (0.5, 0.9, 0.0), (1.5, 0.0), (0.0,)):
         with pytest.raises(ValueError, match="fall from at most 1 to 0"):

@@ -41,9 +41,9 @@ class Init:
     json: Json = False
 
     def run(self) -> int:
-        from pixdec.l2p.files import open_weights, save_weights
         from pixdec.l2p.model import PixelModel, shallow_only
         from pixdec.l2p.transfer import transplant
+        from pixdec.l2p.weight_files import open_weights, save_weights
 
         _check_target(self.output)
         made, report = transplant(open_weights(self.source), self.patch, self.seed)
@@ -76,8 +76,8 @@ class Merge:
     json: Json = False
 
     def run(self) -> int:
-        from pixdec.l2p.files import open_weights, save_weights
         from pixdec.l2p.transfer import merge
+        from pixdec.l2p.weight_files import open_weights, save_weights
 
         _check_target(self.output)
         start, trained = open_weights(self.start), open_weights(self.trained)
@@ -139,7 +139,7 @@ class Prompts:
     json: Json = False
 
     def run(self) -> int:
-        from pixdec.l2p.prompts import LANGUAGES, Progress, shipped, write_prompts
+        from pixdec.l2p.prompt_lists import LANGUAGES, Progress, shipped, write_prompts
 
         if not self.output.endswith(".jsonl"):
             raise ValueError(f"{self.output}: expected the name of a file that ends in .jsonl")
@@ -201,7 +201,7 @@ class Synthesise:
         from pixdec.generation.prompts import Prompt, read_prompts
         from pixdec.io.quiet import quiet
         from pixdec.l2p.images import PipelineImages
-        from pixdec.l2p.prompts import shipped
+        from pixdec.l2p.prompt_lists import shipped
         from pixdec.train.synthesise import synthesise
 
         if self.prompts is None:
@@ -252,7 +252,7 @@ class Bench:
         check_device(self.device)
         from pixdec.evaluate.benchmarks import SCORING, make_images, read_items
         from pixdec.l2p.images import PixelImages
-        from pixdec.l2p.pipeline import PixelPipeline
+        from pixdec.l2p.pixel_pipeline import PixelPipeline
 
         items = read_items(self.benchmark, self.prompts)
         pipe = PixelPipeline.from_pretrained(self.model, text_encoder=self.text_encoder, device=self.device)

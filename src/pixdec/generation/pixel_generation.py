@@ -19,10 +19,10 @@ from pixdec.io.files import prepare
 from pixdec.io.images import read_image
 from pixdec.io.quiet import quiet
 from pixdec.io.writing import save_image
-from pixdec.l2p.files import open_weights
+from pixdec.l2p.weight_files import open_weights
 
 if TYPE_CHECKING:
-    from pixdec.l2p.pipeline import PixelPipeline
+    from pixdec.l2p.pixel_pipeline import PixelPipeline
 
 VERB = "l2p generate"
 
@@ -71,7 +71,7 @@ class PixelGeneration:
                 yield self._attempt(pipe, todo)
 
     def _load(self) -> PixelPipeline:
-        from pixdec.l2p.pipeline import PixelPipeline
+        from pixdec.l2p.pixel_pipeline import PixelPipeline
 
         settings = self.settings
         with short_of_memory(settings.device or "the device"):

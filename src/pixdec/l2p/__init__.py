@@ -11,21 +11,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pixdec.l2p.files import Weights as Weights
-    from pixdec.l2p.files import load_model as load_model
-    from pixdec.l2p.files import open_weights as open_weights
-    from pixdec.l2p.files import save_weights as save_weights
     from pixdec.l2p.model import PixelModel as PixelModel
     from pixdec.l2p.model import PixelSettings as PixelSettings
     from pixdec.l2p.model import network_from_reference as network_from_reference
-    from pixdec.l2p.pipeline import PixelPipeline as PixelPipeline
+    from pixdec.l2p.pixel_pipeline import PixelPipeline as PixelPipeline
     from pixdec.l2p.transfer import merge as merge
     from pixdec.l2p.transfer import transplant as transplant
+    from pixdec.l2p.weight_files import Weights as Weights
+    from pixdec.l2p.weight_files import load_model as load_model
+    from pixdec.l2p.weight_files import open_weights as open_weights
+    from pixdec.l2p.weight_files import save_weights as save_weights
 
 _HOMES = {
-    "files": ("Weights", "load_model", "open_weights", "save_weights"),
+    "weight_files": ("Weights", "load_model", "open_weights", "save_weights"),
     "model": ("PixelModel", "PixelSettings", "network_from_reference"),
-    "pipeline": ("PixelPipeline",),
+    "pixel_pipeline": ("PixelPipeline",),
     "transfer": ("merge", "transplant"),
 }
 

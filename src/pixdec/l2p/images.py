@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixdec.devices import best_device, computes_in_bfloat16, device_named
 from pixdec.io.hub import HUB_ID, loading_reason
-from pixdec.l2p.pipeline import PixelPipeline
+from pixdec.l2p.pixel_pipeline import PixelPipeline
 from pixdec.l2p.sources import SOURCES, Source, diffusers_class, get_source, source_of
 
 

@@ -138,7 +138,7 @@ def network_from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str
     Raises:
         ValueError: a missing, unexpected or mis-shaped tensor, or a setting that there is none of.
     """
-    from pixdec.l2p.files import filled
+    from pixdec.l2p.weight_files import filled
     from pixdec.weights.pixels import pixel_tensors
 
     model = PixelModel(PixelSettings("z-image", dict(config), patch))

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixdec.l2p.files import Weights, check, digest
 from pixdec.l2p.model import HEAD, PixelModel, PixelSettings, file_name, shapes_of
+from pixdec.l2p.weight_files import Weights, check, digest
 from pixdec.weights.checkpoint import listed
 
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pixdec.encoder import TINY_SPACE, ImageEncoder
 from pixdec.io import files
 from pixdec.latents import get_space
 from pixdec.models.pid import PiD
 from pixdec.models.taef2 import load_taef2
-from pixdec.text import GEMMA, NEGATIVE_PROMPT, CaptionEmbeddings
+from pixdec.text import GEMMA, CaptionEmbeddings
+from pixdec.train.build_pixels import build_pixels
 from pixdec.train.draws import Draws
-from pixdec.train.examples import Source
+from pixdec.train.examples import open_examples
 from pixdec.train.loop import Progress
 from pixdec.train.low_rank import add_lora
 from pixdec.train.parallel import Share, join, prepare
@@ -31,7 +31,6 @@ from pixdec.train.stages.prior import PriorStage
 from pixdec.train.stages.stage import Conditioner, ConditionSettings, Embed, Encode, embedded
 from pixdec.train.stages.student import StudentStage
 from pixdec.train.start import Start, start_from
-from pixdec.train.transfer import build_pixels
 
 LICENCE = "Apache-2.0"
 AnyStage = PriorStage | DecoderStage | StudentStage
@@ -64,7 +63,7 @@ def build(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunO
         return build_pixels(recipe, data, output, options)
     world = join(options.device, recipe.machine.context, offload=recipe.machine.offload)
     files.prepare([Path(output) / "settings.json"])  # before anything is loaded
-    source = Source(data, recipe, world.share)
+    source = open_examples(data, recipe, world.share)
     with torch.random.fork_rng(devices=[]):  # biases are drawn as the network is made
         torch.manual_seed(recipe.loop.seed)
         network = PiD(recipe.network).initialize(recipe.loop.seed)
@@ -98,12 +97,11 @@ def build(recipe: AnyRecipe, data: str | Path, output: str | Path, options: RunO
 
 @dataclass(frozen=True, eq=False)
 class Tools:
-    """What a stage works with besides its networks: what makes conditions, what embeds captions, the embedded negative
-    prompt (1,T,E), and REPA's encoder; those it needs."""
+    """What a stage works with besides its networks: what makes conditions, what embeds captions, and REPA's encoder;
+    those it needs."""
 
     conditioner: Conditioner | None = None
     embed: Embed | None = None
-    null: Tensor | None = None
     representation: Representation | None = None
 
 
@@ -117,7 +115,7 @@ def new_stage(recipe: Recipe, network: PiD, tools: Tools, teacher: PiD | None = 
     assert isinstance(recipe, StudentRecipe)
     assert teacher is not None
     seed = recipe.loop.seed
-    return StudentStage(network, teacher, recipe.objective, tools.conditioner, recipe.times, tools.null, seed)
+    return StudentStage(network, teacher, recipe.objective, tools.conditioner, recipe.times, seed)
 
 
 def conditions_of(recipe: Recipe) -> ConditionSettings | None:
@@ -134,8 +132,7 @@ def _tools(recipe: Recipe, network: PiD, options: RunOptions, device: torch.devi
     encoders = [_encoder(name, recipe.space, device) for name in options.encoder]
     settings = conditions_of(recipe)
     assert settings is not None
-    null = embed([NEGATIVE_PROMPT]) if embed is not None and isinstance(recipe, StudentRecipe) else None
-    return Tools(Conditioner(settings, encoders, embed), embed, null)
+    return Tools(Conditioner(settings, encoders, embed))
 
 
 def _encoder(name: str, space: str, device: torch.device) -> Encode:
@@ -190,7 +187,7 @@ def _sheets(recipe: Recipe, stage: AnyStage, data: str | Path, device: torch.dev
         loop=replace(recipe.loop, batch=count, parts=1),
         data=replace(recipe.data, workers=0, streams=None, precomputed=False),
     )
-    examples = next(Source(data, few, Share()).begin(0)).to(device)
+    examples = next(open_examples(data, few, Share()).batches()).to(device)
     draws = Draws(recipe.loop.seed, 0, range(count), count, device)
     steps = recipe.folder.sheet_steps
     if isinstance(stage, PriorStage):

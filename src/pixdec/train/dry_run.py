@@ -7,21 +7,21 @@ pixdec train decoder v1-5 --dry-run --data shards --from …   # and a step take
 import resource
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixdec.models.pid import PiD
 from pixdec.train.build import Tools, conditions_of, new_stage
+from pixdec.train.build_pixels import model_on_meta
 from pixdec.train.loop import train
 from pixdec.train.low_rank import add_lora
 from pixdec.train.recipes import AnyRecipe, PixelRecipe, PriorRecipe, Recipe, StudentRecipe
 from pixdec.train.representation import Representation
 from pixdec.train.runs import Run
 from pixdec.train.stages.stage import Conditioner
-from pixdec.train.transfer import model_on_meta
 
 GIB = 2**30
 
@@ -73,13 +73,17 @@ def _networks(recipe: AnyRecipe, start: str | None) -> dict[str, nn.Module]:
 
 
 def _tools(recipe: Recipe, network: PiD) -> Tools:
-    """Stand-ins that are never called."""
+    """Stand-ins."""
     settings, backbone = conditions_of(recipe), recipe.network.backbone
-    null = None if backbone.text_width is None else torch.empty(1, backbone.text_length, backbone.text_width)
     representation = None
+
+    def embed(captions: Sequence[str]) -> Tensor:
+        return torch.empty(len(captions), backbone.text_length, backbone.text_width or 0)
+
     if isinstance(recipe, PriorRecipe) and recipe.objective.representation.weight:
         representation = Representation(recipe.objective.representation, network, lambda images: images)
-    return Tools(None if settings is None else Conditioner(settings, []), None, null, representation)
+    conditioner = Conditioner(settings, [], embed if recipe.reads_text else None) if settings is not None else None
+    return Tools(conditioner, representation=representation)
 
 
 def counted(recipe: AnyRecipe, start: str | None = None) -> Iterator[str]:

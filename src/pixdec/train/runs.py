@@ -20,8 +20,8 @@ import tyro
 from pixdec.io.files import first_line_of, write_whole
 from pixdec.models.pid import PiD
 from pixdec.train.checkpoints import State, checkpoints
+from pixdec.train.data.stream import StreamLoader
 from pixdec.train.draws import Draws
-from pixdec.train.examples import Source
 from pixdec.train.log import Log
 from pixdec.train.loop import Progress, train
 from pixdec.train.low_rank import lora_of
@@ -72,7 +72,7 @@ class Run:
 
     recipe: AnyRecipe
     stage: Stage
-    source: Source
+    source: StreamLoader
     folder: Path
     world: World
     began: Mapping[str, str]
@@ -162,7 +162,8 @@ class Run:
 
     def losses(self, start: int) -> Callable[[int, int], Mapping[str, torch.Tensor]]:
         """(step, part) -> the stage's losses, from step `start` on, in turn."""
-        coming, loop, device = self.source.begin(start), self.recipe.loop, self.world.device
+        loop, device = self.recipe.loop, self.world.device
+        coming = self.source.batches(start * loop.parts)
 
         def losses_at(step: int, part: int) -> Mapping[str, torch.Tensor]:
             places = self.world.share.places(loop.batch, part, loop.parts)
@@ -175,7 +176,7 @@ class Run:
     def _settle(self) -> None:
         """Writes the settings of a new run; compares with those of one that is there."""
         path = self.folder / "settings.json"
-        mine = {"recipe": json.loads(settings_to_json(self.recipe)), **self.began, "shards": self.source.digest}
+        mine = {"recipe": json.loads(settings_to_json(self.recipe)), **self.began, "shards": self.source.index.digest()}
         if path.exists():
             try:
                 theirs = json.loads(path.read_text("utf-8"))

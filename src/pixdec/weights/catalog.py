@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -116,17 +117,18 @@ def accepted_spaces(space: str) -> tuple[str, ...]:
     return ("flux1", "z-image") if space in ("flux1", "z-image") else (space,)
 
 
-def _released(
-    name: str, folder: str, space: str, version: str, sizes: Sizes, kind: Kind = "student", scale: int = 4
-) -> Card:
+def _released(name: str, folder: str, space: str, sizes: Sizes) -> Card:
+    """Version, scale and kind are in the name of the folder."""
+    scale = re.search(r"sr(\d)x", folder)  # which the prior has none of; it shares v1.5's shift of noise levels
+    kind: Kind = "prior" if scale is None else "teacher" if folder.endswith("_undistilled") else "student"
     return Card(
         name=name,
         folder=folder,
         repository=REPOSITORY,
         file=f"{folder}/model_ema_bf16.pth",
         space=space,
-        version=version,
-        scale=scale,
+        version="v1.5" if "_v1pt5_" in folder or scale is None else "v1",
+        scale=1 if scale is None else int(scale[1]),
         kind=kind,
         licence=NSCL,
         needs_text=True,
@@ -158,23 +160,20 @@ _TEACHER = "PiD_v1pt5_res2kto4k_sr4x_official_{}_undistilled"
 CARDS: tuple[Card, ...] = (
     _bundled("pixdec-nano", "rgb", "nano", 4, "student"),
     _bundled("pixdec-tiny", "flux2", "tiny", 1, "autoencoder"),
-    _released("pid-v1.5-flux1-4k", _V1_5.format("flux"), "flux1", "v1.5", TWO_TO_FOUR_K),
-    _released("pid-v1.5-flux2-4k", _V1_5.format("flux2"), "flux2", "v1.5", TWO_TO_FOUR_K),
-    _released("pid-v1.5-qwen-image-4k", _V1_5.format("qwenimage"), "qwen-image", "v1.5", TWO_TO_FOUR_K),
-    _released("pid-flux1-2k", _V1.format("flux"), "flux1", "v1", TWO_K),
-    _released("pid-flux2-2k", _V1.format("flux2"), "flux2", "v1", TWO_K),
-    _released("pid-sd3-2k", _V1.format("sd3"), "sd3", "v1", TWO_K),
-    _released("pid-sd3-4k", _V1_4K.format("sd3"), "sd3", "v1", TWO_TO_FOUR_K),
-    _released("pid-sdxl-4k", _V1_4K.format("sdxl"), "sdxl", "v1", TWO_TO_FOUR_K),
-    _released("pid-dinov2-2k", _V1.format("dinov2"), "dinov2", "v1", TWO_K),
-    _released("pid-siglip-8x", _V1.format("siglip").replace("sr4x", "sr8x"), "siglip", "v1", ONLY_2048, scale=8),
-    _released("pid-v1.5-flux1-4k-teacher", _TEACHER.format("flux"), "flux1", "v1.5", TWO_TO_FOUR_K, "teacher"),
-    _released("pid-v1.5-flux2-4k-teacher", _TEACHER.format("flux2"), "flux2", "v1.5", TWO_TO_FOUR_K, "teacher"),
-    _released(
-        "pid-v1.5-qwen-image-4k-teacher", _TEACHER.format("qwenimage"), "qwen-image", "v1.5", TWO_TO_FOUR_K, "teacher"
-    ),
-    # The prior shares v1.5's reference size, and with it the shift of its noise levels.
-    _released("pixeldit-4k", "PixelDiT_finetune_2kto4k", "", "v1.5", TWO_TO_FOUR_K, "prior", scale=1),
+    _released("pid-v1.5-flux1-4k", _V1_5.format("flux"), "flux1", TWO_TO_FOUR_K),
+    _released("pid-v1.5-flux2-4k", _V1_5.format("flux2"), "flux2", TWO_TO_FOUR_K),
+    _released("pid-v1.5-qwen-image-4k", _V1_5.format("qwenimage"), "qwen-image", TWO_TO_FOUR_K),
+    _released("pid-flux1-2k", _V1.format("flux"), "flux1", TWO_K),
+    _released("pid-flux2-2k", _V1.format("flux2"), "flux2", TWO_K),
+    _released("pid-sd3-2k", _V1.format("sd3"), "sd3", TWO_K),
+    _released("pid-sd3-4k", _V1_4K.format("sd3"), "sd3", TWO_TO_FOUR_K),
+    _released("pid-sdxl-4k", _V1_4K.format("sdxl"), "sdxl", TWO_TO_FOUR_K),
+    _released("pid-dinov2-2k", _V1.format("dinov2"), "dinov2", TWO_K),
+    _released("pid-siglip-8x", _V1.format("siglip").replace("sr4x", "sr8x"), "siglip", ONLY_2048),
+    _released("pid-v1.5-flux1-4k-teacher", _TEACHER.format("flux"), "flux1", TWO_TO_FOUR_K),
+    _released("pid-v1.5-flux2-4k-teacher", _TEACHER.format("flux2"), "flux2", TWO_TO_FOUR_K),
+    _released("pid-v1.5-qwen-image-4k-teacher", _TEACHER.format("qwenimage"), "qwen-image", TWO_TO_FOUR_K),
+    _released("pixeldit-4k", "PixelDiT_finetune_2kto4k", "", TWO_TO_FOUR_K),
 )
 
 _BY_NAME = {alias: card for card in CARDS for alias in (card.name, card.folder, f"{card.repository}/{card.folder}")}

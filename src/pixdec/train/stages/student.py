@@ -27,6 +27,7 @@ from pixdec.io.arguments import check_range
 from pixdec.models.discriminator import Discriminator
 from pixdec.models.pid import PiD
 from pixdec.sampling.flow import clean, interpolate
+from pixdec.text import NEGATIVE_PROMPT
 from pixdec.train.draws import Draws, LevelSettings, noise_levels
 from pixdec.train.features import Seen, watching
 from pixdec.train.losses import (
@@ -87,9 +88,8 @@ class StudentSettings:
 class StudentStage:
     """`student` learns to make in the few steps of `times` what `teacher` makes in many.
 
-    `times` runs down to 0, e.g. `flow.STUDENT_TIMES`. `null` (1,T,E) is the text of the teacher's unconditional branch,
-    the embedded negative prompt; needed unless the guidance is 1. The teacher is frozen and becomes the fake score by
-    copy.
+    `times` runs down to 0, e.g. `flow.STUDENT_TIMES`. The text of the teacher's unconditional branch is the negative
+    prompt, as `conditioner` embeds it. The teacher is frozen and becomes the fake score by copy.
 
     Call networks only as modules: sharded ones gather their weights in `forward`.
     """
@@ -101,11 +101,15 @@ class StudentStage:
         settings: StudentSettings,
         conditioner: Conditioner,
         times: Sequence[float],
-        null: Tensor | None = None,
         seed: int = 0,
     ):
-        _check(student, teacher, settings, times, null)
-        self.settings, self.conditioner, self.times, self.null = settings, conditioner, tuple(times), null
+        _check(student, teacher, settings, times)
+        self.settings, self.conditioner, self.times = settings, conditioner, tuple(times)
+        self.null: Tensor | None = None  # (1,T,E)
+        if settings.guidance != 1:
+            if conditioner.embed is None:
+                raise ValueError(f"guidance={settings.guidance}: nothing embeds the negative prompt; set it to 1")
+            self.null = conditioner.embed([NEGATIVE_PROMPT])
         self.network, self.teacher = student, teacher.requires_grad_(False).eval()
         self.fake = copy.deepcopy(teacher).float().train()
         for network in (self.network, self.fake):
@@ -203,7 +207,7 @@ class StudentStage:
                 velocity = _velocity(self.teacher, seen_at, t, conditions).detach()
             adversarial = _passed(generator_loss(self._judge(seen, x_t)), seen_at, x_t)
         seen_at = seen_at.detach()
-        if self.null is not None and self.settings.guidance != 1:
+        if self.null is not None:
             text = self.null.to(x_t.device).expand(len(x_t), -1, -1)
             with torch.no_grad():
                 without = self.teacher(seen_at, t, text, conditions.latent, conditions.sigma)
@@ -248,7 +252,7 @@ def _discriminator(teacher: PiD, seed: int) -> Discriminator:
     return made.to(next(teacher.parameters()).device)
 
 
-def _check(student: PiD, teacher: PiD, settings: StudentSettings, times: Sequence[float], null: Tensor | None) -> None:
+def _check(student: PiD, teacher: PiD, settings: StudentSettings, times: Sequence[float]) -> None:
     if student is teacher:
         raise ValueError("student and teacher are one network; copy it")
     for name, network in (("student", student), ("teacher", teacher)):
@@ -266,10 +270,6 @@ def _check(student: PiD, teacher: PiD, settings: StudentSettings, times: Sequenc
         raise ValueError(f"times={tuple(times)}: expected noise levels that fall from at most 1 to 0")
     if settings.guidance != 1 and theirs is None:
         raise ValueError(f"guidance={settings.guidance}: this teacher reads no text to be guided by; set it to 1")
-    if settings.guidance != 1 and null is None:
-        raise ValueError(
-            f"guidance={settings.guidance}: the embedded negative prompt is missing; give it, or set it to 1"
-        )
     depth = teacher.settings.backbone.depth
     if settings.gan and not 0 <= settings.block < depth:
         raise ValueError(f"block={settings.block}: the teacher has {depth} patch blocks, numbered from 0")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pixdec.io import files
-from pixdec.l2p.files import digest, load_model, open_weights, save_weights
 from pixdec.l2p.model import PixelModel, PixelSettings, file_name
-from pixdec.l2p.pipeline import embedding_of
-from pixdec.train.examples import Source
+from pixdec.l2p.pixel_pipeline import embedding_of
+from pixdec.l2p.weight_files import digest, load_model, open_weights, save_weights
+from pixdec.train.examples import open_examples
 from pixdec.train.low_rank import NAME, LoraSettings, add_lora
 from pixdec.train.parallel import join, prepare
 from pixdec.train.recipes import PixelRecipe
@@ -46,7 +46,7 @@ def build_pixels(recipe: PixelRecipe, data: str | Path, output: str | Path, opti
             f"data.multiple={recipe.data.multiple}: expected a multiple of {weights.settings.multiple}, for patches of "
             f"{weights.settings.patch}"
         )
-    source = Source(data, recipe, world.share)
+    source = open_examples(data, recipe, world.share)
     model = load_model(weights, "cpu" if recipe.machine.offload else world.device, torch.float32)
     encoder = embedding_of(model, options.gemma or weights.repository, torch.bfloat16)
     stage = PixelStage(model, recipe.objective, lambda prompts: encoder(prompts, world.device))

@@ -18,9 +18,9 @@ from pixdec.inference.quantize import quantize_linears
 from pixdec.io.files import first_line_of, prepare
 from pixdec.io.hub import hub_reason
 from pixdec.io.tensors import resize, to_pil, to_tensor
-from pixdec.l2p.files import Weights, load_model, open_weights, save_weights
 from pixdec.l2p.model import BAND_PIXELS, PixelModel, file_name
 from pixdec.l2p.sources import Source, diffusers_class
+from pixdec.l2p.weight_files import Weights, load_model, open_weights, save_weights
 from pixdec.sampling.flow import interpolate, shifted_times
 from pixdec.sampling.samplers import euler, guided
 from pixdec.text.words import SCHEME, Words
