@@ -84,8 +84,8 @@ bundled-models: .venv/dev
 	    --from-run $(RUNS)/tiny-first
 	$(BIN)/python -m scripts.export_models --autoencoder $(RUNS)/tiny
 
-# The small network alone, from its last state or the bundled weights, on a GPU within so many minutes: $(NANO)/pack (`python -m
-# scripts.nano.data --out $(NANO)/data --pack $(NANO)/pack`) and $(NANO)/run/state.pt are all that it needs.
+# The small network alone, from the bundled weights, or its last state $(NANO)/run/state.pt, on a GPU within so many minutes: all
+# that it needs is $(NANO)/pack, 56 MiB (`python -m scripts.nano.data --out $(NANO)/data --pack $(NANO)/pack --vgg FILE`).
 bundled-models-gpu:
 	PYTHONPATH=src $(PYTHON) -m scripts.nano.train --data $(NANO)/pack --out $(NANO)/run --minutes $(MINUTES) \
 	    --stage look --batch 64 --device cuda --start src/pixdec/weights/bundled/pixdec-nano.safetensors $(if $(ST_LPIPS),--vgg $(ST_LPIPS))

@@ -1,13 +1,13 @@
 """The bundled decoder's training data: photographs and rendered pages, each with low-resolution images of it.
 
     python -m scripts.nano.data --photos DIR [DIR …] --fonts DIR --taef2 DIR --out runs/nano/data [--teacher 600]
-    python -m scripts.nano.data --out runs/nano/data --pack runs/nano/pack --mebibytes 40
+    python -m scripts.nano.data --out runs/nano/data --pack runs/nano/pack --mebibytes 28
 
 For each picture one `.safetensors` file: `high` (H,W,3) and `low` (variants,h,w,3), uint8, H = 4h. Low images
 are reduced by one of three filters; variant 0 is left so, the others went through autoencoders, as a generator's do.
 With `--teacher N`, N crops of 64 x 64 are also enlarged by Real-ESRGAN x4plus: `teacher.safetensors`.
-A file that is there is not made again. `--pack` takes crops out of them, compressed, for a machine that little can be
-sent to; `scripts.nano.train` reads either folder.
+A file that is there is not made again. `--pack` takes crops out of them, compressed, and with `--vgg` ST-LPIPS's
+weights in half precision, for a machine that little can be sent to; `scripts.nano.train` reads either folder.
 """
 
 import argparse
@@ -153,11 +153,15 @@ def teach(folder: Path, count: int, weights: Path | None) -> None:
             print(f"teacher: {number + 1} of {count}", flush=True)
 
 
-def pack(folder: Path, out: Path, mebibytes: float) -> None:
+def pack(folder: Path, out: Path, mebibytes: float, vgg: Path | None = None) -> None:
     """Busy crops of 96 x 96 of the pictures, `crops.safetensors`, and as many bytes of the teacher's, where there are
-    some, `taught.safetensors`: WebP files as uint8 vectors "high-N" and "low-N-VARIANT"."""
+    some, `taught.safetensors`: WebP files as uint8 vectors "high-N" and "low-N-VARIANT". Beside them ST-LPIPS's
+    weights, `st-lpips.pth`."""
     out.mkdir(parents=True, exist_ok=True)
     room, teacher = mebibytes * 2**20, folder / "teacher.safetensors"
+    if vgg is not None:
+        state = torch.load(vgg, map_location="cpu", weights_only=True)
+        torch.save({name: value.half() for name, value in state.items()}, out / "st-lpips.pth")
     if teacher.exists():
         made = load_file(teacher)
         taught = _packed(zip(made["high"], made["low"][:, None], strict=True), room / 2)
@@ -210,10 +214,11 @@ def main() -> None:
     parser.add_argument("--teacher", type=int, default=0)
     parser.add_argument("--real-esrgan", type=Path, help="ncnn weights, if the package is not installed")
     parser.add_argument("--pack", type=Path)
-    parser.add_argument("--mebibytes", type=float, default=40)
+    parser.add_argument("--mebibytes", type=float, default=28, help="of pictures")
+    parser.add_argument("--vgg", type=Path, help="ST-LPIPS's VGG weights, to pack too")
     given = parser.parse_args()
     if given.pack is not None:
-        pack(given.out, given.pack, given.mebibytes)
+        pack(given.out, given.pack, given.mebibytes, given.vgg)
         return
     if given.taef2 is None or not given.photos:
         parser.error("--photos and --taef2 are needed to make data")

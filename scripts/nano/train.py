@@ -373,12 +373,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images of a step, where the machine takes more than 8")
     parser.add_argument("--start", type=Path, help="weights to begin from, where --out holds no state")
     parser.add_argument("--save", type=int, default=250, help="steps between saves")
-    parser.add_argument("--vgg", type=Path, help="ST-LPIPS's VGG weights, if the package is not installed")
+    parser.add_argument(
+        "--vgg", type=Path, help="ST-LPIPS's VGG weights, if neither DATA has them nor the package is there"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     recipe = STAGES[given.stage] if given.batch is None else _batch(STAGES[given.stage], given.batch)
     given.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(recipe, NanoSettings(), given.vgg, given.device)
+    vgg = given.vgg or next(given.data.glob("st-lpips.pth"), None)
+    trainer = Trainer(recipe, NanoSettings(), vgg, given.device)
     latest = given.out / "state.pt"
     if latest.exists():
         trainer.load(torch.load(latest, map_location=given.device, weights_only=True))
