@@ -36,13 +36,13 @@ def photos(photo: Photo, tmp_path: Path) -> Path:
 def test_a_folder_of_figures(run: Run, photo: Photo, names: Names, tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "a.png", 192, 128)
     methods = ("pixdec-nano", "pixdec-nano:1", "tiny+lanczos")
-    arguments = ("eval", *methods, tmp_path / "photos", "-o", tmp_path / "out", *QUICK)
+    arguments = ("eval", *methods, tmp_path / "photos", "-o", tmp_path / "out", *QUICK, "--images")
     outcome = run(*arguments)
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
-    files = [name for name in names(tmp_path / "out") if not name.startswith("crops/")]
+    files = [name for name in names(tmp_path / "out") if not name.startswith(("crops/", "images/"))]
     assert files == ["report.html", "results.jsonl", "sheets/a.webp", "summary.json", "table.md"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["facts"]["command"] == f"`{shlex.join(map(str, ('pixdec', *arguments)))}`"
+    assert summary["facts"]["command"] == shlex.join(map(str, ("pixdec", *arguments)))
     assert list(summary["methods"]) == list(methods)
     assert len({each["means"]["psnr"]["mean"] for each in summary["methods"].values()}) == 3
     assert (tmp_path / "out" / "table.md").read_text().startswith("# 4 times larger: photos\n")

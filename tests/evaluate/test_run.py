@@ -189,7 +189,7 @@ def test_rows_are_whole_lines_and_hold_infinity_and_nan(tmp_path: Path) -> None:
 
 def test_report_and_sheets(photos: Path, lineup: Lineup, whole: tuple[Path, list[Row]]) -> None:
     out, rows = whole
-    summary = summarize("photos", rows, lineup, EVERY, {"command": "`pixdec eval`"})
+    summary = summarize("photos", rows, lineup, EVERY, {"command": "pixdec eval"})
     page = write_report(summary, out)
     document = json.loads((out / "summary.json").read_text())
     scores = [row.figures["psnr"] for row in rows if row.method == "bicubic"]
@@ -293,11 +293,11 @@ def test_broken_images_are_told_and_the_others_measured(lineup: Lineup, tmp_path
     assert summary.facts["cropped"].startswith("1 of 2 images, in the middle, to sides that are multiples of 64")
     mean = summary.means["bicubic"]["psnr"]
     assert (mean.n, mean.failed, mean.withheld) == (2, 3, True)
-    assert "no mean (n 2, 3 failed)" in "".join(summary.table().markdown())
+    assert "| bicubic | 2, 3 failed | no mean |" in "\n".join(summary.table().markdown())
     assert ("bicubic", "psnr: 3 of 5 images have no figure") in summary.withheld
     told = replace(summarize("t", outcomes, lineup, metrics), tolerated=0.6)
     assert not told.withheld
-    assert "(n 2, 3 failed)" in "".join(told.table().markdown())
+    assert "| bicubic | 2, 3 failed |" in "\n".join(told.table().markdown())
     failures = json.loads(summary.to_json())["failures"]
     assert [(each["image"], each["method"]) for each in failures[:2]] == [("b.png", name) for name in METHODS[:2]]
 

@@ -156,7 +156,7 @@ class Eval:
                 bar.update(len(lineup.methods) if whole else 1)
                 _tell(outcome, report)
         facts = {
-            "command": f"`{self._command()}`",
+            "command": self._command(),
             "data": f"{len(sources)} images: {data.title}",
             "seed": str(self.seed),
         }
@@ -254,7 +254,11 @@ class Eval:
             for field in dataclasses.fields(self)
             if field.name not in ("inputs", "output", "json") and getattr(self, field.name) != field.default
         }
-        options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        options = [
+            word
+            for name, value in given.items()
+            for word in (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))
+        ]
         return shlex.join(["pixdec", "eval", *self.inputs, "-o", str(self.output), *options])
 
 

@@ -143,8 +143,8 @@ def test_another_prompt_image_or_parameter_is_another_question(stub: Stub, folde
     rows = summarize(tmp_path)["rows"]
     assert [row["valid"] for row in rows] == [8, 8, 8]  # of the images as they are now
     assert len({row["settings"] for row in rows}) == 3
-    for row, prompt in zip(rows, (PROMPT, "Which?", PROMPT), strict=True):  # what stands behind the settings is kept
-        assert json.loads((tmp_path / f"judge-{row['settings']}.json").read_text())["prompt"] == prompt
+    kept = [json.loads((tmp_path / f"judge-{row['settings']}.json").read_text())["prompt"] for row in rows]
+    assert sorted(kept) == sorted((PROMPT, "Which?", PROMPT))  # what stands behind the settings is kept
 
 
 def test_a_wrong_key_ends_the_run_at_once(stub: Stub, folders: Folders, tmp_path: Path) -> None:
@@ -160,6 +160,13 @@ def test_a_wrong_key_ends_the_run_at_once(stub: Stub, folders: Folders, tmp_path
 def test_an_endpoint_that_is_down_ends_the_run_soon(folders: Folders, tmp_path: Path) -> None:
     outcomes = run(find_pairs(folders[0], [folders[1]]), Endpoint("http://127.0.0.1:1/v1", "m", tries=1), tmp_path)
     assert len([each for each in outcomes if isinstance(each, Round)]) == GIVE_UP
+    assert "3 questions" in failures(outcomes)[-1]
+
+
+def test_pages_of_another_server_end_the_run_soon(stub: Stub, folders: Folders, tmp_path: Path) -> None:
+    stub.reply = lambda _: (200, {}, b"<html>log in</html>")
+    outcomes = run(find_pairs(folders[0], [folders[1]]), endpoint(stub), tmp_path)
+    assert len(stub.calls) == GIVE_UP
     assert "3 questions" in failures(outcomes)[-1]
 
 

@@ -42,7 +42,7 @@ class Answer:
     Attributes:
         text: the answer; None if there is none, and then why is in `error`.
         hopeless: the next question will fail alike (a wrong key, a wrong address).
-        down: it failed to the last try, for a reason that trying again may help against.
+        down: the endpoint does not work: it failed to the last try, or what it sends is no answer.
         model: what the endpoint says answered.
         tokens: of question and answer; None: the endpoint did not say.
         tries: calls that were made; `unknown` of them may have been charged for without a word about tokens.
@@ -77,7 +77,8 @@ class _FailedError(Exception):
 
     def __init__(self, reason: str, *, again: bool = False, after: float | None = None, charged: bool = False) -> None:
         super().__init__(reason)
-        self.again, self.after, self.charged, self.hopeless = again, after, charged, False
+        self.again, self.after, self.charged = again, after, charged
+        self.hopeless, self.down = False, True
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Endpoint:
                     delay = random.uniform(0.5, 1) * min(60, 2**tries)
                 if not failed.again or tries == self.tries or delay > LONGEST_WAIT or wait(delay):
                     return Answer(
-                        error=reason, hopeless=failed.hopeless, down=failed.again, tries=tries, unknown=unknown
+                        error=reason, hopeless=failed.hopeless, down=failed.down, tries=tries, unknown=unknown
                     )
 
     def _request(self, prompt: str, images: Sequence[Image.Image]) -> urllib.request.Request:
@@ -190,7 +191,7 @@ class Endpoint:
             hint = f"; try again in {after:.0f} s"
         reason = f"HTTP {error.code} {error.reason}".rstrip() + (f": {said}" if said else "") + hint
         failed = _FailedError(reason, again=error.code in RETRIED, after=after)
-        failed.hopeless = error.code in HOPELESS
+        failed.hopeless, failed.down = error.code in HOPELESS, failed.again
         return failed
 
 

@@ -16,7 +16,7 @@ from pixdec.io.arguments import check_range
 from pixdec.io.files import digest_of
 from pixdec.io.images import image_size, images_below, read_image
 
-SAME, BLURRED = "control: same image", "control: blurred"
+CONTROLS = SAME, BLURRED = "control: same image", "control: blurred"
 BLUR = 1 / 500  # of the longer side: the radius of the control, 4 pixels at 2048
 
 
@@ -153,7 +153,7 @@ def find_pairs(ours: str | Path, others: Sequence[str | Path], *, controls: bool
                 pairs.append(Failed(f"{image}  {names[0]} | {name}", f"{what}; {expected}"))
             if not wrong:
                 pairs.append(Pair(image, (names[0], name), (both[names[0]][0], both[name][0])))
-    for control in (SAME, BLURRED) if controls else ():
+    for control in CONTROLS if controls else ():
         whole = [(image, files[0]) for image, files in sorted(found[0].items()) if len(files) == 1]
         pairs += [Pair(image, (names[0], control), (file, file)) for image, file in whole]
     return pairs

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pixdec.evaluate.judge.asking import ROUNDS
-from pixdec.evaluate.judge.pairs import BLURRED, SAME
+from pixdec.evaluate.judge.pairs import BLURRED, CONTROLS, SAME
 from pixdec.evaluate.judge.rounds import Round, read_rounds
 from pixdec.evaluate.report.tables import Table
 from pixdec.evaluate.statistics import bootstrap
@@ -50,7 +50,7 @@ def summarize(path: str | Path, *, seed: int = 0) -> dict[str, Any]:
     groups = _grouped(rounds, lambda each: (each.judge, each.settings, each.ours, each.other, each.view))
     return {
         "file": path.name,
-        "rows": [_row(group, seed) for group in groups.values()],
+        "rows": [_row(groups[key], seed) for key in sorted(groups, key=lambda key: (key[3] in CONTROLS, key))],
         "agreement": _agreement(rounds, seed),
         "failures": [
             _names(each) | {name: getattr(each, name) for name in ("pair", "ours_first", "answer")} | {"reason": reason}
@@ -83,10 +83,11 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         f"{_percent(each['high'])}] of {each['images']} images (Gwet's AC1 {each['ac1']:.2f})"
         for each in summary["agreement"]
     ]
-    return lines + [
-        f"{judge}: {total['calls']} calls, {total['tokens']} tokens, {total['cost']:.4f} USD"
-        for judge, total in summary["judges"].items()
-    ]
+    for judge, total in summary["judges"].items():
+        cost = f", {total['cost']:.4f} USD" if total["cost"] else ""  # without a price nothing is known
+        read, written = total["tokens"]
+        lines.append(f"{judge}: {total['calls']} calls, {read} tokens in, {written} out{cost}")
+    return lines
 
 
 def table(summary: Mapping[str, Any]) -> list[str]:
@@ -144,7 +145,7 @@ def _agreement(rounds: Sequence[Round], seed: int) -> list[dict[str, Any]]:
         rounds, lambda each: (each.judge, each.settings, each.ours, each.other, each.pair)
     ).items():
         votes = [each.won for each in group if each.won is not None]
-        if 2 * sum(votes) != len(votes) and image[1] not in (SAME, BLURRED):
+        if 2 * sum(votes) != len(votes) and image[1] not in CONTROLS:
             several = sum(name[0] == judge for name in names) > 1
             name = f"{judge} ({settings})" if several else judge
             choices.setdefault(name, {})[image[0], image[1], image[2]] = 2 * sum(votes) > len(votes)

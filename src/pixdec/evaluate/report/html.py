@@ -21,7 +21,7 @@ from pixdec.evaluate.judge.rates import notes, rates_table, summarize
 from pixdec.evaluate.report import plots
 from pixdec.evaluate.report.sheets import save_sheet
 from pixdec.evaluate.report.summary import SUMMARY, TABLE, Summary
-from pixdec.evaluate.report.tables import Column, Table, figures_table, mean_text
+from pixdec.evaluate.report.tables import Column, Table, figures_table, mean_cells
 from pixdec.evaluate.results import Row
 from pixdec.evaluate.run import CROPS
 from pixdec.io.files import write_whole
@@ -161,10 +161,11 @@ def _paper(summary: Summary) -> Table | None:
     }
     if not any(measured.values()):
         return None
-    rows = [
-        [method, "", *(mean_text(each.get(own), columns.get(own, Column("")), -1) for own in measured.values())]
-        for method, each in means.items()
-    ]
+    rows = list[list[str]]()
+    for method, each in means.items():
+        shown = [columns.get(own, Column("")) for own in measured.values()]
+        n, *cells = mean_cells([each.get(own) for own in measured.values()], shown)
+        rows.append([method, f"here, n {n}", *cells])
     rows += [[name, "", f"not run: {why}"] for name, why in summary.missing.items()]
     published = [
         [row["method"], f"Table {row['table']}: {row['group']}", *(row[name] or "–" for name in PAPER_COLUMNS)]
@@ -210,7 +211,7 @@ def _judges(path: Path) -> Extra | None:
     points = list[tuple[str, float, float, float]]()
     for row in found["rows"]:
         rate, low, high = (math.nan if row[name] is None else float(row[name]) for name in ("win_rate", "low", "high"))
-        points.append((f"{row['ours']} over {row['other']} ({row['judge']}, {row['view']})", rate, low, high))
+        points.append((f"{row['ours']} over {row['other']} ({row['view']}, {row['judge']})", rate, low, high))
     plot = plots.intervals("win rate, with its 95 % interval", points, mark=0.5)
     return Extra(notes(found), rates_table(found), [plot])
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 
-WIDTH, LEFT, RIGHT, ROW = 640, 250, 24, 22
+WIDTH, RIGHT, ROW = 640, 24, 22
+LETTER, LONGEST = 5.8, 56  # pixels, about; letters of a name
 COLORS = ("#0b62a4", "#c2410c", "#15803d", "#7e22ce", "#b45309", "#0f766e", "#be123c", "#4d5562")
 Axis = Callable[[float], float]  # value -> place
 
@@ -16,14 +17,15 @@ def intervals(title: str, rows: Sequence[tuple[str, float, float, float]], mark:
     finite = [x for _, *values in rows for x in (*values, *([] if mark is None else [mark])) if math.isfinite(x)]
     if not finite:
         return ""
-    span, bottom = _span(finite), ROW * len(rows) + 24
-    x = _axis(span, LEFT, WIDTH - RIGHT)
+    names = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name, *_ in rows]
+    span, bottom, left = _span(finite), ROW * len(rows) + 24, round(16 + LETTER * max(map(len, names)))
+    x = _axis(span, left, WIDTH - RIGHT)
     parts = list(_columns(span, x, 22, bottom))
     if mark is not None:
         parts.append(f'<line x1="{x(mark)}" x2="{x(mark)}" y1="22" y2="{bottom}" class="m"/>')
     for index, (name, value, start, end) in enumerate(rows):
-        y, short = 22 + ROW * index + ROW // 2, name if len(name) <= 38 else f"…{name[-37:]}"
-        parts.append(f'<text x="{LEFT - 10}" y="{y + 4}" text-anchor="end">{escape(short)}</text>')
+        y = 22 + ROW * index + ROW // 2
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(names[index])}</text>')
         if math.isfinite(start) and math.isfinite(end):
             parts.append(f'<line x1="{x(start)}" x2="{x(end)}" y1="{y}" y2="{y}" class="i"/>')
         if math.isfinite(value):

@@ -22,6 +22,7 @@ from pixdec.evaluate.results import Broken, Row, from_plain, plain
 from pixdec.evaluate.statistics import TOLERATED, Mean, mean_of, paired
 
 SUMMARY, TABLE = "summary.json", "table.md"  # in the output folder
+COMMAND = "command"  # the fact that is code
 SECONDS = Column("seconds ↓", 2, "the time of one image, from its latent to 8-bit pixels; the first warms up")
 
 
@@ -140,8 +141,9 @@ class Summary:
 
     def markdown(self) -> str:
         """Title, facts, and tables of means, paired differences and each image's figures."""
-        lines = [f"# {self.title}", "", *(f"- {name}: {fact}" for name, fact in self.facts.items())]
-        lines += [f"- figures: mean ± 95 % interval of the mean; n = {len(self.images)} unless it is said", ""]
+        lines = [f"# {self.title}", ""]
+        lines += [f"- {name}: {f'`{fact}`' if name == COMMAND else fact}" for name, fact in self.facts.items()]
+        lines += ["- figures: mean ± 95 % interval of the mean, over n images", ""]
         lines += self.table().markdown()
         if self.differences:
             lines += ["", f"## {self.first} less the others, image by image", "", *self.difference_table().markdown()]
@@ -222,7 +224,7 @@ def summarize(
         sides = f"in the middle, to sides that are multiples of {lineup.multiple}"
         known["cropped"] = f"{cropped} of {images} images, {sides}"
     if metrics.absent:
-        known["not measured"] = "; ".join(metrics.absent.values())
+        known["not measured"] = "; ".join(dict.fromkeys(metrics.absent.values()))
     return Summary(
         title,
         rows,

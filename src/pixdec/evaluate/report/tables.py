@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pixdec.evaluate.statistics import Mean
 
-NAMES = ("image", "method", "judge", "")  # columns that stand to the left; figures stand to the right
+# Columns that stand to the left; figures stand to the right.
+WORDS = frozenset(
+    {"", "image", "method", "judge", "ours, other", "view", "published in", "metric", "reason", "licence", "settings"}
+    | {"code, weights, licence", "version"}
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,14 @@ class Table:
     rows: Sequence[Sequence[str]]
     grey: int | None = None
 
+    @property
+    def words(self) -> list[bool]:
+        """Of each column, whether it holds words."""
+        return [heading in WORDS for heading in self.head]
+
     def markdown(self) -> list[str]:
         """Its lines."""
-        ruler = ["---" if heading in NAMES else "---:" for heading in self.head]
+        ruler = ["---" if words else "---:" for words in self.words]
         rows = [[*row[:-1], *["–"] * (len(self.head) - len(row)), row[-1]] for row in self.rows]
         return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (self.head, ruler, *rows)]
 
@@ -42,33 +52,36 @@ class Table:
 def means_table(
     means: Mapping[str, Mapping[str, Mean]], columns: Mapping[str, Column], missing: Mapping[str, str] | None = None
 ) -> Table:
-    """A row for each method, with what is `missing`. A cell says how many figures it is of where these are not as many
-    as the most."""
+    """A row for each method, with what is `missing`."""
     shown = {name: column for name, column in columns.items() if any(name in each for each in means.values())}
-    most = max((mean.n for each in means.values() for mean in each.values()), default=0)
-    rows = [
-        [label, str(most), *(mean_text(each.get(name), column, most) for name, column in shown.items())]
-        for label, each in means.items()
-    ]
+    rows = [[label, *mean_cells([each.get(name) for name in shown], shown.values())] for label, each in means.items()]
     rows += [[label, "0", f"not run: {reason}"] for label, reason in (missing or {}).items()]
     return Table(["method", "n", *(column.title for column in shown.values())], rows)
 
 
-def mean_text(mean: Mean | None, column: Column, most: int) -> str:
-    """A mean with its interval, and its number of figures if that is not `most`."""
-    if mean is None:
-        return "–"
-    text = "no mean" if mean.withheld else column.text(mean.mean)
-    if math.isfinite(mean.half_width):
-        text += f" ± {mean.half_width:.{column.digits}f}"
-    left = [f"{count} {what}" for count, what in ((mean.failed, "failed"), (mean.nan, "NaN")) if count]
-    return text if mean.n == most and not left else f"{text} ({', '.join([f'n {mean.n}', *left])})"
+def mean_cells(means: Sequence[Mean | None], columns: Iterable[Column]) -> list[str]:
+    """How many figures most of the means are of, then each with its interval; also of how many where that differs."""
+    counts = ["" if mean is None else _count(mean) for mean in means]
+    ((usual, _),) = Counter(filter(None, counts)).most_common(1) or [("0", 0)]
+    cells = [usual]
+    for mean, column, count in zip(means, columns, counts, strict=True):
+        text = "–" if mean is None else "no mean" if mean.withheld else column.text(mean.mean)
+        if mean is not None and math.isfinite(mean.half_width):
+            text += f" ± {mean.half_width:.{column.digits}f}"
+        cells.append(f"{text} (n {count})" if count not in ("", usual) else text)
+    return cells
+
+
+def _count(mean: Mean) -> str:
+    lost = [f"{count} {what}" for count, what in ((mean.failed, "failed"), (mean.nan, "NaN")) if count]
+    return ", ".join([str(mean.n), *lost])
 
 
 def figures_table(rows: Mapping[str, Mapping[str, float | int]]) -> Table:
     """A row for each method, with four digits of whatever figures any has."""
     names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-    cells = [
-        [method, *(f"{each[name]:.4g}" if name in each else "–" for name in names)] for method, each in rows.items()
+    cells = [  # rounding noise about 0 is none
+        [method, *(f"{round(each[name], 6):.4g}" if name in each else "–" for name in names)]
+        for method, each in rows.items()
     ]
     return Table(["method", *names], cells)
