@@ -10,7 +10,7 @@ from pixdec.evaluate.metrics.packages import legibility
 from pixdec.evaluate.photographs import photograph_sources
 from pixdec.evaluate.small_text import SIZES, Script, draw_page, find_scripts, render_pages
 
-PILLOW = Script("pillow", None, "latin")
+PILLOW = Script("", "latin")
 
 
 def test_the_same_seed_gives_the_same_pages(tmp_path: Path) -> None:
@@ -26,11 +26,16 @@ def test_the_same_seed_gives_the_same_pages(tmp_path: Path) -> None:
 def test_what_is_written_is_beside_latin_pages_only(tmp_path: Path) -> None:
     from pixdec.evaluate.methods import open_lineup
 
-    assert find_scripts([str(tmp_path)]) == [PILLOW]
     pages = render_pages(tmp_path, 1)
     (source,) = photograph_sources(pages, open_lineup(["lanczos"], device="cpu"))
     assert source.has == {"original", "low", "text"}
     assert source.load().text == draw_page(PILLOW, 8, 0)[1]
+
+
+def test_fonts_that_the_system_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixdec.evaluate.small_text.LATIN", ("No Such Font.ttf",))
+    monkeypatch.setattr("pixdec.evaluate.small_text.CHINESE", ())
+    assert find_scripts() == [PILLOW]
 
 
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="Tesseract is not installed")

@@ -19,7 +19,7 @@ from pixdec.evaluate.photographs import Source
 from pixdec.evaluate.results import Broken
 from pixdec.generation.generate import Generation
 from pixdec.generation.items import Item
-from pixdec.generation.pipeline import Blueprint, call_arguments, load_pipeline, pipeline_errors
+from pixdec.generation.pipeline import pipeline_errors
 from pixdec.generation.prompts import Prompt, read_prompts
 from pixdec.generation.records import is_made, record_of
 from pixdec.generation.settings import GenerationSettings
@@ -81,8 +81,7 @@ class GeneratedLatents:
 
         (out / "latents").mkdir(parents=True, exist_ok=True)
         run = Generation(list(prompts), f"{out / 'latents'}/", settings)
-        self.blueprint: Blueprint = run.blueprint
-        self.items, self.settings, self.folder, self.device = run.items, settings, out / "latents", run.device
+        self.run, self.items, self.folder = run, run.items, out / "latents"
         self.space = space_of(run.blueprint.hollow, settings.space)
         self.steps = run.blueprint.steps(settings.steps)
         self.stops = stops_of(stops, self.space, self.steps)
@@ -111,8 +110,8 @@ class GeneratedLatents:
         return self.folder / f"{item.name}@{stop}{kind and f'-{kind}'}.safetensors"
 
     def _asked(self, item: Item, stop: int) -> dict[str, object]:
-        arguments = call_arguments(self.blueprint, item.prompt, self.settings)
-        return {"pipeline": self.blueprint.name, "seed": item.seed, "stop_after": stop, **arguments}
+        arguments = self.run.arguments(item.prompt)
+        return {"pipeline": self.run.blueprint.name, "seed": item.seed, "stop_after": stop, **arguments}
 
     def _make(self, item: Item, kind: str) -> None:
         """Run the generator once for all stops, unless all latents are there."""
@@ -120,22 +119,17 @@ class GeneratedLatents:
 
         if all(is_made(self._place(item, stop, kind), VERB, self._asked(item, stop)) for stop in self.stops):
             return
-        with pipeline_errors(self.device):
+        with pipeline_errors(self.run.device):
+            self._loaded = self._loaded or self.run.load_pipeline()
             latents = capture(
-                self._pipe(),
+                self._loaded,
                 stop_after=list(self.stops),
-                space=kind or self.settings.space,
+                space=kind or self.run.settings.space,
                 generator=torch.Generator().manual_seed(item.seed),
-                **call_arguments(self.blueprint, item.prompt, self.settings),
+                **self.run.arguments(item.prompt),
             )
         for stop, latent in zip(self.stops, latents, strict=True):
             latent.save(self._place(item, stop, kind), record_of(VERB, self._asked(item, stop), {}))
-
-    def _pipe(self) -> Any:
-        if self._loaded is None:
-            dtype = None if self.settings.dtype is None else getattr(torch, self.settings.dtype)
-            self._loaded = load_pipeline(self.blueprint, self.device, dtype, offload=self.settings.offload)
-        return self._loaded
 
     def _source(self, item: Item, stop: int, kinds: Sequence[str]) -> Source:
         files = [self._place(item, stop, kind) for kind in kinds]
@@ -149,6 +143,3 @@ class GeneratedLatents:
             return Sample(latent, image=images[0] if images else None, prompt=item.prompt.text)
 
         return Source(item.name, frozenset(), identify, load, stop, clean=stop == self.steps)
-
-
-__all__ = ["GeneratedLatents", "prompts_in", "stops_of"]

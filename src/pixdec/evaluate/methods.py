@@ -251,6 +251,3 @@ def _original(sample: Sample, seed: int) -> Tensor:
     if sample.original is None:
         raise ValueError(f"{ORIGINAL}: a generator's latent has none")
     return to_tensor(sample.original)
-
-
-__all__ = ["Lineup", "Method", "Named", "Sample", "open_lineup", "parse_method"]

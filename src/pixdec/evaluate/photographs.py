@@ -107,6 +107,3 @@ def crop_middle(image: Image.Image, multiple: int, most: int = 0) -> Image.Image
     width, height = (min(side, most or side) // multiple * multiple for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
-
-
-__all__ = ["Photograph", "Preparation", "Source", "crop_middle", "find_photographs", "photograph_sources"]

@@ -88,6 +88,3 @@ def append_result(path: Path, row: Row, made_with: Mapping[str, object]) -> None
     append_line(
         path, json.dumps({**record, **({"failed": dict(row.failed)} if row.failed else {})}, ensure_ascii=False)
     )
-
-
-__all__ = ["Broken", "Row", "append_result", "from_plain", "plain", "read_results"]

@@ -162,6 +162,3 @@ def sets_of(rows: Sequence[Row], out: str | Path, features: Features) -> dict[st
 def label_of(method: Method, source: Source) -> str:
     """A method's name in tables: with the step that the generator was stopped at."""
     return method.name if source.stop is None else f"{method.name} @{source.stop}"
-
-
-__all__ = ["CROPS", "FEATURES", "RESULTS", "evaluate", "label_of", "sets_of"]

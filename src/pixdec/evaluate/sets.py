@@ -152,6 +152,3 @@ def kid(a: Floats, b: Floats) -> float:
         kernel = (each @ each.T / each.shape[1] + 1) ** 3
         within += float(kernel.sum() - np.trace(kernel)) / (len(each) * (len(each) - 1))
     return within - 2 * float(((a @ b.T / a.shape[1] + 1) ** 3).mean())
-
-
-__all__ = ["Features", "compare_sets", "frechet", "kid", "open_features"]

@@ -3,6 +3,7 @@ the same set (with the same fonts)."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pixdec.evaluate.photographs import Photograph
-from pixdec.io.files import files_below, replacing, write_whole
+from pixdec.io.files import replacing, write_whole
 
 SIZES = (8, 10, 12, 14, 16, 18, 20, 24)  # pixels high
 PAGE = (1024, 512)
-FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts")
 LATIN = (
     "DejaVuSerif.ttf",
     "LiberationSans-Regular.ttf",
@@ -34,27 +34,27 @@ INK = (("white", "black"), ("#f4f1ea", "#26221c"), ("#1d2430", "#e8edf4"), ("#ff
 
 @dataclass(frozen=True)
 class Script:
-    """A font and what is written in it. `language`: "latin" or "chinese"."""
+    """A font and what is written in it. `file`: its name, "" for Pillow's own; `language`: "latin" or "chinese"."""
 
-    name: str
-    path: Path | None  # None: Pillow's own
+    file: str
     language: str
 
+    @property
+    def name(self) -> str:
+        return Path(self.file).stem.lower() or "pillow"
+
     def font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-        return ImageFont.load_default(size) if self.path is None else ImageFont.truetype(str(self.path), size)
+        """OSError if the system does not have it."""
+        return ImageFont.truetype(self.file, size) if self.file else ImageFont.load_default(size)
 
 
-def find_scripts(folders: Sequence[str] = FOLDERS) -> list[Script]:
-    """The fonts of the lists that are on this machine, in their order, after Pillow's own."""
-    files = {
-        path.name: Path(folder) / path
-        for folder in folders
-        if Path(folder).is_dir()
-        for path in files_below(Path(folder), {".ttf", ".otf", ".ttc"})
-    }
-    found = [Script("pillow", None, "latin")]
-    for names, language in ((LATIN, "latin"), (CHINESE, "chinese")):
-        found += [Script(Path(name).stem.lower(), files[name], language) for name in names if name in files]
+def find_scripts() -> list[Script]:
+    """The fonts of the lists that the system has, in their order, after Pillow's own."""
+    found = [Script("", "latin")]
+    for script in [*(Script(file, "latin") for file in LATIN), *(Script(file, "chinese") for file in CHINESE)]:
+        with contextlib.suppress(OSError):
+            script.font(SIZES[0])
+            found.append(script)
     return found
 
 
@@ -96,6 +96,3 @@ def render_pages(folder: Path, pages: int, sizes: Sequence[int] = SIZES, seed: i
             image.save(temporary)
         made.append(Photograph(folder / name, name))
     return sorted(made, key=lambda each: each.name)
-
-
-__all__ = ["Script", "draw_page", "find_scripts", "render_pages"]

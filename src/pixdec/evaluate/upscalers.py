@@ -169,6 +169,3 @@ UPSCALERS = {
         "none stated", missing("lua: it enlarges latents, and neither its code nor its weights were published")
     ),
 }
-
-
-__all__ = ["UPSCALERS", "Enlarge", "UnavailableError", "Upscaler", "missing"]

@@ -138,7 +138,7 @@ class Generation:
         """What makes each of `todo`, with generator and decoder in memory, as far as they are needed."""
         self._embed(todo)
         decoder = self._load_decoder() if any(each.image for each in todo) else None
-        pipe = self._load_pipeline() if any(each.source is None for each in todo) else None
+        pipe = self.load_pipeline() if any(each.source is None for each in todo) else None
         return partial(self._attempt, pipe=pipe, decoder=decoder, keep=self.want.latents)
 
     def _embed(self, todo: Sequence[Todo]) -> None:
@@ -169,7 +169,7 @@ class Generation:
 
     def _make_latents(self, todo: Sequence[Todo]) -> Iterator[tuple[Todo, Result]]:
         """The latents of some items. The pipeline lives as long as this call."""
-        pipe = self._load_pipeline()
+        pipe = self.load_pipeline()
         for each in todo:
             self._place(each.item).parent.mkdir(exist_ok=True)
             yield each, self._attempt(Todo(each.item, None, image=False), pipe=pipe, decoder=None, keep=True)
@@ -222,7 +222,7 @@ class Generation:
                 stop_after=settings.stop_after,
                 space="rgb" if self._for_images else settings.space,
                 generator=noise,
-                **self._arguments(item.prompt),
+                **self.arguments(item.prompt),
             )
         check_latent(latent.tensor, latent.space, sigma=latent.sigma, statistics=not settings.trust)
         rows, columns = latent.tensor.shape[2:]
@@ -290,7 +290,7 @@ class Generation:
 
     def _latent_asked(self, item: Item) -> dict[str, object]:
         """The settings that a latent depends on; None stands for the pipeline's own."""
-        given = self._arguments(item.prompt)
+        given = self.arguments(item.prompt)
         return {
             "pipeline": self.blueprint.name,
             "prompt": item.prompt.text,
@@ -320,7 +320,7 @@ class Generation:
             **changed_by(self.config),
         }
 
-    def _arguments(self, prompt: Prompt) -> dict[str, Any]:
+    def arguments(self, prompt: Prompt) -> dict[str, Any]:
         """What the pipeline is called with for a prompt, apart from the generator of its noise."""
         return call_arguments(self.blueprint, prompt, self.settings)
 
@@ -341,9 +341,9 @@ class Generation:
         if hasattr(hollow, "scheduler"):
             check_scheduler(hollow.scheduler)
         for prompt in {item.number: item.prompt for item in self.items}.values():
-            check_call(self.blueprint, space, self._arguments(prompt), prompt.where)
+            check_call(self.blueprint, space, self.arguments(prompt), prompt.where)
 
-    def _load_pipeline(self) -> Any:
+    def load_pipeline(self) -> Any:
         settings = self.settings
         dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
         pipe = load_pipeline(self.blueprint, self.device, dtype, offload=settings.offload)

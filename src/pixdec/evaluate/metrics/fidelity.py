@@ -10,11 +10,8 @@ import math
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -72,24 +69,18 @@ def ssim(image: Picture, reference: Picture, *, padding: Literal["valid", "same"
     (2 μ_a μ_b + C1)(2 σ_ab + C2) / ((μ_a² + μ_b² + C1)(σ_a² + σ_b² + C2)) in an 11x11 Gaussian window of σ 1.5,
     C1 = (0.01·255)², C2 = (0.03·255)². "valid": windows that lie within the image, as scikit-image and torchmetrics
     have it; "same": one around each pixel, zeros beyond the border, as fused_ssim has it. ValueError when the sizes
-    differ or a side is under 11.
+    differ or a side is under 11. Needs scikit-image.
     """
-    a, b = (torch.tensor(each, dtype=torch.float64).permute(2, 0, 1)[:, None] for each in as_pair(image, reference))
-    if min(a.shape[2:]) < SSIM_WINDOW:
-        raise ValueError(f"image of {a.shape[3]}x{a.shape[2]}: SSIM needs sides of at least {SSIM_WINDOW}")
-    taps = torch.exp(-((torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2) ** 2) / (2 * 1.5**2))
-    taps /= taps.sum()
+    from skimage.metrics import structural_similarity
 
-    def blurred(planes: Tensor) -> Tensor:  # (3,1,H,W)
-        rows = F.conv2d(planes, taps.view(1, 1, -1, 1), padding=padding)
-        return F.conv2d(rows, taps.view(1, 1, 1, -1), padding=padding)
-
-    mean_a, mean_b = blurred(a), blurred(b)
-    spread = blurred(a * a) - mean_a**2 + blurred(b * b) - mean_b**2
-    shared = blurred(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    value = (2 * mean_a * mean_b + c1) * (2 * shared + c2) / ((mean_a**2 + mean_b**2 + c1) * (spread + c2))
-    return float(value.mean())
+    a, b = as_pair(image, reference)
+    if min(a.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(f"image of {a.shape[1]}x{a.shape[0]}: SSIM needs sides of at least {SSIM_WINDOW}")
+    if padding == "same":
+        border = SSIM_WINDOW // 2
+        a, b = (np.pad(each, ((border, border), (border, border), (0, 0))) for each in (a, b))
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(cast(Any, structural_similarity)(a, b, data_range=255, channel_axis=2, **window))
 
 
 def radial_spectrum(image: Picture) -> Floats:

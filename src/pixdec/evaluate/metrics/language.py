@@ -207,6 +207,3 @@ def open_scorer(name: str, device: torch.device) -> Metric:
             raise ValueError(f"{name}: {first_line_of(error)}") from error
 
     return Metric(name, heading, "↑", 2, of_image, source=source)
-
-
-__all__ = ["SCORERS", "DeQA", "UniPercept", "VisualQualityR1", "open_scorer", "parse_rating"]

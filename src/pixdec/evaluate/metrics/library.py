@@ -158,6 +158,3 @@ def _quiet() -> Generator[None]:
             yield
     finally:
         logging.disable(earlier)
-
-
-__all__ = ["is_name", "open_foreign"]

@@ -26,16 +26,17 @@ from pixdec.io.quiet import library
 Need = Literal["original", "low", "text"]
 ALL, PAPER, ON_CROPS = "all", "paper", "@crops"
 CROP = 448  # pixels a side, that language models and CLIP see
-PAPER_METRICS = (
-    "pyiqa:musiq-paq2piq",
-    "pyiqa:niqe",
-    "deqa",
-    "pyiqa:maniqa",
-    "pyiqa:qalign",
-    "unipercept-iaa",
-    "unipercept-iqa",
-    "vq-r1",
-)
+# The columns of PiD's Table 1: by their names in report/published.csv, heading and ours.
+TABLE_1 = {
+    "musiq_paq2piq": ("MUSIQ-PaQ ↑", "pyiqa:musiq-paq2piq"),
+    "niqe": ("NIQE ↓", "pyiqa:niqe"),
+    "deqa": ("DeQA ↑", "deqa"),
+    "maniqa": ("MANIQA ↑", "pyiqa:maniqa"),
+    "qalign": ("Q-Align ↑", "pyiqa:qalign"),
+    "unipercept_iaa": ("Uni-IAA ↑", "unipercept-iaa"),
+    "unipercept_iqa": ("Uni-IQA ↑", "unipercept-iqa"),
+    "vq_r1": ("VQ-R1 ↑", "vq-r1"),
+}
 OURS = "pixdec, Apache-2.0"
 
 
@@ -162,6 +163,8 @@ NEEDS: dict[str, Callable[[], object]] = {
     "st_lpips_alex": shared_alex,
     "ssimulacra2": load_ssimulacra2,
     "niqe": lambda: (library("scipy", "NIQE", "evaluate"), published()),
+    "ssim": lambda: library("skimage", "SSIM", "evaluate"),
+    "ssim_same": lambda: library("skimage", "SSIM", "evaluate"),
     "color_drift": lambda: library("skimage", "color drift", "evaluate"),
     "legibility": find_tesseract,
 }
@@ -182,7 +185,7 @@ def open_metrics(names: Sequence[str] = (ALL,), device: str | torch.device = "cp
         if name == ALL:
             wanted = {**dict.fromkeys(OWN, False), **wanted}
         elif name == PAPER:
-            wanted |= dict.fromkeys([each + end for end in ("", ON_CROPS) for each in PAPER_METRICS], True)
+            wanted |= dict.fromkeys([own + end for end in ("", ON_CROPS) for _, own in TABLE_1.values()], True)
         else:
             wanted[name] = True
     chosen, absent = list[Metric](), dict[str, str]()
@@ -247,6 +250,3 @@ def five_crops(width: int, height: int, side: int = CROP) -> list[tuple[int, int
     right, bottom = width - wide, height - high
     corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]
     return [(left, top, left + wide, top + high) for left, top in corners]
-
-
-__all__ = ["ALL", "NEEDS", "OWN", "Metric", "Metrics", "Shown", "measure", "open_metrics"]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pixdec.devices import environment
 from pixdec.evaluate.judge.rates import notes, rates_table, summarize
+from pixdec.evaluate.metrics.table import TABLE_1
 from pixdec.evaluate.report import plots
 from pixdec.evaluate.report.sheets import save_sheet
 from pixdec.evaluate.report.summary import SUMMARY, TABLE, Summary
@@ -30,21 +31,14 @@ from pixdec.io.images import read_image
 PAGE, SHEETS, BENCH, JUDGE = "report.html", "sheets", "bench.json", "judge.jsonl"  # in the output folder
 WORST = 10
 SOURCE = "arXiv 2605.23902v1, Tables 1 to 4; latency: one GB200, or the device that is said"
-# The paper's column: its heading, and ours that may stand beside it, the first that was measured.
+# The paper's column: its heading, and ours that may stand beside it, "" without any; NIQE is ours or pyiqa's.
 PAPER_COLUMNS = {
-    "musiq_paq2piq": ("MUSIQ-PaQ ↑", ("pyiqa:musiq-paq2piq",)),
-    "niqe": ("NIQE ↓", ("pyiqa:niqe", "niqe")),
-    "deqa": ("DeQA ↑", ("deqa",)),
-    "maniqa": ("MANIQA ↑", ("pyiqa:maniqa",)),
-    "qalign": ("Q-Align ↑", ("pyiqa:qalign",)),
-    "unipercept_iaa": ("Uni-IAA ↑", ("unipercept-iaa",)),
-    "unipercept_iqa": ("Uni-IQA ↑", ("unipercept-iqa",)),
-    "vq_r1": ("VQ-R1 ↑", ("vq-r1",)),
-    "psnr": ("PSNR ↑", ("psnr",)),
-    "ssim": ("SSIM ↑", ("ssim_same",)),
-    "lpips": ("LPIPS ↓", ("pyiqa:lpips-vgg",)),
-    "ms_eager": ("ms eager", ()),
-    "ms_compile": ("ms compiled", ()),
+    **TABLE_1,
+    "psnr": ("PSNR ↑", "psnr"),
+    "ssim": ("SSIM ↑", "ssim_same"),
+    "lpips": ("LPIPS ↓", "pyiqa:lpips-vgg"),
+    "ms_eager": ("ms eager", ""),
+    "ms_compile": ("ms compiled", ""),
 }
 
 
@@ -155,16 +149,13 @@ def _worst(summary: Summary, metric: str) -> list[Row]:
 def _paper(summary: Summary) -> Table | None:
     """The paper's rows below ours; None without a column in common."""
     means, columns = summary.means, summary.columns
-    measured = {
-        name: next((own for own in owns if any(own in each for each in means.values())), "")
-        for name, (_, owns) in PAPER_COLUMNS.items()
-    }
-    if not any(measured.values()):
+    measured = {own for each in means.values() for own in each}
+    ours = [own if own in measured or own != "pyiqa:niqe" else "niqe" for _, own in PAPER_COLUMNS.values()]
+    if measured.isdisjoint(ours):
         return None
     rows = list[list[str]]()
     for method, each in means.items():
-        shown = [columns.get(own, Column("")) for own in measured.values()]
-        n, *cells = mean_cells([each.get(own) for own in measured.values()], shown)
+        n, *cells = mean_cells([each.get(own) for own in ours], [columns.get(own, Column("")) for own in ours])
         rows.append([method, f"here, n {n}", *cells])
     rows += [[name, "", f"not run: {why}"] for name, why in summary.missing.items()]
     published = [
@@ -256,6 +247,3 @@ def _asset(name: str) -> str:
 
 def _published(name: str) -> list[Mapping[str, Any]]:
     return list(csv.DictReader(_asset(name).splitlines()))
-
-
-__all__ = ["PAGE", "write_report"]

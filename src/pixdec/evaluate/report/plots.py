@@ -91,6 +91,3 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _number(value: float, *, log: bool) -> str:
     return f"{10**value:.3g}" if log else f"{value:.6g}"
-
-
-__all__ = ["intervals", "lines"]

@@ -64,6 +64,3 @@ def fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Image
         return text
     ends = (f"...{text[start:]}" for start in range(1, len(text)))
     return next((end for end in ends if font.getlength(end) <= width), "")
-
-
-__all__ = ["fitted", "middle", "most_detailed", "save_sheet"]

@@ -23,7 +23,7 @@ from pixdec.evaluate.statistics import TOLERATED, Mean, mean_of, paired
 
 SUMMARY, TABLE = "summary.json", "table.md"  # in the output folder
 COMMAND = "command"  # the fact that is code
-SECONDS = Column("seconds ↓", 2, "the time of one image, from its latent to 8-bit pixels; the first warms up")
+SECONDS = Column("seconds ↓", 3, "the time of one image, from its latent to 8-bit pixels; the first warms up")
 
 
 @dataclass(frozen=True)
@@ -292,6 +292,3 @@ def _machine(device: torch.device) -> str:
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
     return f"{name}{threads}, PyTorch {torch.__version__}, pixdec {__version__}"
-
-
-__all__ = ["SUMMARY", "TABLE", "Column", "Summary", "compare_runs", "summarize"]
