@@ -26,6 +26,7 @@ from pixdec.io.hub import Access
 from pixdec.latents import Latent, LatentSpace, get_space
 from pixdec.models.nano import Nano
 from pixdec.models.network import Network
+from pixdec.text import CaptionEmbeddings
 from pixdec.weights.identify import to_metadata
 from pixdec.weights.load import LoadedDecoder, load_decoder, write_weights
 from pixdec.weights.lora import Lora, MergedLora, check_strength, read_lora
@@ -136,11 +137,7 @@ class PixelDecoder:
             half=torch.bfloat16,
             access=Access(revision, token, local_files_only),
         )
-        if not model.needs_text:
-            return cls(model, None, place, config)
-        from pixdec.text import CaptionEmbeddings
-
-        return cls(model, CaptionEmbeddings(), place, config)
+        return cls(model, CaptionEmbeddings() if model.needs_text else None, place, config)
 
     def save_pretrained(self, folder: str | Path, name: str | None = None) -> None:
         """Writes a folder that `from_pretrained` reads, here or as a repository of the hub: model.safetensors, which

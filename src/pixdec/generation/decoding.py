@@ -14,6 +14,7 @@ from pixdec.inference.sizes import Size, check_tile, has_shape_of, nearest
 from pixdec.io.arguments import whole
 from pixdec.io.images import MAX_SIDE, output_format
 from pixdec.sampling.flow import student_times
+from pixdec.text import NEGATIVE_PROMPT, CaptionEmbeddings
 
 _PROMPTS_AT_ONCE = 64  # an embedding of one takes 1.4 MB
 
@@ -87,8 +88,6 @@ def embed_prompts(decoder: PixelDecoder, prompts: Iterable[str], device: str | t
     texts = list(dict.fromkeys(prompts))
     if not texts or not decoder.model.needs_text:
         return
-    from pixdec.text import NEGATIVE_PROMPT, CaptionEmbeddings
-
     if decoder.model.kind == "teacher":  # which is guided away from it
         texts.append(NEGATIVE_PROMPT)
     embeddings = CaptionEmbeddings()

@@ -131,7 +131,9 @@ def enlarged(picture: Picture, x0: Tensor, own_scale: int, settings: UpscaleSett
     size = settings.output_size(picture.size, own_scale)
     height, width = settings.encoded_size(picture.size, own_scale)
     large = fit(x0[..., : height * own_scale, : width * own_scale], size).cpu()
-    alpha = None if picture.alpha is None else _enlarged(picture.alpha, size)
+    alpha = picture.alpha
+    if alpha is not None:
+        alpha = resize(alpha.expand(1, 3, -1, -1), *size)[:, :1].clamp(0, 1)
     return replace(picture, color=large, alpha=alpha)
 
 
@@ -160,8 +162,3 @@ def latent_of(image: Tensor, decoder: PixelDecoder, encoder: ImageEncoder | None
         assert encoder is not None
         latent = encoder.encode(pad_to_multiple(image, encoder.space.factor))
     return latent.noised(settings.strength, settings.seed)
-
-
-def _enlarged(alpha: Tensor, size: Size) -> Tensor:
-    """Opacity (1,1,H,W) in [0,1] at another size."""
-    return resize(alpha.expand(1, 3, -1, -1), *size)[:, :1].clamp(0, 1)

@@ -36,7 +36,6 @@ from pixdec.generation.prompts import Prompt
 from pixdec.generation.records import changed_by, done_by, record_of
 from pixdec.generation.settings import GenerationSettings
 from pixdec.inference.config import InferenceConfig
-from pixdec.io.files import prepare
 from pixdec.io.hub import Access
 from pixdec.io.images import save_image, to_pil
 from pixdec.io.quiet import quiet
@@ -100,10 +99,7 @@ class Generation:
             self.blueprint = find_pipeline(settings.pipeline)
         self._check_pipeline()
         plan = Plan(self.items, self.want, self._image_asked, self._latent_asked)
-        if not settings.again:
-            plan.check_earlier()
-        prepare(path for item in self.items for path in self.want.files(item))
-        self.todo = plan.unfinished()
+        self.todo = plan.unfinished(again=settings.again)
 
     def __iter__(self) -> Iterator[Result]:
         return self.make(self.todo)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pixdec.generation.prompts import Prompt, prompts_of, slug
 from pixdec.generation.records import Asked, difference, is_made
 from pixdec.generation.settings import SEEDS_EACH, GenerationSettings, PromptSettings
+from pixdec.io.files import prepare
 from pixdec.io.images import WRITABLE
 
 VERB = "generate"  # what the outputs' settings name as their maker
@@ -132,8 +133,17 @@ class Plan:
     latent_asked: Callable[[Item], Asked]
     verb: str = VERB
 
-    def unfinished(self) -> list[Todo]:
-        """What is left to do: without the items whose files are there, made with the same settings."""
+    def unfinished(self, *, again: bool) -> list[Todo]:
+        """What is left to do: without the items whose files are there, made with the same settings. Those of others are
+        replaced if `again` says so.
+
+        Raises:
+            ValueError: as `check_earlier`.
+            OSError: the files cannot be written.
+        """
+        if not again:
+            self.check_earlier()
+        prepare(path for item in self.items for path in self.want.files(item))
         todo, verb = list[Todo](), self.verb
         for item in self.items:
             asked = self.latent_asked(item)

@@ -15,7 +15,6 @@ from pixdec.generation.pipeline import pipeline_errors, short_of_memory
 from pixdec.generation.prompts import Prompt
 from pixdec.generation.records import fingerprint, record_of
 from pixdec.generation.settings import PixelGenerationSettings
-from pixdec.io.files import prepare
 from pixdec.io.images import read_image
 from pixdec.io.quiet import quiet
 from pixdec.io.writing import save_image
@@ -56,10 +55,7 @@ class PixelGeneration:
                 raise ValueError(f"{item.prompt.where}: {error}") from error
             check_output(item.image, *size)
         plan = Plan(self.items, self.want, self._asked, self._asked, VERB)
-        if not settings.again:
-            plan.check_earlier()
-        prepare(item.image for item in self.items)
-        self.todo = plan.unfinished()
+        self.todo = plan.unfinished(again=settings.again)
 
     def __iter__(self) -> Iterator[Result]:
         """The failure of one is its result, and the others are still made. ValueError, OSError: nothing can be."""

@@ -40,6 +40,7 @@ from pixdec.models.network import Network, NetworkCondition
 from pixdec.sampling.flow import resolution_shift, shifted_times, student_times
 from pixdec.sampling.samplers import NoiseSource, Step, dpm_solver, guided, student
 from pixdec.sampling.tiling import tiled_velocity
+from pixdec.text import NEGATIVE_PROMPT
 from pixdec.weights.load import LoadedDecoder
 
 N = TypeVar("N", bound=nn.Module)
@@ -182,7 +183,7 @@ class Engine:
             noise = NoiseSource(seeds, device, len(times) - 1)
             made = student(partial(calls.velocity, text), noise, shape, times)
         else:
-            away = self._embed([_negative_prompt()] * len(prompts), arranged) if model.needs_text else None
+            away = self._embed([NEGATIVE_PROMPT] * len(prompts), arranged) if model.needs_text else None
             denoise = guided(partial(calls.velocity, text), partial(calls.velocity, away), TEACHER_GUIDANCE)
             made = dpm_solver(denoise, NoiseSource(seeds, device)(shape), times)
         with reused_memory() if device.type == "cpu" else nullcontext():
@@ -354,9 +355,3 @@ def sharing_copy(network: N) -> N:
     """A network of its own that shares the tensors of another, until either gets new ones."""
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     return copy.deepcopy(network, cast("dict[int, Any]", shared))
-
-
-def _negative_prompt() -> str:
-    from pixdec.text import NEGATIVE_PROMPT
-
-    return NEGATIVE_PROMPT

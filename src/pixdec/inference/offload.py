@@ -44,7 +44,9 @@ class _Visits:
     def __init__(self, blocks: list[nn.Module], device: torch.device):
         self.blocks, self.device = blocks, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.resting = [[self._rest(p.data) for p in block.parameters()] for block in blocks]
+        self.resting = [[p.data.cpu() for p in block.parameters()] for block in blocks]
+        if self.stream is not None:
+            self.resting = [[weight.pin_memory() for weight in weights] for weights in self.resting]
         self.fetched: dict[int, list[Tensor]] = {}
 
     def begin(self, place: int, block: nn.Module, *_: Any) -> None:
@@ -59,9 +61,6 @@ class _Visits:
     def end(self, place: int, block: nn.Module, *_: Any) -> None:
         for parameter, weight in zip(block.parameters(), self.resting[place], strict=True):
             parameter.data = weight
-
-    def _rest(self, weight: Tensor) -> Tensor:
-        return weight.cpu() if self.stream is None else weight.cpu().pin_memory()
 
     def _fetch(self, place: int) -> list[Tensor]:
         if self.stream is None:

@@ -218,9 +218,14 @@ class PixelPipeline:
         size = (height or model.settings.side, width or model.settings.side)
         model.settings.check_size(*size)
         device = self.offloaded_to or model.device
-        text, negative = self._texts(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, device, guided=guidance_scale != 1
-        )
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("expected prompt or prompt_embeds, one of them")
+        text, negative = self._texts(prompt, prompt_embeds, device), list[Tensor]()
+        if guidance_scale != 1:
+            away = self._texts(negative_prompt or "", negative_prompt_embeds, device)
+            if len(away) not in (1, len(text)):
+                raise ValueError(f"{len(away)} negative prompts for {len(text)} prompts: expected one, or one for each")
+            negative = away if len(away) == len(text) else away * len(text)
         text = [each for each in text for _ in range(num_images_per_prompt)]
         negative = [each for each in negative for _ in range(num_images_per_prompt)]
         times = shifted_times(num_inference_steps, model.source.shift if shift is None else shift, strength)
@@ -244,30 +249,12 @@ class PixelPipeline:
         return PixelPipelineOutput(_in_form(last.clamp(-1, 1), output_type))
 
     def _texts(
-        self,
-        prompt: str | Sequence[str] | None,
-        negative: str | Sequence[str] | None,
-        embeds: Sequence[Tensor] | None,
-        negative_embeds: Sequence[Tensor] | None,
-        device: torch.device,
-        *,
-        guided: bool,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Embeddings of all prompts and, for guidance, of what it leads away from."""
-        if (prompt is None) == (embeds is None):
-            raise ValueError("expected prompt or prompt_embeds, one of them")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        text = list(embeds) if embeds is not None else self.embed(prompts, device)
-        if not guided:
-            return text, []
-        if negative_embeds is not None:
-            away = list(negative_embeds)
-        else:
-            names = [negative or ""] if negative is None or isinstance(negative, str) else list(negative)
-            away = self.embed(names, device)
-        if len(away) not in (1, len(text)):
-            raise ValueError(f"{len(away)} negative prompts for {len(text)} prompts: expected one, or one for each")
-        return text, away if len(away) == len(text) else away * len(text)
+        self, prompts: str | Sequence[str] | None, embeds: Sequence[Tensor] | None, device: torch.device
+    ) -> list[Tensor]:
+        """Embeddings (T,E) of prompts, where they are not given."""
+        if embeds is not None:
+            return list(embeds)
+        return self.embed([prompts] if isinstance(prompts, str) else list(prompts or ()), device)
 
     @contextmanager
     def _at_work(self, device: torch.device) -> Any:

@@ -144,7 +144,7 @@ def write_prompts(
     """
     path = Path(output)
     prepare([path])
-    state = _State(path)
+    state, ask = _State(path), _Ask(writer, wait)
     ways = [(topic, language) for topic in TOPICS for language in languages]
     shares = {way: count // len(ways) + (i < count % len(ways)) for i, way in enumerate(ways)}
     for (topic, language), share in shares.items():
@@ -157,7 +157,7 @@ def write_prompts(
                     "the model writes is left out again and again; see the reasons in "
                     f"{state.subjects_path.name}"
                 )
-            _write_some(state, topic, language, min(missing, _BATCH), writer, wait)
+            _write_some(state, topic, language, min(missing, _BATCH), ask)
             yield Progress(len(state.prompts), count, dict(state.left_out))
     yield Progress(len(state.prompts), count, dict(state.left_out))
 
@@ -197,14 +197,46 @@ class _State:
         append_line(self.subjects_path, json.dumps(self.subjects[-1], ensure_ascii=False))
 
 
-def _write_some(
-    state: _State, topic: str, language: str, count: int, writer: Writer, wait: Callable[[float], bool]
-) -> None:
+@dataclass(frozen=True)
+class _Ask:
+    """Questions that are answered by a JSON list."""
+
+    writer: Writer
+    wait: Callable[[float], bool]
+
+    def __call__(self, question: str, kind: type, count: int | None) -> list[Any]:
+        """The list in the answer, of `count` values of a kind.
+
+        Raises:
+            ValueError: there is none to the last try, or no answer.
+        """
+        problem = ""
+        for _ in range(_ATTEMPTS):
+            reply = self.writer.ask(question, (), self.wait)
+            if reply.text is None:
+                raise ValueError(
+                    f"the endpoint gave no answer: {reply.error}; the same command goes on where this stopped"
+                )
+            text = reply.text.rpartition("</think>")[2]
+            try:
+                found = json.loads(text[text.index("[") : text.rindex("]") + 1])
+            except ValueError:
+                problem = f"no JSON list in {' '.join(text.split())[:60]!r}"
+                continue
+            if all(isinstance(each, kind) for each in found) and (count is None or len(found) == count):
+                return found
+            problem = f"a list of {len(found)} values; expected {count or 'some'}, each a {kind.__name__}"
+        raise ValueError(
+            f"the endpoint's answers cannot be used: {problem}; the same command goes on where this stopped"
+        )
+
+
+def _write_some(state: _State, topic: str, language: str, count: int, ask: _Ask) -> None:
     known, tongue = state.known(topic, language), LANGUAGES[language]
-    ask = _SUBJECTS.format(
+    question = _SUBJECTS.format(
         count=count, topic=topic, language=tongue, known=json.dumps(known[-200:], ensure_ascii=False)
     )
-    subjects = [each for each in _list_from(writer, ask, wait, str, None) if each not in known][:count]
+    subjects = [each for each in ask(question, str, None) if each not in known][:count]
     if not subjects:
         return
     extra = f"{_HINTS[topic].capitalize()}. " if topic in _HINTS else ""
@@ -212,35 +244,12 @@ def _write_some(
         drawn = f"in {topic.removeprefix('text/')}, " if topic.startswith("text/") else ""
         extra += f"Each has text to be drawn, {drawn}in quotes. "
     rules, said = _RULES.format(language=tongue, extra=extra), json.dumps(subjects, ensure_ascii=False)
-    ask = _WRITE.format(topic=topic, subjects=said, rules=rules, count=len(subjects))
-    prompts = _list_from(writer, ask, wait, str, len(subjects))
-    ask = _FILTER.format(prompts=json.dumps(prompts, ensure_ascii=False), count=len(prompts))
-    verdicts = _list_from(writer, ask, wait, dict, len(prompts))
+    question = _WRITE.format(topic=topic, subjects=said, rules=rules, count=len(subjects))
+    prompts = ask(question, str, len(subjects))
+    question = _FILTER.format(prompts=json.dumps(prompts, ensure_ascii=False), count=len(prompts))
+    verdicts = ask(question, dict, len(prompts))
     for subject, prompt, verdict in zip(subjects, prompts, verdicts, strict=True):
         reason = "" if verdict.get("is_valid") is True else f"refused: {verdict.get('reason', 'no reason')}"
         if not reason and topic in _DRAWN and not _QUOTES.search(prompt):
             reason = "no text to draw"
         state.add(topic, language, subject, " ".join(prompt.split()), reason)
-
-
-def _list_from(writer: Writer, ask: str, wait: Callable[[float], bool], kind: type, count: int | None) -> list[Any]:
-    """The JSON list in the answer to a question, of `count` values of a kind.
-
-    Raises:
-        ValueError: there is none to the last try, or no answer.
-    """
-    problem = ""
-    for _ in range(_ATTEMPTS):
-        reply = writer.ask(ask, (), wait)
-        if reply.text is None:
-            raise ValueError(f"the endpoint gave no answer: {reply.error}; the same command goes on where this stopped")
-        text = reply.text.rpartition("</think>")[2]
-        try:
-            found = json.loads(text[text.index("[") : text.rindex("]") + 1])
-        except ValueError:
-            problem = f"no JSON list in {' '.join(text.split())[:60]!r}"
-            continue
-        if all(isinstance(each, kind) for each in found) and (count is None or len(found) == count):
-            return found
-        problem = f"a list of {len(found)} values; expected {count or 'some'}, each a {kind.__name__}"
-    raise ValueError(f"the endpoint's answers cannot be used: {problem}; the same command goes on where this stopped")

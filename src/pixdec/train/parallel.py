@@ -170,8 +170,8 @@ def prepare(
     `frozen` do not. All are whole and on this process's device; those that learn begin as the first process has them.
 
     Blocks of a `PiD` are recomputed and compiled, its images shared by a context group, its weights sharded block by
-    block; other networks are sharded as one piece. The weights of a frozen
-    `PiD` are rounded to bfloat16 if that is what is computed in, and sharded only if they are many.
+    block; other networks are sharded as one piece. The weights of a frozen `PiD`, and of blocks of a `PixelModel` in
+    which nothing learns, are rounded to bfloat16 if that is what is computed in, and sharded only if they are many.
     """
     low, learning = _in_bfloat16(machine, world.device), list(networks.values())
     for tensor in (each for network in learning for each in network.state_dict().values()):
@@ -182,7 +182,9 @@ def prepare(
             continue
         if isinstance(network, PixelModel):
             network.recompute = machine.recompute
-            _round_frozen(network, low=low)
+            for block in _blocks(network) if low else ():  # half of the model is frozen
+                if not any(parameter.requires_grad for parameter in block.parameters()):
+                    block.to(torch.bfloat16)
         elif world.context.count > 1:
             split_context(network, world)
         for block in _blocks(network):
@@ -220,13 +222,6 @@ def _blocks(network: PiD | PixelModel) -> list[nn.Module]:
     if isinstance(network, PixelModel):
         return [block for name in network.source.block_lists for block in getattr(network.transformer, name)]
     return [*network.backbone.patch_blocks, *network.backbone.pixel_blocks]
-
-
-def _round_frozen(network: PixelModel, *, low: bool) -> None:
-    """Blocks in which nothing learns are kept in what is computed in: half of the model is frozen."""
-    for block in _blocks(network) if low else ():
-        if not any(parameter.requires_grad for parameter in block.parameters()):
-            block.to(torch.bfloat16)
 
 
 def _wrap(block: nn.Module, machine: MachineSettings) -> None:

@@ -21,7 +21,7 @@ from pixdec.generation.settings import SEEDS_EACH, SynthesisSettings
 from pixdec.io.files import replacing, write_whole
 from pixdec.io.json_lines import json_digest
 from pixdec.l2p.images import ImageSource
-from pixdec.train.data.shards import INDEX, Index, claim, index_shard, save_index
+from pixdec.train.data.shards import INDEX, Index, add_file, claim, index_shard, save_index
 
 Open = Callable[[], ImageSource]  # called once in every process that makes images
 _PARTS, _IDENTITY = ".parts", "synthesis.json"
@@ -133,9 +133,7 @@ def members(source: ImageSource, wanted: Sequence[Wanted], facts: Mapping[str, o
         }
         with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as opened:
             for extension, data in files.items():
-                entry = tarfile.TarInfo(f"{each.key}.{extension}")  # of no owner, and of the year 1970
-                entry.size = len(data)
-                opened.addfile(entry, io.BytesIO(data))
+                add_file(opened, f"{each.key}.{extension}", data)
             size = opened.offset  # what follows is the end of the archive
         yield each.key, tar.getvalue()[:size]
 

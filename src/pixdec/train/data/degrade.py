@@ -104,7 +104,7 @@ def blur(images: Tensor, sigmas: Tensor, angles: Tensor) -> Tensor:
     kernels = torch.exp(-0.5 * ((along / first).square() + (across / second).square()))
     kernels = (kernels / kernels.sum((1, 2), keepdim=True)).to(images)
     batch, channels = images.shape[:2]
-    padded = F.pad(images, (radius,) * 4, mode="reflect").reshape(1, batch * channels, *_grown(images, radius))
+    padded = F.pad(images, (radius,) * 4, mode="reflect").flatten(0, 1)[None]  # (1,B·3,H+2r,W+2r)
     weight = kernels.repeat_interleave(channels, 0)[:, None]  # (B·3,1,K,K)
     return F.conv2d(padded, weight, groups=batch * channels).reshape(images.shape)
 
@@ -129,7 +129,3 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
 
 def _between(span: tuple[float, float], u: Tensor) -> Tensor:
     return span[0] + (span[1] - span[0]) * u
-
-
-def _grown(images: Tensor, radius: int) -> tuple[int, int]:
-    return images.shape[-2] + 2 * radius, images.shape[-1] + 2 * radius

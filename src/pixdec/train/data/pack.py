@@ -6,7 +6,6 @@ killed at any moment goes on behind the last whole shard, and ends with the same
 """
 
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -31,7 +30,7 @@ from pixdec.train.data.captions import PLAIN
 from pixdec.train.data.degrade import degrade
 from pixdec.train.data.duplicates import Seen
 from pixdec.train.data.fit import CENTER, fit
-from pixdec.train.data.shards import INDEX, Index, Shard, claim, read_index, save_index
+from pixdec.train.data.shards import INDEX, Index, Shard, add_file, claim, read_index, save_index
 from pixdec.train.data.sources import Found, PackSettings, Skip, Source, checked, find_images
 
 REPORT = "report.jsonl"
@@ -172,7 +171,7 @@ def pack(
                     temporary = opened.enter_context(replacing(folder / f"shard-{len(records):06}.tar"))
                     tar = opened.enter_context(tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT))
                 for extension, data in members.items():
-                    _add(tar, f"{images:09}.{extension}", data)
+                    add_file(tar, f"{images:09}.{extension}", data)
                     size += len(data)
                 seen.add(source.name, found.pixels, found.look)
                 record.seen.append((source.name, found.pixels, found.look))
@@ -230,12 +229,6 @@ def _latent(image: Image.Image, latents: LatentEncoder) -> Tensor | Skip:
         return latents.encode(degrade(part, latents.scale))[0].cpu().contiguous()
     except ValueError as error:
         return Skip("latent", reason_of(error))
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)  # of no owner, and of the year 1970: the same bytes always
-    entry.size = len(data)
-    tar.addfile(entry, io.BytesIO(data))
 
 
 def _identity(sources: Sequence[Source], settings: PackSettings, extras: _Extras) -> dict[str, object]:

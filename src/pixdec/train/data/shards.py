@@ -316,6 +316,13 @@ def _grouped(tar: tarfile.TarFile, positions: set[int] | None) -> Iterator[Raw |
         yield Raw(key, members) if positions is None or position in positions else None
 
 
+def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file of no owner, and of the year 1970: the same bytes always."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    tar.addfile(entry, io.BytesIO(data))
+
+
 def _kind(extension: str) -> str:
     """Of a member of a sample: "image", one of `_NOTES`, or "other"."""
     last = extension.rpartition(".")[2]

@@ -66,7 +66,8 @@ class Conditioner:
         """Conditions of examples, on their device, without gradient. Noise of the latent: z_σ = (1−σ)·z + σ·eps."""
         settings = self.settings
         with torch.no_grad():
-            low = self._low(examples.images, draws)
+            each = zip(examples.images, draws.generators, strict=True)
+            low = torch.cat([degraded(image[None], settings.degrade, generator) for image, generator in each])
             latent = examples.latents if examples.latents is not None else self._encode(low, draws.places)
             latent = latent.float()
             noisy = draws.uniform() >= settings.clean
@@ -74,17 +75,8 @@ class Conditioner:
             latent = interpolate(latent, draws.normal(*latent.shape[1:]), sigma)
             kept = draws.uniform() >= settings.drop_latent
             latent, sigma = latent * expand(kept, latent), torch.where(kept, sigma, 1.0)
-            return Conditions(latent, sigma, self.text(examples, draws), low, kept.float())
-
-    def _low(self, images: Tensor, draws: Draws) -> Tensor:
-        """The low-resolution images (B,3,H/scale,W/scale)."""
-        return torch.cat(
-            [degraded(each[None], self.settings.degrade, g) for each, g in zip(images, draws.generators, strict=True)]
-        )
-
-    def text(self, examples: Examples, draws: Draws) -> Tensor | None:
-        """The embedded captions (B,T,E), some of them dropped; None for networks without text."""
-        return embedded(self.embed, examples, draws.uniform() < self.settings.drop_caption)
+            text = embedded(self.embed, examples, draws.uniform() < settings.drop_caption)
+            return Conditions(latent, sigma, text, low, kept.float())
 
     def _encode(self, low: Tensor, places: Sequence[int]) -> Tensor:
         if len(self.encoders) == 1:
