@@ -141,6 +141,10 @@ def test_quality_over_the_stop(tmp_path: Path) -> None:
     assert text.count("<polyline") == 2
 
 
+def test_nothing_is_less_than_nothing() -> None:
+    assert [Column("t", 2).text(value) for value in (-0.001, -0.01, math.nan, None)] == ["0.00", "-0.01", "NaN", "–"]
+
+
 def test_plots_hold_their_points() -> None:
     svg = plots.intervals("t", [("a<b", 2.0, 1.0, 3.0), ("c", 5.0, math.nan, math.nan)], mark=2.5)
     assert "a&lt;b" in svg

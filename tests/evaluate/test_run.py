@@ -20,6 +20,7 @@ from pixdec.evaluate.photographs import Preparation, crop_middle, find_photograp
 from pixdec.evaluate.report.html import write_report
 from pixdec.evaluate.report.sheets import GAP, LABEL, most_detailed
 from pixdec.evaluate.report.summary import compare_runs, summarize
+from pixdec.evaluate.report.tables import sets_table
 from pixdec.evaluate.results import Broken, Row, append_result, read_results
 from pixdec.evaluate.run import Place, evaluate, sets_of
 from pixdec.evaluate.sets import Features
@@ -256,6 +257,9 @@ def test_sets_of_images(photos: Path, lineup: Lineup, tmp_path: Path) -> None:
     assert found["bicubic"]["images"] == 2
     assert found["bicubic"]["patches"] == 12
     assert 0 <= found["bicubic"]["frechet (Colors)"] < 1  # these colors are right
+    head, _, row = sets_table({"original": {"frechet (Colors)": -2e-14, "patch_kid (Colors)": 0.25}}).markdown()
+    assert head == "| method | Fréchet distance (Colors) ↓ | KID of patches (Colors) ↓ |"
+    assert row == "| original | 0 | 0.25 |"
     assert all(row.earlier for row in rows_of(photos, lineup, tmp_path, features=colors))
 
 

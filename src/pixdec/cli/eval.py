@@ -160,6 +160,8 @@ class Eval:
             "data": f"{len(sources)} images: {data.title}",
             "seed": str(self.seed),
         }
+        if features is not None:
+            facts["features of sets"] = f"{features.label}, {features.licence}"
         if self.sigma:
             facts["noise in the latents"] = f"sigma {self.sigma:g}"
         summary = summarize(f"{lineup.scale} times larger: {data.title}", outcomes, lineup, metrics, facts)

@@ -19,7 +19,6 @@ from pixdec.io.images import read_image, to_pil, to_tensor
 from pixdec.latents import Latent
 from pixdec.train.data.degrade import degrade
 
-METRICS = ("consistency", "spectrum_error_high", "color_drift", "pattern")
 TOLERANCE = 0.02  # of a metric's mean: less than this is nobody's concern, however certain
 
 Scores = Mapping[str, Mapping[str, float]]  # by image and metric

@@ -22,7 +22,7 @@ from pixdec.evaluate.metrics.table import TABLE_1
 from pixdec.evaluate.report import plots
 from pixdec.evaluate.report.sheets import save_sheet
 from pixdec.evaluate.report.summary import SUMMARY, TABLE, Summary
-from pixdec.evaluate.report.tables import Column, Table, figures_table, mean_cells
+from pixdec.evaluate.report.tables import Column, Table, mean_cells, sets_table
 from pixdec.evaluate.results import Row
 from pixdec.evaluate.run import CROPS
 from pixdec.io.files import write_whole
@@ -118,7 +118,7 @@ def _page(summary: Summary, out: Path, sheets: int) -> str:
         paper=_paper(summary),
         source=SOURCE,
         plots=_plots(summary),
-        sets=figures_table(summary.sets),
+        sets=sets_table(summary.sets),
         judges=_judges(out / JUDGE),
         bench=_bench(out / BENCH),
         dividers=dividers,

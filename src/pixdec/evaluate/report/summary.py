@@ -17,7 +17,7 @@ from pixdec import __version__
 from pixdec.devices import environment
 from pixdec.evaluate.methods import Lineup
 from pixdec.evaluate.metrics.table import Metrics
-from pixdec.evaluate.report.tables import Column, Table, figures_table, means_table
+from pixdec.evaluate.report.tables import Column, Table, means_table, sets_table
 from pixdec.evaluate.results import Broken, Row, from_plain, plain
 from pixdec.evaluate.statistics import TOLERATED, Mean, mean_of, paired
 
@@ -150,7 +150,7 @@ class Summary:
         if self.folder_table().rows:
             lines += ["", "## Each folder", "", *self.folder_table().markdown()]
         if self.sets:
-            lines += ["", *figures_table(self.sets).markdown()]
+            lines += ["", "## Sets of images", "", *sets_table(self.sets).markdown()]
         each = [
             [row.image, row.method, *(column.text(row.figures.get(name)) for name, column in self.columns.items())]
             for row in self.rows

@@ -14,6 +14,12 @@ WORDS = frozenset(
     {"", "image", "method", "judge", "ours, other", "view", "published in", "metric", "reason", "licence", "settings"}
     | {"code, weights, licence", "version"}
 )
+SETS = {
+    "frechet": "Fréchet distance",
+    "kid": "KID",
+    "patch_frechet": "Fréchet distance of patches",
+    "patch_kid": "KID of patches",
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Column:
 
     def text(self, value: float | None) -> str:
         """A figure of it."""
-        return "–" if value is None else "NaN" if math.isnan(value) else f"{value:.{self.digits}f}"
+        return "–" if value is None else "NaN" if math.isnan(value) else f"{value:z.{self.digits}f}"
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,13 @@ def _count(mean: Mean) -> str:
     return ", ".join([str(mean.n), *lost])
 
 
-def figures_table(rows: Mapping[str, Mapping[str, float | int]]) -> Table:
-    """A row for each method, with four digits of whatever figures any has."""
+def sets_table(rows: Mapping[str, Mapping[str, float | int]]) -> Table:
+    """A row for each method, with four digits of whatever `sets_of` found for any; the network is part of a name."""
     names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
     cells = [  # rounding noise about 0 is none
-        [method, *(f"{round(each[name], 6):.4g}" if name in each else "–" for name in names)]
+        [method, *(f"{round(each[name], 6):z.4g}" if name in each else "–" for name in names)]
         for method, each in rows.items()
     ]
-    return Table(["method", *names], cells)
+    parts = [(name.partition(" ")[0], name) for name in names]
+    head = [f"{name.replace(kind, SETS[kind])} ↓" if kind in SETS else name for kind, name in parts]
+    return Table(["method", *head], cells)
