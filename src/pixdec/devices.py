@@ -15,7 +15,8 @@ from threading import Lock
 
 import torch
 
-LIBRARIES = ("diffusers", "transformers", "safetensors", "numpy", "pillow", "torchao", "spandrel", "webdataset")
+LIBRARIES = """diffusers transformers safetensors numpy pillow torchao spandrel webdataset scipy scikit-image
+torchmetrics""".split()
 
 
 def best_device() -> torch.device:

@@ -22,9 +22,9 @@ from PIL import Image
 
 from pixdec import __version__
 from pixdec.evaluate.methods import ORIGINAL, Lineup, Method
-from pixdec.evaluate.metrics.table import Metrics, Shown, measure
+from pixdec.evaluate.metrics.table import Metrics, Shown, five_crops, measure
 from pixdec.evaluate.photographs import Source
-from pixdec.evaluate.report.sheets import middle, most_detailed
+from pixdec.evaluate.report.sheets import SIDE, most_detailed
 from pixdec.evaluate.results import Broken, Row, append_result, read_results
 from pixdec.evaluate.sets import Features, compare_sets
 from pixdec.io.files import one_line
@@ -137,7 +137,8 @@ class Place:
         crop, feature, whole = self.files(key, label, name)
         if self.features is not None and feature is not None and not feature.exists():
             self.features.save(image, feature)
-        box, made = middle(image) if original is None else most_detailed(original), {"pixdec": __version__}
+        box = five_crops(*image.size, SIDE)[-1] if original is None else most_detailed(original)
+        made = {"pixdec": __version__}
         save_image(image.crop(box), crop, settings={**made, "verb": "eval", "box": list(box)})
         if whole is not None:
             whole.parent.mkdir(parents=True, exist_ok=True)

@@ -245,7 +245,7 @@ def on_crops(metric: Metric) -> Metric:
 
 
 def five_crops(width: int, height: int, side: int = CROP) -> list[tuple[int, int, int, int]]:
-    """(left, top, right, bottom) of the four corners and the middle; smaller where the image is."""
+    """(left, top, right, bottom) of the four corners and last the middle; smaller where the image is."""
     wide, high = min(side, width), min(side, height)
     right, bottom = width - wide, height - high
     corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]

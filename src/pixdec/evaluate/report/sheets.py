@@ -51,13 +51,6 @@ def most_detailed(image: Image.Image) -> tuple[int, int, int, int]:
     return left, top, left + width, top + height
 
 
-def middle(image: Image.Image) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the piece in the middle."""
-    width, height = min(SIDE, image.width), min(SIDE, image.height)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return left, top, left + width, top + height
-
-
 def fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text, or as much of its end as is `width` pixels wide: the end of a path tells more than its beginning."""
     if font.getlength(text) <= width:
