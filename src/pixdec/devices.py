@@ -15,8 +15,8 @@ from threading import Lock
 
 import torch
 
-LIBRARIES = """diffusers transformers safetensors numpy pillow torchao spandrel webdataset scipy scikit-image
-torchmetrics""".split()
+MEASURING = ("scipy", "scikit-image", "torchmetrics")
+LIBRARIES = ("diffusers", "transformers", "safetensors", "numpy", "pillow", "torchao", "spandrel", "webdataset")
 
 
 def best_device() -> torch.device:
@@ -105,7 +105,7 @@ def environment() -> dict[str, str]:
         gpu = torch.cuda.get_device_properties(index)
         found[f"cuda:{index}"] = f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB, capability {gpu.major}.{gpu.minor}"
     installed = {each.metadata["Name"]: each.version for each in metadata.distributions()}
-    found["libraries"] = ", ".join(f"{name} {installed[name]}" for name in LIBRARIES if name in installed)
+    found["libraries"] = ", ".join(f"{name} {installed[name]}" for name in LIBRARIES + MEASURING if name in installed)
     return found
 
 
