@@ -39,11 +39,10 @@ class PixelGeneration:
         prompts: str | Path | Sequence[str | Prompt],
         output: str | Path,
         settings: PixelGenerationSettings,
-        pipe: PixelPipeline | None = None,
     ) -> None:
-        """`pipe` None: loaded when the first image is made. Raises ValueError and OSError for what cannot be."""
+        """Raises ValueError and OSError for what cannot be."""
         settings.check()
-        self.settings, self.want, self._pipe = settings, Want(images=True, latents=False), pipe
+        self.settings, self.want = settings, Want(images=True, latents=False)
         self.items = plan_items(prompts, str(output), settings)
         self.weights = open_weights(settings.model)
         self._begun = None if settings.image is None else read_image(settings.image).convert("RGB")
@@ -62,7 +61,7 @@ class PixelGeneration:
         if not self.todo:
             return
         with quiet("diffusers", "transformers"):
-            pipe = self._pipe or self._load()
+            pipe = self._load()
             for todo in self.todo:
                 yield self._attempt(pipe, todo)
 

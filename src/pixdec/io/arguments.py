@@ -26,9 +26,9 @@ def whole(name: str, value: object, least: int = 1, most: int | None = None) -> 
     return number
 
 
-def seed_of(value: object, name: str = "seed") -> int:
+def seed_of(value: object) -> int:
     """A whole number that seeds a generator. Raises ValueError as `whole` does."""
-    return whole(name, value, SEEDS.start, SEEDS.stop - 1)
+    return whole("seed", value, SEEDS.start, SEEDS.stop - 1)
 
 
 def check_range(settings: object, names: Iterable[str], least: float, most: float | None = None) -> None:

@@ -71,7 +71,7 @@ def read_image(file: str | Path | BinaryIO, *, name: str | None = None) -> Image
         return colors
 
 
-def read_picture(file: str | Path | BinaryIO, *, name: str | None = None) -> Picture:
+def read_picture(file: str | Path | BinaryIO) -> Picture:
     """As `read_image`, with transparency, 16 bits a channel and metadata.
 
     Of images with 16 bits a channel and another color profile than sRGB, colors are converted with 8 bits, with a note.
@@ -79,7 +79,7 @@ def read_picture(file: str | Path | BinaryIO, *, name: str | None = None) -> Pic
     Raises:
         ValueError: as `read_image`.
     """
-    name = name or _name_of(file)
+    name = _name_of(file)
     with _loaded(file, name) as image:
         metadata, deep = metadata_of(image), _is_deep(image)
         values = _values_of_16_bits(image, file) if deep and not _foreign_profile(image) else None

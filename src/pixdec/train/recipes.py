@@ -237,10 +237,10 @@ def student_tiny() -> StudentRecipe:
     )  # fmt: skip
 
 
-def _pixel_loop(steps: int, batch: int = 8, rate: float = 5e-5) -> LoopSettings:
+def _pixel_loop(steps: int) -> LoopSettings:
     # The release: a constant rate from the second step on, and no clipping, which a bound of a million is.
     return LoopSettings(
-        steps, batch, learning_rate=rate, warmup=1, decay=0.0, weight_decay=0.01, clip=1e6, betas=(0.9, 0.999)
+        steps, batch=8, learning_rate=5e-5, warmup=1, decay=0.0, weight_decay=0.01, clip=1e6, betas=(0.9, 0.999)
     )
 
 
