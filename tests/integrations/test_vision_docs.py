@@ -25,7 +25,7 @@ if not hasattr(diffusers, "AutoencoderRAE"):
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the scripts name → where it lies here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pixdec.text.CaptionEmbeddings", Captions)
+    monkeypatch.setattr("pixdec.decoder.CaptionEmbeddings", Captions)
     Image.effect_noise((300, 200), 80).convert("RGB").save("photo.jpg")
     mean, variance = mean_and_variance()
     torch.save({"mean": mean, "var": variance}, "stat.pt")
