@@ -192,7 +192,8 @@ def _packed(pairs: Iterable[tuple[Tensor, Tensor]], room: float) -> dict[str, Te
     for number, (high, lows) in enumerate(pairs):
         each = {f"high-{number}": _webp(high, quality=92)}
         each |= {f"low-{number}-{i}": _webp(low, lossless=True) for i, low in enumerate(lows)}
-        packed, room = packed | each, room - sum(map(len, each.values()))
+        packed |= each
+        room -= sum(map(len, each.values()))
         if room <= 0:
             break
     return packed

@@ -1,7 +1,7 @@
 """Writes the bundled decoder: `python -m scripts.nano.export STATE [STATE …] OUT`, the mean of the states' weights.
 
-Between the ends of `shape` and of `look`, lines are drawn and stone has no stipple yet. A state that is named twice
-counts twice."""
+Cells and stipple on stone are fewer in the mean of two runs than in either. A state that is named twice counts
+twice."""
 
 import sys
 from collections.abc import Sequence
