@@ -1,7 +1,7 @@
 """Writes the bundled decoder: `python -m scripts.nano.export STATE [STATE …] OUT`, the mean of the states' weights.
 
-Cells and stipple on stone are fewer in the mean of two runs than in either. A state that is named twice counts
-twice."""
+The mean of one state after `shape` and one after `look` was preferred to either by eye (docs/bundled-models.md). A
+state that is named twice counts twice."""
 
 import sys
 from collections.abc import Sequence
