@@ -15,6 +15,7 @@ import io
 import random
 import re
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -29,7 +30,7 @@ from pixdec.train.data.degrade import degrade
 
 RIVALS = ("real-esrgan", "lanczos")  # folders, and what enlarges TAEF2's images
 SIDE, AROUND = 256, 64  # pixels of a piece, and of what the methods see beyond it
-ROWS, COLUMNS, GAP, LABEL = 4, 2, 16, 20  # pairs on a sheet; pixels between images, and above a pair for its number
+ROWS, COLUMNS, GAP, LABEL = 4, 2, 6, 16  # pairs on a sheet; pixels between images, and above a pair for its number
 # By category: beginnings of file names, and the left upper corner of the piece.
 PLACES: dict[str, list[tuple[str, int, int]]] = {
     "faces": [
@@ -106,7 +107,7 @@ def make(kodak: Path, photos: Path, taef2: Path, out: Path, model: str = "pixdec
                 file = out / folder / category / f"{index}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 to_pil(method.enlarge(sample, 0))[0].crop(inner).save(file)
-    questions = _questions(_sessions(out, "sheets"))
+    questions = _questions(_sessions(out, "sheets", "human"))
     for number, first in enumerate(range(0, len(questions), ROWS * COLUMNS), 1):
         _sheet(questions, first).save(out / f"sheet-{number}.png")
     (out / "answers.txt").write_text("\n".join(f"{number:02}" for number in range(len(questions))) + "\n")
@@ -125,10 +126,11 @@ def _sheet(questions: list[tuple[Session, int]], first: int) -> Image.Image:
     return sheet
 
 
-def _sessions(out: Path, judge: str) -> list[Session]:
+def _sessions(out: Path, judge: str, kind: str) -> list[Session]:
     """One for each rival; the same order for every judge who has not begun."""
     return [
-        Session(find_pairs(out / "ours", [out / rival]), judge, out / ROUNDS, Views(0, 1, SIDE)) for rival in RIVALS
+        Session(find_pairs(out / "ours", [out / rival]), judge, out / ROUNDS, Views(0, 1, SIDE), kind=kind)
+        for rival in RIVALS
     ]
 
 
@@ -149,9 +151,9 @@ def piece(path: Path, left: int, top: int, lineup: Lineup) -> tuple[Sample, tupl
     return Sample(lineup.encoder.encode(low), low), (left - x, top - y, left - x + SIDE, top - y + SIDE)
 
 
-def merge(out: Path, judge: str, verdicts: Path) -> None:
-    """Keeps the answers of one judge, those that are there, and prints the table of all."""
-    questions = _questions(_sessions(out, judge))
+def merge(out: Path, judge: str, verdicts: Path, kind: Literal["human", "model"] = "human") -> None:
+    """Keeps the answers of one judge, those that are there, as KIND:JUDGE, and prints the table of all."""
+    questions = _questions(_sessions(out, judge, kind))
     for line in verdicts.read_text().splitlines():
         found = re.fullmatch(r"\s*(\d+)\W*([ABab])\s*", line)
         if found and int(found[1]) < len(questions):

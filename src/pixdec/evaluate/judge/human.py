@@ -29,8 +29,8 @@ QUESTION = (
 
 
 class Session:
-    """The questions for a person, a judge called human:NAME: each view of each pair once, in random order, ours first
-    in half of them.
+    """The questions for a person, a judge called human:NAME, or another `kind` of judge: each view of each pair once,
+    in random order, ours first in half of them.
 
     Attributes:
         questions: all of them; answers of earlier sessions keep their order of images.
@@ -39,7 +39,13 @@ class Session:
     """
 
     def __init__(
-        self, pairs: Sequence[Pair | Failed], person: str, path: str | Path, views: Views = VIEWS, seed: int = 0
+        self,
+        pairs: Sequence[Pair | Failed],
+        person: str,
+        path: str | Path,
+        views: Views = VIEWS,
+        seed: int = 0,
+        kind: str = "human",
     ) -> None:
         if not person.strip():
             raise ValueError(f"human={person!r}: expected a name, which tells several people apart")
@@ -49,7 +55,7 @@ class Session:
         for pair in pairs:
             if isinstance(pair, Pair):
                 try:
-                    found = questions_of(pair, f"human:{person}", {}, asking)
+                    found = questions_of(pair, f"{kind}:{person}", {}, asking)
                 except (ValueError, OSError) as error:
                     self.failed.append(Failed(pair.title, reason_of(error)))
                     continue
