@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixdec.devices import has_bfloat16_units
 from pixdec.encoder import ImageEncoder
 from pixdec.evaluate.real_esrgan import load_real_esrgan
 from pixdec.io.images import pad_to_multiple, to_tensor
@@ -30,6 +31,7 @@ from pixdec.models.taef2 import TAEF2, load_taef2
 
 SCALE = 4
 CROP = 64  # of the teacher's inputs
+DTYPE = torch.bfloat16 if has_bfloat16_units() else torch.float32  # of the networks that make the data
 WORDS = (
     *("the", "of", "and", "light", "river", "glass", "window", "Stone", "paper", "1987", "copper", "harbour", "EXIT"),
     *("quick", "fox", "jumps", "over", "lazy", "dog", "Café", "naïve", "ground", "24.50", "km/h", "Sunday", "market"),
@@ -110,7 +112,7 @@ def lows(image: Image.Image, taef2: TAEF2, tiny: ImageEncoder | None, rng: rando
     made = [image.resize((width, height), rng.choice(filters)) for _ in range(3)]
     plain = torch.cat([to_tensor(each) for each in made])
     down, right = -height % 8, -width % 8
-    padded = F.pad(plain[1:], (0, right, 0, down), mode="replicate").to(torch.bfloat16)
+    padded = F.pad(plain[1:], (0, right, 0, down), mode="replicate").to(DTYPE)
     latent = taef2.encode(padded)
     latent[1] += 0.15 * rng.random() * torch.randn_like(latent[1])
     round_trip = taef2.decode(latent).float()[:, :, :height, :width]
@@ -129,7 +131,7 @@ def teach(folder: Path, count: int, weights: Path | None) -> None:
     done = load_file(target) if target.exists() else {"low": torch.empty(0, CROP, CROP, 3, dtype=torch.uint8)}
     highs = list(done["high"]) if "high" in done else []
     crops = list(done["low"])
-    network = load_real_esrgan(weights).to(torch.bfloat16)
+    network = load_real_esrgan(weights).to(DTYPE)
     files = sorted(p for p in folder.glob("*.safetensors") if p != target and not p.stem.startswith("page-"))
     for number in range(len(crops), count):
         rng = random.Random(number)
@@ -144,7 +146,7 @@ def teach(folder: Path, count: int, weights: Path | None) -> None:
             busy = float(crop.float().diff(dim=0).abs().mean() + crop.float().diff(dim=1).abs().mean())
             best = max(best or (-1.0, crop), (busy, crop), key=lambda each: each[0])
         assert best is not None
-        images = best[1].permute(2, 0, 1)[None].to(torch.bfloat16) / 127.5 - 1
+        images = best[1].permute(2, 0, 1)[None].to(DTYPE) / 127.5 - 1
         crops.append(best[1])
         highs.append(as_bytes(network(images.contiguous(memory_format=torch.channels_last)))[0])
         if number % 25 == 24 or number + 1 == count:
@@ -224,7 +226,7 @@ def main() -> None:
     if given.taef2 is None or not given.photos:
         parser.error("--photos and --taef2 are needed to make data")
     given.out.mkdir(parents=True, exist_ok=True)
-    taef2, tiny = load_taef2(given.taef2).to(torch.bfloat16), ImageEncoder.from_pretrained(dtype=torch.bfloat16)
+    taef2, tiny = load_taef2(given.taef2).to(DTYPE), ImageEncoder.from_pretrained(dtype=DTYPE)
     fonts = latin_fonts(given.fonts) if given.fonts else []
     pages = ((f"page-{i:03}", page(i, fonts)) for i in range(given.pages))
     sources = [pages, *(pictures(folder) for folder in given.photos)]

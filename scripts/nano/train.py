@@ -19,6 +19,7 @@ import json
 import math
 import random
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ from pixdec.models.nano import Nano, NanoSettings, range_around
 from pixdec.sampling.flow import STUDENT_TIMES, interpolate, student_times
 from pixdec.sampling.samplers import NoiseSource, student
 from pixdec.train.data.degrade import blur
+from pixdec.train.parallel import MachineSettings, precision
 from scripts.nano.critic import Critic
 
 SCALE = 4
+MACHINE = MachineSettings(shard=False)
 
 
 @dataclass(frozen=True)
@@ -234,8 +237,8 @@ class Trainer:
         for part in ("network", "average", "critic", "optimizer", "critic_optimizer"):
             getattr(self, part).load_state_dict(state[part])
 
-    def cast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16)
+    def cast(self) -> AbstractContextManager[Any]:
+        return precision(MACHINE, self.device)
 
     def learn(self, data: Data, rate: float) -> dict[str, float]:
         """One step on a batch; its losses."""
@@ -325,7 +328,7 @@ def decode(network: Nano, low: Tensor, steps: int) -> list[Tensor]:
     condition, sigma = network.condition(low), torch.zeros(len(low), device=low.device)
 
     def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast(low.device.type, torch.bfloat16):
+        with precision(MACHINE, low.device):
             return network.velocity(x_t, t, None, condition, sigma)
 
     noise = NoiseSource(range(len(low)), low.device, steps)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from pixdec.models.nano import NanoSettings
 from pixdec.models.taef2 import TAEF2
-from scripts.nano.data import lows, pack, page
+from scripts.nano.data import DTYPE, lows, pack, page
 from scripts.nano.export import export
 from scripts.nano.train import STAGES, Data, Trainer, decode
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pages and what a random autoencoder makes of them."""
     folder = tmp_path_factory.mktemp("data")
     torch.manual_seed(0)
-    taef2 = TAEF2().requires_grad_(False).to(torch.bfloat16)
+    taef2 = TAEF2().requires_grad_(False).to(DTYPE)
     for seed in range(2):
         image = page(seed, []).resize((416, 416))
         high = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(416, 416, 3)
