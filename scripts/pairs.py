@@ -1,10 +1,11 @@
 """Blind pairs: which of two enlargements do people prefer, who do not know which is which?
 
-    python -m scripts.pairs make --kodak FOLDER --photos FOLDER --taef2 FOLDER --out OUT
+    python -m scripts.pairs make --kodak FOLDER --photos FOLDER [--taef2 FOLDER] --out OUT
     pixdec judge OUT/ours OUT/real-esrgan OUT/lanczos -o OUT --human NAME --crop-side 256
     python -m scripts.pairs merge --out OUT --judge NAME --verdicts OUT/answers.txt
 
-`make` writes 40 pieces, 256 x 256 of the output at 100 %, of ours in four steps and of both rivals, for `pixdec judge`.
+`make` writes 40 pieces, 256 x 256 of the output at 100 %, of ours in four steps and of both rivals, for `pixdec judge`:
+of photographs reduced to a quarter, with `--taef2` through that autoencoder too, which stands for a generator's.
 For judges without a browser it also writes sheets of numbered pairs at 100 %, A left and B right, both rivals' mixed,
 OUT/sheet-1.png and so on, and OUT/answers.txt, a line for each pair, `07`, behind which they write A or B; `merge`
 reads it into the same records, and prints the table. Which is ours, and which rival's, is in no file: the same seed
@@ -20,6 +21,7 @@ from typing import Literal
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from pixdec.evaluate.autoencoders import IMAGE
 from pixdec.evaluate.judge.asking import ROUNDS
 from pixdec.evaluate.judge.human import Session
 from pixdec.evaluate.judge.pairs import Views, find_pairs
@@ -28,7 +30,7 @@ from pixdec.evaluate.methods import Lineup, Sample, open_lineup
 from pixdec.io.images import read_image, to_pil, to_tensor
 from pixdec.train.data.degrade import degrade
 
-RIVALS = ("real-esrgan", "lanczos")  # folders, and what enlarges TAEF2's images
+RIVALS = ("real-esrgan", "lanczos")  # folders, and what enlarges the same images
 SIDE, AROUND = 256, 64  # pixels of a piece, and of what the methods see beyond it
 ROWS, COLUMNS, GAP, LABEL = 4, 2, 6, 16  # pairs on a sheet; pixels between images, and above a pair for its number
 # By category: beginnings of file names, and the left upper corner of the piece.
@@ -93,10 +95,11 @@ PLACES: dict[str, list[tuple[str, int, int]]] = {
 
 
 @torch.inference_mode()
-def make(kodak: Path, photos: Path, taef2: Path, out: Path, model: str = "pixdec-nano:4") -> None:
+def make(kodak: Path, photos: Path, out: Path, taef2: Path | None = None, model: str = "pixdec-nano:4") -> None:
     """Writes the pieces, and the pairs on sheets."""
-    rivals = [f"taef2:{taef2}+{rival}" for rival in RIVALS]
-    lineup = open_lineup([model, *rivals], encoder=f"taef2:{taef2}", device="cpu")
+    encoder = IMAGE if taef2 is None else f"taef2:{taef2}"
+    rivals = [rival if taef2 is None else f"{encoder}+{rival}" for rival in RIVALS]
+    lineup = open_lineup([model, *rivals], encoder=encoder, device="cpu")
     if lineup.missing:
         raise ValueError("; ".join(lineup.missing.values()))
     for category, found in PLACES.items():
