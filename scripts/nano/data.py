@@ -5,7 +5,7 @@
 
 For each picture one `.safetensors` file: `high` (H,W,3) and `low` (variants,h,w,3), uint8, H = 4h. Low images
 are reduced by one of three filters; variant 0 is left so, the others went through autoencoders, as a generator's do.
-With `--teacher N`, N crops of 64 x 64 are also enlarged by Real-ESRGAN x4plus: `teacher.safetensors`.
+With `--teacher N`, N crops of 64 x 64 are also enlarged by Real-ESRGAN x4plus, from variant 0: `teacher.safetensors`.
 A file that is there is not made again. `--pack` takes crops out of them, compressed, and with `--vgg` ST-LPIPS's
 weights in half precision, for a machine that little can be sent to; `scripts.nano.train` reads either folder.
 """
@@ -125,12 +125,12 @@ def lows(image: Image.Image, taef2: TAEF2, tiny: ImageEncoder | None, rng: rando
 
 @torch.inference_mode()
 def teach(folder: Path, count: int, weights: Path | None) -> None:
-    """N crops of photographs (it garbles text), `CROP`², and what Real-ESRGAN makes of them, `low` (N,64,64,3) and
-    `high` (N,256,256,3), resumable."""
+    """N crops of photographs (it garbles text), `CROP`², and what Real-ESRGAN makes of them, `low` (N,4,64,64,3) and
+    `high` (N,256,256,3), resumable. It sees the plain reduction alone: what an autoencoder damaged is to be mended, not
+    drawn sharper."""
     target = folder / "teacher.safetensors"
-    done = load_file(target) if target.exists() else {"low": torch.empty(0, CROP, CROP, 3, dtype=torch.uint8)}
-    highs = list(done["high"]) if "high" in done else []
-    crops = list(done["low"])
+    done = load_file(target) if target.exists() else {"low": torch.empty(0), "high": torch.empty(0)}
+    crops, highs = list(done["low"]), list(done["high"])
     network = load_real_esrgan(weights).to(DTYPE)
     files = sorted(p for p in folder.glob("*.safetensors") if p != target and not p.stem.startswith("page-"))
     for number in range(len(crops), count):
@@ -142,11 +142,11 @@ def teach(folder: Path, count: int, weights: Path | None) -> None:
             if min(height, width) < CROP:
                 continue
             y, x = rng.randrange(height - CROP + 1), rng.randrange(width - CROP + 1)
-            crop = low[rng.randrange(len(low)), y : y + CROP, x : x + CROP]
-            busy = float(crop.float().diff(dim=0).abs().mean() + crop.float().diff(dim=1).abs().mean())
+            crop = low[:, y : y + CROP, x : x + CROP]
+            busy = float(crop[0].float().diff(dim=0).abs().mean() + crop[0].float().diff(dim=1).abs().mean())
             best = max(best or (-1.0, crop), (busy, crop), key=lambda each: each[0])
         assert best is not None
-        images = best[1].permute(2, 0, 1)[None].to(DTYPE) / 127.5 - 1
+        images = best[1][:1].permute(0, 3, 1, 2).to(DTYPE) / 127.5 - 1
         crops.append(best[1])
         highs.append(as_bytes(network(images.contiguous(memory_format=torch.channels_last)))[0])
         if number % 25 == 24 or number + 1 == count:
@@ -166,7 +166,7 @@ def pack(folder: Path, out: Path, mebibytes: float, vgg: Path | None = None) -> 
         torch.save({name: value.half() for name, value in state.items()}, out / "st-lpips.pth")
     if teacher.exists():
         made = load_file(teacher)
-        taught = _packed(zip(made["high"], made["low"][:, None], strict=True), room / 2)
+        taught = _packed(zip(made["high"], made["low"], strict=True), room / 2)
         save_file(taught, out / "taught.safetensors")
         room -= sum(map(len, taught.values()))
     save_file(

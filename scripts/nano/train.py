@@ -5,7 +5,8 @@
 A step learns x0 at one of the student's four noise levels for each image of a batch. The first level starts from pure
 noise; at the others the network sees its own first estimate, noised (self-rollout), or the truth, noised. Stages:
 
-    shape    pixels, their differences and the means of 8 x 8, with some of Real-ESRGAN's images as the truth
+    shape    pixels, their differences and the means of 8 x 8, with some of Real-ESRGAN's images as the truth, which
+             it made of what no autoencoder had damaged
     look     hardly anything else as the truth; also ST-LPIPS's later levels on a jittered crop, and an adversary that
              sees the low-resolution image too (and no pages), with its features
     texture  the same, with photographs and pages alone
@@ -40,6 +41,7 @@ from pixdec.train.parallel import MachineSettings, precision
 from scripts.nano.critic import Critic
 
 SCALE = 4
+VARIANTS = (3, 2, 1, 1)  # how often each low-resolution image is drawn: plain, TAEF2, noised TAEF2, the tiny one
 MACHINE = MachineSettings(shard=False)
 
 
@@ -86,24 +88,21 @@ class Data:
                 self.teacher = load_file(path)
             elif path.stem == "taught":
                 taught = _unpacked(load_file(path))
-                low, high = torch.cat([each["low"] for each in taught]), torch.stack([each["high"] for each in taught])
-                self.teacher = {"low": low, "high": high}
+                self.teacher = {key: torch.stack([each[key] for each in taught]) for key in ("low", "high")}
             elif path.stem == "crops":
                 self.photos += _unpacked(load_file(path))
             else:
                 (self.pages if path.stem.startswith("page-") else self.photos).append(load_file(path))
         if self.teacher is not None:
-            self.teacher["high"] = _corrected(self.teacher["low"], self.teacher["high"])
+            self.teacher["high"] = _corrected(self.teacher["low"][:, 0], self.teacher["high"])
         self.areas = [each["low"].shape[1] * each["low"].shape[2] for each in self.photos]
 
     def draw(self, rng: random.Random, *, teacher: float, pages: float) -> tuple[Tensor, Tensor, bool]:
         """One (3,4c,4c) and its (3,c,c), in [-1,1], and whether it is of a page."""
         is_page = False
         if self.teacher is not None and rng.random() < teacher:
-            i, c = rng.randrange(len(self.teacher["low"])), self.crop
-            y, x = (rng.randrange(self.teacher["low"].shape[1] - c + 1) for _ in range(2))
-            low = self.teacher["low"][i, y : y + c, x : x + c]
-            high = self.teacher["high"][i, SCALE * y : SCALE * (y + c), SCALE * x : SCALE * (x + c)]
+            i = rng.randrange(len(self.teacher["low"]))
+            low, high = self._crop({key: images[i] for key, images in self.teacher.items()}, rng)
         else:
             is_page = bool(self.pages) and rng.random() < pages
             picked = rng.choice(self.pages) if is_page else rng.choices(self.photos, self.areas)[0]
@@ -118,7 +117,8 @@ class Data:
     def _crop(self, picture: dict[str, Tensor], rng: random.Random) -> tuple[Tensor, Tensor]:
         c, (variants, height, width, _) = self.crop, picture["low"].shape
         y, x = rng.randrange(height - c + 1), rng.randrange(width - c + 1)
-        low = picture["low"][rng.randrange(variants), y : y + c, x : x + c]
+        variant = rng.choices(range(variants), VARIANTS[:variants])[0]
+        low = picture["low"][variant, y : y + c, x : x + c]
         return low, picture["high"][SCALE * y : SCALE * (y + c), SCALE * x : SCALE * (x + c)]
 
 

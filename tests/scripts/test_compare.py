@@ -95,19 +95,21 @@ def test_pairs_are_blind_and_merged(
     monkeypatch.setattr(pairs, "PLACES", {"sky": [("1", 16, 8)] * 2, "water": [("2", 60, 64)] * 2})
     out, verdicts = folder / "pairs", folder / "verdicts.txt"
     small = str(folder / "small.safetensors")
-    pairs.make(folder / "kodak", folder / "photos", folder, out, small)
+    pairs.make(folder / "kodak", folder / "photos", out, folder, small)
     (picture,) = (Image.open(path) for path in out.glob("*.png"))
-    assert picture.size == (2 * 112, 4 * 68)  # eight pairs, of both rivals
+    assert picture.size == (2 * 82, 4 * 54)  # eight pairs, of both rivals
     ours = [Image.open(path).tobytes() for path in sorted((out / "ours").rglob("*.png"))]
-    corners = [(112 * (place % 2), 68 * (place // 2) + 20) for place in range(8)]
+    corners = [(82 * (place % 2), 54 * (place // 2) + 16) for place in range(8)]
     shown = [picture.crop((x, y, x + 32, y + 32)).tobytes() for x, y in corners]
     first = [each in ours for each in shown]
     assert sum(first) == 4
     assert (out / "answers.txt").read_text().split() == [f"{i:02}" for i in range(8)]
     for part in (range(3), range(3, 8)):  # in two sittings
         verdicts.write_text("00\n" + "".join(f"{i:02} {'A' if first[i] else 'b'}\n" for i in part))
-        pairs.merge(out, "anna", verdicts)
-    assert capsys.readouterr().out.count("| 4 | 4 | 0 | 100% [100%, 100%] |") == 2
+        pairs.merge(out, "anna", verdicts, "model")
+    table = capsys.readouterr().out
+    assert table.count("| 4 | 4 | 0 | 100% [100%, 100%] |") == 2
+    assert "| model:anna |" in table
     for line in ("08 A", "lanczos-06 A", "01 ="):
         verdicts.write_text(line)
         with pytest.raises(ValueError, match=line):
