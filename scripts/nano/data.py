@@ -44,6 +44,12 @@ def as_bytes(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def busy(image: Tensor) -> float:
+    """How much (H,W,3) varies from pixel to pixel."""
+    values = image.float()
+    return float(values.diff(dim=0).abs().mean() + values.diff(dim=1).abs().mean())
+
+
 def pictures(folder: Path) -> Iterator[tuple[str, Image.Image]]:
     """Each photograph at full size, and at half of it, where detail is as dense as in small pictures."""
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".webp", ".jpg", ".jpeg", ".png")):
@@ -135,19 +141,17 @@ def teach(folder: Path, count: int, weights: Path | None) -> None:
     files = sorted(p for p in folder.glob("*.safetensors") if p != target and not p.stem.startswith("page-"))
     for number in range(len(crops), count):
         rng = random.Random(number)
-        best: tuple[float, Tensor] | None = None
-        for _ in range(3):  # the busiest of three
+        found = list[Tensor]()
+        for _ in range(3):
             low = load_file(rng.choice(files))["low"]
             _, height, width, _ = low.shape
             if min(height, width) < CROP:
                 continue
             y, x = rng.randrange(height - CROP + 1), rng.randrange(width - CROP + 1)
-            crop = low[:, y : y + CROP, x : x + CROP]
-            busy = float(crop[0].float().diff(dim=0).abs().mean() + crop[0].float().diff(dim=1).abs().mean())
-            best = max(best or (-1.0, crop), (busy, crop), key=lambda each: each[0])
-        assert best is not None
-        images = best[1][:1].permute(0, 3, 1, 2).to(DTYPE) / 127.5 - 1
-        crops.append(best[1])
+            found.append(low[:, y : y + CROP, x : x + CROP])
+        crop = max(found, key=lambda variants: busy(variants[0]))
+        images = crop[:1].permute(0, 3, 1, 2).to(DTYPE) / 127.5 - 1
+        crops.append(crop)
         highs.append(as_bytes(network(images.contiguous(memory_format=torch.channels_last)))[0])
         if number % 25 == 24 or number + 1 == count:
             save_file({"low": torch.stack(crops), "high": torch.stack(highs)}, target.with_suffix(".part"))

@@ -39,6 +39,7 @@ from pixdec.sampling.samplers import NoiseSource, student
 from pixdec.train.data.degrade import blur
 from pixdec.train.parallel import MachineSettings, precision
 from scripts.nano.critic import Critic
+from scripts.nano.data import busy
 
 SCALE = 4
 VARIANTS = (3, 2, 1, 1)  # how often each low-resolution image is drawn: plain, TAEF2, noised TAEF2, the tiny one
@@ -106,7 +107,7 @@ class Data:
         else:
             is_page = bool(self.pages) and rng.random() < pages
             picked = rng.choice(self.pages) if is_page else rng.choices(self.photos, self.areas)[0]
-            low, high = max((self._crop(picked, rng) for _ in range(2)), key=_busy)
+            low, high = max((self._crop(picked, rng) for _ in range(2)), key=lambda pair: busy(pair[0]))
         if rng.random() < 0.25:
             low = _spoilt(low, rng)
         turns, mirrored = rng.randrange(4), rng.random() < 0.5
@@ -148,11 +149,6 @@ def _corrected(low: Tensor, high: Tensor) -> Tensor:
         least, most = (F.interpolate(each, large.shape[2:], mode="bilinear") for each in range_around(small))
         made.append(large.clamp(least, most)[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8))
     return torch.stack(made)
-
-
-def _busy(pair: tuple[Tensor, Tensor]) -> float:
-    low = pair[0].float()
-    return float(low.diff(dim=0).abs().mean() + low.diff(dim=1).abs().mean())
 
 
 def _spoilt(low: Tensor, rng: random.Random) -> Tensor:
