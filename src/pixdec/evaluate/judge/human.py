@@ -48,7 +48,7 @@ class Session:
         kind: str = "human",
     ) -> None:
         if not person.strip():
-            raise ValueError(f"human={person!r}: expected a name, which tells several people apart")
+            raise ValueError(f"{kind}={person!r}: expected a name, which tells several people apart")
         self.journal, asking = Journal(Path(path)), Asking(QUESTION, views)
         self.failed = [pair for pair in pairs if isinstance(pair, Failed)]
         orders = list[tuple[Question, Question]]()  # of each view: ours first, ours second
