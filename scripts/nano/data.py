@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -143,7 +144,8 @@ def teach(folder: Path, count: int, weights: Path | None) -> None:
         rng = random.Random(number)
         found = list[Tensor]()
         for _ in range(3):
-            low = load_file(rng.choice(files))["low"]
+            with safe_open(rng.choice(files), "pt") as file:
+                low = file.get_tensor("low")
             _, height, width, _ = low.shape
             if min(height, width) < CROP:
                 continue

@@ -282,13 +282,13 @@ class Trainer:
                 losses["perceptual"] = self.vgg.distance(near, real, recipe.levels).mean()
             loss = loss + recipe.perceptual * losses["perceptual"]
         if recipe.adversary:
-            self.critic.requires_grad_(False)
             with self.cast():
+                *on_real, real = self.critic.with_features(truth[judged], low[judged])
+                self.critic.requires_grad_(False)
                 grain, body, made = self.critic.with_features(x0[judged], low[judged])
-                with torch.no_grad():
-                    real = self.critic.with_features(truth[judged], low[judged])[2]
             loss = loss - recipe.adversary * (grain.mean() + body.mean())
-            apart = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(made, real, strict=True)]
+            wanted = [each.detach() for each in real]
+            apart = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(made, wanted, strict=True)]
             losses["matched"] = torch.stack(apart).mean()
             loss = loss + recipe.matched * losses["matched"]
             self.critic.requires_grad_(True)
@@ -300,7 +300,6 @@ class Trainer:
         self.optimizer.step()
         if recipe.adversary:
             with self.cast():
-                on_real = self.critic(truth[judged], low[judged])
                 on_made = self.critic(x0[judged].detach(), low[judged])
             parts = [F.relu(1 - logits).mean() for logits in on_real] + [
                 F.relu(1 + logits).mean() for logits in on_made
