@@ -6,14 +6,16 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
 from pixdec.cli import main
-from pixdec.serve.settings import read_settings
+from pixdec.serve.settings import Limits, ModelSettings, PipelineSettings, ServeSettings, read_settings
 from tests.serve.service import picture, until
 
+EXAMPLE = Path(__file__).parents[2] / "examples/serve/pixdec.toml"
 LIMIT = 300  # seconds for what takes 3 on an idle machine
 
 
@@ -41,6 +43,14 @@ def test_a_file_that_is_no_decoder_ends_the_start_with_one_line(tmp_path, capfd)
     assert main(["serve", "--model", str(tmp_path / "photo.png"), "--port", "0"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "photo.png" in line
+
+
+def test_the_example_shows_every_key_with_its_usual_value():
+    assert read_settings(EXAMPLE) == ServeSettings()
+    text = EXAMPLE.read_text()
+    for table in (ServeSettings, ModelSettings, PipelineSettings, Limits):
+        for key in table.model_fields:
+            assert re.search(rf"^(# |\[|# \[)?{key}\b", text, re.MULTILINE), key
 
 
 def test_a_key_of_the_environment(monkeypatch, tmp_path):
