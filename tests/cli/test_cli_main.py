@@ -61,6 +61,12 @@ def test_every_verb_has_help(run: Run, verb: str) -> None:
     assert outcome.out.startswith(f"usage: pixdec {verb}")
 
 
+def test_a_stage_of_training_has_help_before_its_recipe_is_named(run: Run) -> None:
+    outcome = run("train", "decoder", "--help")
+    assert outcome.code == 0
+    assert "tiny" in outcome.out
+
+
 def test_version(run: Run) -> None:
     outcome = run("--version")
     assert (outcome.code, outcome.out) == (0, f"pixdec {__version__}\n")

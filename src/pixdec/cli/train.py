@@ -130,6 +130,11 @@ def parse(arguments: Sequence[str]) -> TrainRun:
     from pixdec.train.recipes import RECIPES
     from pixdec.train.runs import RunOptions
 
+    if chosen in ("-h", "--help"):
+        names = ", ".join(name.replace("_", "-") for name in RECIPES[stage])
+        print(f"pixdec train {stage} RECIPE --data FOLDER -o RUN, with a recipe of {names}, or a .toml or .py file")
+        print(f"pixdec train {stage} RECIPE --help shows the fields of one.")
+        raise SystemExit(0)
     recipe = open_recipe(stage, chosen)
 
     def configured(options: Options, given: RunOptions, recipe: AnyRecipe) -> TrainRun:
