@@ -77,8 +77,9 @@ bundled-models: .venv/dev
 	cp $(NANO)/run/state.pt $(NANO)/run/shape.pt
 	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/run --minutes $(MINUTES) --stage look \
 	    $(if $(ST_LPIPS),--vgg $(ST_LPIPS))
-	$(BIN)/python -m scripts.nano.export $(NANO)/run/shape.pt $(NANO)/run/state.pt \
-	    src/pixdec/weights/bundled/pixdec-nano.safetensors
+	$(BIN)/python -m scripts.nano.train --data $(NANO)/data --out $(NANO)/blend --minutes $(MINUTES) --stage blend \
+	    --between $(NANO)/run/shape.pt $(NANO)/run/state.pt
+	$(BIN)/python -m scripts.nano.export $(NANO)/blend/state.pt src/pixdec/weights/bundled/pixdec-nano.safetensors
 	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny-first
 	$(BIN)/python -m scripts.train_tiny --photos $(PHOTOS) --teacher $(TAEF2) --folder $(RUNS)/tiny \
 	    --from-run $(RUNS)/tiny-first

@@ -10,12 +10,13 @@ noise; at the others the network sees its own first estimate, noised (self-rollo
     look     hardly anything else as the truth; also ST-LPIPS's later levels on a jittered crop, and an adversary that
              sees the low-resolution image too (and no pages), with its features
     texture  the same, with photographs and pages alone
+    blend    an average of the images that the networks of `--between` make, those after `shape` and `look`, beginning
+             at the same average of their weights, which draws a stipple
 
 The same command goes on where it stopped; another stage goes on from there.
 """
 
 import argparse
-import io
 import json
 import math
 import random
@@ -25,7 +26,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -33,16 +33,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixdec.evaluate.metrics.st_lpips import ShiftTolerantVGG
-from pixdec.models.nano import Nano, NanoSettings, range_around
+from pixdec.models.nano import Nano, NanoSettings
 from pixdec.sampling.flow import STUDENT_TIMES, interpolate, student_times
 from pixdec.sampling.samplers import NoiseSource, student
 from pixdec.train.data.degrade import blur
 from pixdec.train.parallel import MachineSettings, precision
 from scripts.nano.critic import Critic
-from scripts.nano.data import busy
+from scripts.nano.crops import Data
+from scripts.nano.data import SCALE
 
-SCALE = 4
-VARIANTS = (3, 2, 1, 1)  # how often each low-resolution image is drawn: plain, TAEF2, noised TAEF2, the tiny one
 MACHINE = MachineSettings(shard=False)
 
 
@@ -59,6 +58,7 @@ class Recipe:
     means: float = 1.0
     edges: float = 0.25
     phases: float = 2.0
+    locked: float = 25.0
     perceptual: float = 0.3
     adversary: float = 0.08
     matched: float = 0.5  # features that the critic makes of both (Wang et al. 2018): straighter lines, fewer cells
@@ -68,6 +68,7 @@ class Recipe:
     noisy: float = 0.25  # share of low-resolution images with sigma > 0
     most_sigma: float = 0.6
     average: float = 0.998
+    look: float = 0.4  # share of what the second network of `blend` makes
 
 
 # Pixel losses first: perceptual ones and adversaries make dots of edges that the network cannot place yet.
@@ -75,97 +76,8 @@ STAGES = {
     "shape": Recipe(first=8, rate=6e-4, pixels=1.0, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.75, noisy=0.15),
     "look": Recipe(first=6, teacher=0.9),
     "texture": Recipe(),
+    "blend": Recipe(first=6, pixels=1.0, edges=1.0, perceptual=0.0, adversary=0.0, teacher=0.75),
 }
-
-
-class Data:
-    """Crops from the files of `scripts.nano.data`, all held in memory as bytes."""
-
-    def __init__(self, folder: Path, crop: int):
-        self.crop, self.teacher = crop, None
-        self.photos, self.pages = list[dict[str, Tensor]](), list[dict[str, Tensor]]()
-        for path in sorted(folder.glob("*.safetensors")):
-            if path.stem == "teacher":
-                self.teacher = load_file(path)
-            elif path.stem == "taught":
-                taught = _unpacked(load_file(path))
-                self.teacher = {key: torch.stack([each[key] for each in taught]) for key in ("low", "high")}
-            elif path.stem == "crops":
-                self.photos += _unpacked(load_file(path))
-            else:
-                (self.pages if path.stem.startswith("page-") else self.photos).append(load_file(path))
-        if self.teacher is not None:
-            self.teacher["high"] = _corrected(self.teacher["low"][:, 0], self.teacher["high"])
-        self.areas = [each["low"].shape[1] * each["low"].shape[2] for each in self.photos]
-
-    def draw(self, rng: random.Random, *, teacher: float, pages: float) -> tuple[Tensor, Tensor, bool]:
-        """One (3,4c,4c) and its (3,c,c), in [-1,1], and whether it is of a page."""
-        is_page = False
-        if self.teacher is not None and rng.random() < teacher:
-            i = rng.randrange(len(self.teacher["low"]))
-            low, high = self._crop({key: images[i] for key, images in self.teacher.items()}, rng)
-        else:
-            is_page = bool(self.pages) and rng.random() < pages
-            picked = rng.choice(self.pages) if is_page else rng.choices(self.photos, self.areas)[0]
-            low, high = max((self._crop(picked, rng) for _ in range(2)), key=lambda pair: busy(pair[0]))
-        if rng.random() < 0.25:
-            low = _spoilt(low, rng)
-        turns, mirrored = rng.randrange(4), rng.random() < 0.5
-        pair = [torch.rot90(each.permute(2, 0, 1), turns, (1, 2)) for each in (high, low)]
-        high, low = ((each.flip(2) if mirrored else each).float() / 127.5 - 1 for each in pair)
-        return high, low, is_page
-
-    def _crop(self, picture: dict[str, Tensor], rng: random.Random) -> tuple[Tensor, Tensor]:
-        c, (variants, height, width, _) = self.crop, picture["low"].shape
-        y, x = rng.randrange(height - c + 1), rng.randrange(width - c + 1)
-        variant = rng.choices(range(variants), VARIANTS[:variants])[0]
-        low = picture["low"][variant, y : y + c, x : x + c]
-        return low, picture["high"][SCALE * y : SCALE * (y + c), SCALE * x : SCALE * (x + c)]
-
-
-def _unpacked(crops: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The pictures of `scripts.nano.data.pack`."""
-
-    def image(key: str) -> Tensor:
-        return torch.from_numpy(np.array(Image.open(io.BytesIO(crops[key].numpy().tobytes())).convert("RGB")))
-
-    count = sum(key.startswith("high-") for key in crops)
-    variants = (len(crops) - count) // count
-    return [
-        {"high": image(f"high-{i}"), "low": torch.stack([image(f"low-{i}-{j}") for j in range(variants)])}
-        for i in range(count)
-    ]
-
-
-def _corrected(low: Tensor, high: Tensor) -> Tensor:
-    """The teacher's images (N,H,W,3) without its faults, by the low-resolution ones (N,h,w,3): Real-ESRGAN shifts
-    colors, so the means of 4 x 4 of their pixels are put right; and it draws halos along edges, so values stay within
-    the range around."""
-    made = list[Tensor]()
-    for small, large in zip(low, high, strict=True):
-        small, large = (each.permute(2, 0, 1)[None].float() for each in (small, large))
-        missing = F.avg_pool2d(small, 4) - F.avg_pool2d(large, 4 * SCALE)
-        large = large + F.interpolate(missing, large.shape[2:], mode="bilinear")
-        least, most = (F.interpolate(each, large.shape[2:], mode="bilinear") for each in range_around(small))
-        made.append(large.clamp(least, most)[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8))
-    return torch.stack(made)
-
-
-def _spoilt(low: Tensor, rng: random.Random) -> Tensor:
-    """JPEG or WebP, or ringing, or blur, or noise: mildly."""
-    kind = rng.randrange(4)
-    if kind < 2:
-        encoded = io.BytesIO()
-        form = "JPEG" if kind == 0 else "WEBP"
-        Image.fromarray(low.numpy()).save(encoded, form, quality=rng.randrange(55, 96))
-        return torch.from_numpy(np.array(Image.open(encoded).convert("RGB")))
-    values = low.permute(2, 0, 1)[None].float()
-    if kind == 2:
-        blurred = F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        values = values + rng.uniform(-0.6, 0.35) * (values - blurred)  # below 0 blurs, above sharpens
-    else:
-        values = values + rng.uniform(0.5, 4) * torch.randn(values.shape)
-    return values[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
 
 
 def noised(low: Tensor, sigmas: list[float], rng: random.Random) -> Tensor:
@@ -188,6 +100,13 @@ def by_phase(images: Tensor) -> Tensor:
     down = images.diff(dim=2, append=images[:, :, -1:]).abs()
     across = images.diff(dim=3, append=images[..., -1:]).abs()
     return torch.stack([F.pixel_unshuffle(each, SCALE).mean((0, 2, 3)) for each in (images, down, across)])
+
+
+def locked(error: Tensor, cells: int = 8) -> Tensor:
+    """What an error (B,3,H,W) has in common at each of the 16 places of a pixel in that grid, over windows of `cells`
+    squared, less the mean of the 16: (B,48,n,m). Wrong detail averages out, a pattern of the grid does not."""
+    by_place = F.pixel_unshuffle(error, SCALE).unflatten(1, (error.shape[1], SCALE**2))
+    return F.avg_pool2d((by_place - by_place.mean(2, keepdim=True)).flatten(1, 2), cells, cells // 2)
 
 
 def jittered(images: list[Tensor], rng: random.Random) -> list[Tensor]:
@@ -217,6 +136,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.network.parameters(), recipe.rate, betas=(0.9, 0.99))
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), recipe.critic_rate, betas=(0.5, 0.99))
         self.spent = 0.0
+        self.between = list[Nano]()  # of `blend`
 
     def state(self) -> dict[str, object]:
         parts = ("network", "average", "critic", "optimizer", "critic_optimizer")
@@ -232,6 +152,11 @@ class Trainer:
         self.step, self.spent = state["step"], state["spent"]
         for part in ("network", "average", "critic", "optimizer", "critic_optimizer"):
             getattr(self, part).load_state_dict(state[part])
+
+    def begin(self, weights: dict[str, Tensor]) -> None:
+        """From weights that are there, with nothing learnt since."""
+        for network in (self.network, self.average):
+            network.load_state_dict(weights)
 
     def cast(self) -> AbstractContextManager[Any]:
         return precision(MACHINE, self.device)
@@ -265,22 +190,30 @@ class Trainer:
             t[late] = torch.tensor(rng.choices(STUDENT_TIMES[1:4], (1, 1, 2), k=len(first)), device=self.device)
             x_t = torch.cat((noise[: recipe.first], interpolate(start, torch.randn_like(start), t[late])))
 
+        condition = self.network.condition(low)
+        if self.between:  # in one step, which is what they have learnt
+            first_t = torch.full_like(t, STUDENT_TIMES[0])
+            with self.cast(), torch.no_grad():
+                shape, look = (each.estimate(noise, first_t, condition, sigma) for each in self.between)
+            truth = shape.lerp(look, recipe.look)
         with self.cast():
-            x0 = self.network.estimate(x_t, t, self.network.condition(low), sigma)
+            x0 = self.network.estimate(x_t, t, condition, sigma)
         pixels = (x0 - truth).abs().mean()
         means = (F.avg_pool2d(x0, 8) - F.avg_pool2d(truth, 8)).abs().mean()
         down, across = ((x0.diff(dim=axis) - truth.diff(dim=axis)).abs().mean() for axis in (2, 3))
         edges = down + across
         loss = recipe.pixels * pixels + recipe.means * means + recipe.edges * edges
         phases = (by_phase(x0) - by_phase(truth)).abs().mean()
-        loss = loss + recipe.phases * phases
-        losses = {"pixels": pixels, "means": means, "edges": edges, "phases": phases}
+        stipple = locked(x0 - truth).square().mean()
+        loss = loss + recipe.phases * phases + recipe.locked * stipple
+        losses = {"pixels": pixels, "means": means, "edges": edges, "phases": phases, "locked": stipple}
         if self.vgg is not None:
             seen = rng.sample(range(recipe.batch), recipe.looked_at)
             with self.cast():
                 near, real = jittered([x0[seen], truth[seen]], rng)
                 losses["perceptual"] = self.vgg.distance(near, real, recipe.levels).mean()
             loss = loss + recipe.perceptual * losses["perceptual"]
+        on_real = list[Tensor]()
         if recipe.adversary:
             with self.cast():
                 *on_real, real = self.critic.with_features(truth[judged], low[judged])
@@ -351,6 +284,13 @@ def sheet(
     return Image.fromarray(((big.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy()), scores
 
 
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Of a network: a state's average, or a file of weights."""
+    if path.suffix == ".pt":
+        return torch.load(path, map_location="cpu", weights_only=True)["average"]
+    return {name: value.float() for name, value in load_file(path).items()}
+
+
 def _batch(recipe: Recipe, images: int) -> Recipe:
     """The recipe with another number of images in a step."""
     return replace(
@@ -369,7 +309,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--stage", choices=STAGES, default="look")
     parser.add_argument("--batch", type=int, help="images of a step, where the machine takes more than 8")
-    parser.add_argument("--start", type=Path, help="weights to begin from, where --out holds no state")
+    parser.add_argument("--start", type=Path, help="weights, or a state, to begin from, where --out holds no state")
+    parser.add_argument("--between", type=Path, nargs=2, help="weights, or states, for stage `blend`")
     parser.add_argument("--save", type=int, default=250, help="steps between saves")
     parser.add_argument(
         "--vgg", type=Path, help="ST-LPIPS's VGG weights, if neither DATA has them nor the package is there"
@@ -380,12 +321,20 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     vgg = given.vgg or next(given.data.glob("st-lpips.pth"), None)
     trainer = Trainer(recipe, NanoSettings(), vgg, given.device)
+    if (given.stage == "blend") != (given.between is not None):
+        parser.error("--between goes with --stage blend")
+    ends = [_weights(path) for path in given.between or ()]
     latest = given.out / "state.pt"
     if latest.exists():
         trainer.load(torch.load(latest, map_location=given.device, weights_only=True))
     elif given.start is not None:
-        for network in (trainer.network, trainer.average):
-            network.load_state_dict(load_file(given.start))
+        trainer.begin(_weights(given.start))
+    elif ends:
+        trainer.begin({name: torch.lerp(ends[0][name], ends[1][name], recipe.look) for name in ends[0]})
+    for weights in ends:
+        network = Nano(NanoSettings()).requires_grad_(False).to(given.device)
+        network.load_state_dict(weights)
+        trainer.between.append(network)
     data = Data(given.data, recipe.crop)
     pairs = list[tuple[Tensor, Tensor]]()
     for path in sorted(given.held_out.glob("*.safetensors"))[:6] if given.held_out else ():
@@ -407,7 +356,7 @@ def main() -> None:
             line = {
                 "step": trainer.step,
                 "seconds": round(trainer.spent),
-                **{k: round(v / count, 4) for k, v in sums.items()},
+                **{k: round(v / count, 6) for k, v in sums.items()},
             }
             print(json.dumps(line), file=log, flush=True)
             sums, count = {}, 0

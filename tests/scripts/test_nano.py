@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pixdec.models.nano import NanoSettings
+from pixdec.models.nano import Nano, NanoSettings
 from pixdec.models.taef2 import TAEF2
+from scripts.nano.crops import Data
 from scripts.nano.data import DTYPE, lows, pack, page, teach
 from scripts.nano.export import export
-from scripts.nano.train import STAGES, Data, Trainer, decode
+from scripts.nano.train import STAGES, Trainer, decode, locked
 
 SMALL = NanoSettings(width=8, blocks=2, detail=4, embedding=8)
 RECIPE = replace(STAGES["shape"], crop=16, batch=4, first=2, adversary=0.1, teacher=0.0, warm_up=1)
@@ -51,9 +52,32 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(folder: Path, tmp_path:
     after.load(torch.load(tmp_path / "state.pt", weights_only=True))
     assert found + [after.learn(data, 1.0) for _ in range(2)] == expected
 
-    export([tmp_path / "state.pt"], tmp_path / "nano.safetensors")
+    export(tmp_path / "state.pt", tmp_path / "nano.safetensors")
     low = torch.rand(1, 3, 8, 8) * 2 - 1
     assert [step.shape for step in decode(after.average, low, 4)] == [(1, 3, 32, 32)] * 4
+
+
+def test_a_network_learns_what_lies_between_two(folder: Path) -> None:
+    recipe = replace(RECIPE, adversary=0.0, phases=0.0, look=0.25, rate=0.01)
+    trainer, data = Trainer(recipe, SMALL, None, "cpu"), Data(folder, recipe.crop)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        end = Nano(SMALL).requires_grad_(False)
+        end.last.bias.fill_(seed)  # images that are brighter by 1 after the second
+        trainer.between.append(end)
+    losses = [trainer.learn(data, 1.0) for _ in range(30)]
+    assert losses[-1]["pixels"] < 0.5 * losses[0]["pixels"]
+    assert float(trainer.network.last.bias.detach().mean()) == pytest.approx(0.25, abs=0.1)
+
+
+def test_stipple_is_told_from_wrong_detail() -> None:
+    torch.manual_seed(0)
+    detail = 0.1 * torch.randn(1, 3, 128, 128)
+    dots = torch.zeros(1, 3, 128, 128)
+    dots[:, :, ::4, ::4] = 0.1
+    assert float(locked(dots).square().mean()) > 2 * float(locked(detail).square().mean())
+    assert float(detail.square().mean()) > 10 * float(dots.square().mean())
+    assert float(locked(torch.ones(1, 3, 128, 128)).abs().max()) < 1e-6
 
 
 def test_a_pack_holds_the_same_pictures(folder: Path, tmp_path: Path) -> None:
