@@ -79,9 +79,15 @@ def test_an_edge_is_straight_and_has_no_halo(decoder: PixelDecoder, angle: float
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_edges_are_no_halftone(decoder: PixelDecoder, face: Tensor, steps: int) -> None:
-    """Photographs have 0.1 bels, the states whose edges were rows of dots 0.8 to 1.3; a trace below a gray level is
-    left."""
-    assert pattern(enlarged(decoder, face, steps=steps)) < 0.6
+    """Photographs have 0.1 bels, the states whose edges were rows of dots 0.8 to 1.3."""
+    assert pattern(enlarged(decoder, face, steps=steps)) < 0.35
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_fur_has_no_stipple(decoder: PixelDecoder, steps: int) -> None:
+    """An average of the weights of two states, neither of which had one, had 0.43 bels here."""
+    cat = resize(to_tensor(Image.fromarray(skimage_data.chelsea()[:, 60:360])), 128, 128)
+    assert pattern(enlarged(decoder, cat, steps=steps)) < 0.3
 
 
 def test_colors_are_those_of_the_image(decoder: PixelDecoder, face: Tensor) -> None:
