@@ -126,13 +126,12 @@ def parse(arguments: Sequence[str]) -> TrainRun:
     stage, chosen, *rest = [*arguments, ""] if len(arguments) < 2 else arguments
     if stage not in STAGES:
         raise ValueError(f"train {stage}: expected a stage, one of {', '.join(STAGES)}")
-    from pixdec.train.recipe_files import open_recipe
+    from pixdec.train.recipe_files import choices, open_recipe
     from pixdec.train.recipes import RECIPES
     from pixdec.train.runs import RunOptions
 
     if chosen in ("-h", "--help"):
-        names = ", ".join(name.replace("_", "-") for name in RECIPES[stage])
-        print(f"pixdec train {stage} RECIPE --data FOLDER -o RUN, with a recipe of {names}, or a .toml or .py file")
+        print(f"pixdec train {stage} RECIPE --data FOLDER -o RUN; RECIPE is {choices(stage)}")
         print(f"pixdec train {stage} RECIPE --help shows the fields of one.")
         raise SystemExit(0)
     recipe = open_recipe(stage, chosen)

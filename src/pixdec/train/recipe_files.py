@@ -36,12 +36,16 @@ def open_recipe(stage: str, name: str) -> AnyRecipe:
             return _from_python(stage, Path(name)) if name.endswith(".py") else _from_toml(stage, Path(name))
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}: {reason_of(error)}") from error
-    known = RECIPES[stage]
-    if (make := known.get(name.replace("-", "_"))) is None:
-        names = ", ".join(each.replace("_", "-") for each in known)
+    if (make := RECIPES[stage].get(name.replace("-", "_"))) is None:
         what = f"train {stage} {name}: unknown recipe" if name else f"train {stage}: name a recipe"
-        raise ValueError(f"{what}; expected one of {names}, or a file that ends in {' or '.join(SUFFIXES)}")
+        raise ValueError(f"{what}; expected {choices(stage)}")
     return make()
+
+
+def choices(stage: str) -> str:
+    """What can be named as a recipe of a stage, in words."""
+    names = ", ".join(each.replace("_", "-") for each in RECIPES[stage])
+    return f"one of {names}, or a file that ends in {' or '.join(SUFFIXES)}"
 
 
 def _from_toml(stage: str, path: Path) -> AnyRecipe:
