@@ -21,6 +21,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -122,21 +123,32 @@ def jittered(images: list[Tensor], rng: random.Random) -> list[Tensor]:
 
 
 class Trainer:
-    def __init__(self, recipe: Recipe, settings: NanoSettings, vgg: Path | None, device: str):
+    """`ends`: the weights of the two networks of `blend`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: NanoSettings,
+        vgg: Path | None,
+        device: str,
+        ends: Sequence[dict[str, Tensor]] = (),
+    ):
         self.recipe, self.settings, self.device, self.step = recipe, settings, torch.device(device), 0
         torch.manual_seed(0)
         self.network, self.average = Nano(settings).to(device), Nano(settings).to(device).eval().requires_grad_(False)
         self.average.load_state_dict(self.network.state_dict())
         self.critic = Critic().to(device)
         self.vgg = ShiftTolerantVGG(vgg).to(device) if recipe.perceptual else None
-        for module in (self.network, self.average, self.critic):
+        self.between = [Nano(settings).to(device).requires_grad_(False) for _ in ends]
+        for network, weights in zip(self.between, ends, strict=True):
+            network.load_state_dict(weights)
+        for module in (self.network, self.average, self.critic, *self.between):
             for parameter in module.parameters():
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.network.parameters(), recipe.rate, betas=(0.9, 0.99))
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), recipe.critic_rate, betas=(0.5, 0.99))
         self.spent = 0.0
-        self.between = list[Nano]()  # of `blend`
 
     def state(self) -> dict[str, object]:
         parts = ("network", "average", "critic", "optimizer", "critic_optimizer")
@@ -317,13 +329,13 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
+    if (given.stage == "blend") != (given.between is not None):
+        parser.error("--between goes with --stage blend")
     recipe = STAGES[given.stage] if given.batch is None else _batch(STAGES[given.stage], given.batch)
     given.out.mkdir(parents=True, exist_ok=True)
     vgg = given.vgg or next(given.data.glob("st-lpips.pth"), None)
-    trainer = Trainer(recipe, NanoSettings(), vgg, given.device)
-    if (given.stage == "blend") != (given.between is not None):
-        parser.error("--between goes with --stage blend")
     ends = [_weights(path) for path in given.between or ()]
+    trainer = Trainer(recipe, NanoSettings(), vgg, given.device, ends)
     latest = given.out / "state.pt"
     if latest.exists():
         trainer.load(torch.load(latest, map_location=given.device, weights_only=True))
@@ -331,10 +343,6 @@ def main() -> None:
         trainer.begin(_weights(given.start))
     elif ends:
         trainer.begin({name: torch.lerp(ends[0][name], ends[1][name], recipe.look) for name in ends[0]})
-    for weights in ends:
-        network = Nano(NanoSettings()).requires_grad_(False).to(given.device)
-        network.load_state_dict(weights)
-        trainer.between.append(network)
     data = Data(given.data, recipe.crop)
     pairs = list[tuple[Tensor, Tensor]]()
     for path in sorted(given.held_out.glob("*.safetensors"))[:6] if given.held_out else ():

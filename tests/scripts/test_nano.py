@@ -59,12 +59,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(folder: Path, tmp_path:
 
 def test_a_network_learns_what_lies_between_two(folder: Path) -> None:
     recipe = replace(RECIPE, adversary=0.0, phases=0.0, look=0.25, rate=0.01)
-    trainer, data = Trainer(recipe, SMALL, None, "cpu"), Data(folder, recipe.crop)
+    ends = list[dict[str, torch.Tensor]]()
     for seed in range(2):
         torch.manual_seed(seed)
         end = Nano(SMALL).requires_grad_(False)
         end.last.bias.fill_(seed)  # images that are brighter by 1 after the second
-        trainer.between.append(end)
+        ends.append(end.state_dict())
+    trainer, data = Trainer(recipe, SMALL, None, "cpu", ends), Data(folder, recipe.crop)
     losses = [trainer.learn(data, 1.0) for _ in range(30)]
     assert losses[-1]["pixels"] < 0.5 * losses[0]["pixels"]
     assert float(trainer.network.last.bias.detach().mean()) == pytest.approx(0.25, abs=0.1)
